@@ -1,0 +1,159 @@
+"""Caption tables: every format reads alike, and what is wrong is left out and named with file and line."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tt_ray.captions import CaptionTable, read_captions, write_captions
+from tt_ray.errors import UserError
+
+
+def _write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def _pairs(table: CaptionTable) -> dict[str, str]:
+    return dict(zip(table.ids.to_pylist(), table.captions.to_pylist(), strict=True))
+
+
+EXPECTED = {"a/1.png": 'a "red", round ball', "a/2.png": "ein Würfel"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.csv", 'image_id,caption,source\na/1.png,"a ""red"", round ball",blip\na/2.png,ein Würfel,blip\n'),
+        (
+            "c.csv",
+            '\ufeffsource,file_name,caption\r\nblip,a/1.png,"a ""red"", round ball"\r\nblip,a/2.png,ein Würfel\r\n',
+        ),
+        ("c.tsv", 'image_id\ttext\tsource\na/1.png\t"a ""red"", round ball"\tblip\na/2.png\tein Würfel\tblip\n'),
+        ("blip_0_of_1.csv", 'a/1.png:\ta "red", round ball\na/2.png:\tein Würfel\n'),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a/1.png", "text": "a \\"red\\", round ball", "source": "blip"}\n\n'
+            '{"file_name": "a/2.png", "text": "ein Würfel", "source": "blip"}\n',
+        ),
+    ],
+)
+def test_formats_read_alike(tmp_path: Path, name: str, text: str) -> None:
+    table = read_captions(_write(tmp_path / name, text), strict=True)
+    assert _pairs(table) == EXPECTED
+    assert table.source.to_pylist() == ["blip", "blip"]
+    assert table.problems == () and len(table) == 2
+
+
+def test_parquet_round_trip(tmp_path: Path) -> None:
+    table = read_captions(_write(tmp_path / "c.csv", "image_id,caption\nx,one\ny,two\n"))
+    write_captions(table, tmp_path / "new" / "c.parquet")
+    assert read_captions(tmp_path / "new" / "c.parquet", strict=True) == table
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["c.parquet"]
+
+
+def test_parquet_other_types_and_nulls(tmp_path: Path) -> None:
+    columns = {"image_id": pa.array([7, 8, 9]), "caption": pa.array(["one", None, "  "], pa.large_string())}
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    table = read_captions(tmp_path / "c.parquet")
+    assert _pairs(table) == {"7": "one"}
+    assert [p.rsplit("/", 1)[1] for p in table.problems] == [
+        "c.parquet:2: no caption for 8",
+        "c.parquet:3: no caption for 9",
+    ]
+
+
+def test_problems_carry_file_and_line(tmp_path: Path) -> None:
+    text = b'image_id,caption\na,"two\nlines"\nb\nc,x,y\n,empty\nd,\xff\ne,fine\ne,fine\ne,other\n'
+    path = _write(tmp_path / "c.csv", text)
+    table = read_captions(path)
+    assert _pairs(table) == {"a": "two\nlines", "e": "fine"}
+    assert table.problems == (
+        f"{path}:4: 1 columns instead of 2",
+        f"{path}:5: 3 columns instead of 2",
+        f"{path}:6: no image id",
+        f"{path}:7: not UTF-8",
+        f"{path}:10: a second, different caption for e",
+    )
+    with pytest.raises(UserError, match="5 malformed rows, the first at .*c.csv:4: 1 columns"):
+        read_captions(path, strict=True)
+
+
+def test_unclosed_quote_is_a_problem(tmp_path: Path) -> None:
+    path = _write(tmp_path / "c.csv", 'image_id,caption\na,fine\nb,"' + "long " * 40_000 + "\n")
+    table = read_captions(path)
+    assert _pairs(table) == {"a": "fine"}
+    assert table.problems[0].startswith(f"{path}:3: field larger")
+
+
+def test_bad_json_lines(tmp_path: Path) -> None:
+    lines = [
+        "{",
+        "[1]",
+        '{"image_id": 3, "caption": "x"}',
+        '{"image_id": "a"}',
+        json.dumps({"image_id": "b", "text": "c"}),
+    ]
+    path = _write(tmp_path / "c.jsonl", "\n".join(lines))
+    table = read_captions(path)
+    assert _pairs(table) == {"b": "c"}
+    assert [p.split(":")[1] for p in table.problems] == ["1", "2", "3", "4"]
+
+
+def test_official_shards_in_numeric_order(tmp_path: Path) -> None:
+    for shard in range(11):
+        bad = "a bad line\n" if shard == 3 else ""
+        _write(tmp_path / f"ImageNet_coca_{shard}_of_11.csv", f"{bad}n{shard}.JPEG:\tphoto: {shard}\n")
+    table = read_captions(tmp_path)
+    assert table.ids.to_pylist() == [f"n{shard}.JPEG" for shard in range(11)]
+    assert table.captions[10].as_py() == "photo: 10"
+    assert set(table.source.to_pylist()) == {"ImageNet_coca"}
+    expected = f"{tmp_path}/ImageNet_coca_3_of_11.csv:1: not <image file name>:<tab><caption>"
+    assert table.problems == (expected,)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_missing_shard_is_refused(tmp_path: Path, start: int) -> None:
+    for shard in (start, start + 2):
+        _write(tmp_path / f"in_m_{shard}_of_3.csv", "a:\tb\n")
+    with pytest.raises(UserError, match=f"2 of 3 shards of in_m: missing {start + 1}$"):
+        read_captions(tmp_path)
+
+
+def test_shards_of_two_tables_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "in_a_0_of_1.csv", "a:\tb\n")
+    _write(tmp_path / "in_b_0_of_1.csv", "a:\tb\n")
+    with pytest.raises(UserError, match="several caption tables"):
+        read_captions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.csv", "name,words\na,b\n", "neither a header"),
+        ("c.csv", "", "neither a header"),
+        ("c.csv", "image_id,caption\n", "holds no captions"),
+        ("c.jsonl", "{\n", "1 malformed rows, the first at"),
+        ("c.xls", "?", "no caption table: known are"),
+        ("c.parquet", "?", "cannot read"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_captions(_write(tmp_path / name, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_without_the_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="needs columns image_id and caption, but has image_id"):
+        read_captions(tmp_path / "c.parquet")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no caption table"):
+        read_captions(tmp_path / "none")
+    with pytest.raises(UserError, match="neither caption shards"):
+        read_captions(tmp_path)

@@ -1,0 +1,180 @@
+"""The whole training state in a folder: safetensors and JSON, nothing pickled, the manifest last, strict on loading."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tt_ray.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: the number of steps that are done."""
+
+    step: int
+    epoch: int
+    samples_seen: int
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; on success it is made durable and takes `path`'s place, else it is removed."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in [*partial.iterdir(), partial]:
+            _sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, **entries: Any) -> None:
+    """Describes every file of `folder` by size and sha256; its presence means that the folder is complete."""
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, **entries, "files": files}, indent=2))
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, after comparing every file with it; raises UserError naming the first that differs."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} is not complete: it has no readable manifest.json") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder} has format {manifest.get('format')}, but this version reads {FORMAT}")
+    for name, entry in files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+            raise UserError(f"{file} is damaged: it is not what manifest.json says")
+    return manifest
+
+
+def sha256(file: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    path: Path,
+    position: Position,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ema: nn.Module | None,
+    extra: dict[str, Any],
+    config_yaml: str,
+) -> None:
+    """Writes the folder `path`; `extra` is JSON. Raises OSError (disk full, say) and leaves nothing half-written."""
+    tensors, state = _optimizer_state(model, optimizer)
+    with new_folder(path) as folder:
+        save_file(_on_cpu(model.state_dict()), folder / "model.safetensors")
+        save_file(tensors, folder / "optimizer.safetensors")
+        if ema is not None:
+            save_file(_on_cpu(ema.state_dict()), folder / "ema.safetensors")
+        state = {"position": asdict(position), "optimizer": state, "extra": extra}
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "config.yaml").write_text(config_yaml)
+        write_manifest(folder, step=position.step)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None
+) -> tuple[Position, dict[str, Any]]:
+    """Fills model, optimiser and EMA in place; raises UserError unless names and shapes agree exactly."""
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        if ema is not None:
+            ema.load_state_dict(load_file(path / "ema.safetensors"))
+        state = json.loads((path / "state.json").read_text())
+        tensors = load_file(path / "optimizer.safetensors")
+        _restore_optimizer(model, optimizer, tensors, state["optimizer"])
+    except (RuntimeError, SafetensorError, KeyError, FileNotFoundError) as error:
+        raise UserError(f"{path} does not fit this run's configuration: {' '.join(str(error).split())[:300]}") from None
+    return Position(**state["position"]), state["extra"]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first, complete or not."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that agrees with its manifest, and what is wrong with newer ones."""
+    problems: list[str] = []
+    for path in checkpoints(folder):
+        try:
+            check_manifest(path)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints."""
+    for path in checkpoints(folder)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by `parameter|entry`, and the rest as JSON."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{names[parameter]}|{key}"] = value
+    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
+    return _on_cpu(tensors), {"scalars": scalars, "groups": groups}
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    saved = [group["params"] for group in state["groups"]]
+    if saved != [[names[p] for p in group["params"]] for group in optimizer.param_groups]:
+        raise KeyError("the optimiser's parameters differ")
+    numbers = {name: number for number, name in enumerate(name for group in saved for name in group)}
+    by_number: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *state["scalars"].items()]:
+        name, entry = key.rsplit("|", 1)
+        by_number.setdefault(numbers[name], {})[entry] = value
+    current = optimizer.state_dict()["param_groups"]
+    groups = [{**saved, "params": now["params"]} for saved, now in zip(state["groups"], current, strict=True)]
+    # JSON has no tuples; optimisers compare and unpack betas either way, but equal state is easier to check.
+    groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in groups]
+    optimizer.load_state_dict({"state": by_number, "param_groups": groups})
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,108 @@
+"""What all commands share: one-line errors, exit codes, and how `[RECIPE | FILE] [--dotted.path value ...]` is read."""
+
+import contextlib
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from tt_ray.config import Config
+from tt_ray.errors import UserError, nearest
+from tt_ray.recipes import RECIPES
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Runs a command and exits: 0, 2 after the user's mistake, 1 after a failure, 130 after Ctrl-C.
+
+    Errors are one line on stderr; `--debug` anywhere on the command line shows where they come from.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        mistake = isinstance(error, UserError)
+        text = " ".join(str(error).split()) or type(error).__name__
+        _fail(text if mistake else f"{text} (--debug shows more)", 2 if mistake else 1)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def read_config(arguments: list[str], prog: str) -> Config:
+    """The configuration of a command line; raises UserError on anything unknown.
+
+    The first argument may be a recipe's name or a YAML file. tyro writes the help and parses values.
+    """
+    import tyro
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    base = _base(arguments[0] if named else "shapes_textteacher")
+    rest = [_as_tyro(argument) for argument in arguments[named:]]
+    if not {"-h", "--help"} & set(rest):
+        _check_names(rest)
+    parser = tyro.conf.configure(tyro.conf.FlagConversionOff)(Config)
+    description = f"{prog} [RECIPE | FILE.yaml] [--dotted.path value ...]\n\nRecipes: {', '.join(RECIPES)}."
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                parser, args=rest, default=base, prog=prog, description=description, use_underscores=True
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    except UserError:
+        raise
+    raise UserError(_wrong_value(rest) or " ".join(complaint.getvalue().split()))
+
+
+def _base(name: str) -> Config:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        config = Config.from_yaml(Path(name))
+        return config if config.run.name else replace(config, run=replace(config.run, name=Path(name).stem))
+    if name not in RECIPES:
+        raise UserError(f"no recipe {name!r}; {nearest(name, RECIPES)} (a file's name ends in .yaml)")
+    return RECIPES[name]()
+
+
+def _as_tyro(argument: str) -> str:
+    """tyro wants Python's True and False; people also write true and false."""
+    return argument.capitalize() if argument in ("true", "false") else argument
+
+
+def _check_names(arguments: list[str]) -> None:
+    paths = Config.paths()
+    for argument in arguments:
+        name = argument[2:].split("=")[0]
+        if argument.startswith("--") and name.replace("-", "_") not in paths:
+            raise UserError(f"no option {argument}; {nearest(name, paths)}")
+
+
+def _wrong_value(arguments: list[str]) -> str | None:
+    """tyro's box of several lines, as the one line that `Config.override` has for the same value."""
+    for position, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        name, _, value = argument[2:].partition("=")
+        following = arguments[position + 1 :]
+        values = [value] if value else following[: _until_option(following)]
+        if not values:
+            return f"{argument} needs a value"
+        try:
+            Config().override(name.replace("-", "_"), values[0] if len(values) == 1 else values)
+        except UserError as error:
+            return str(error)
+    return None
+
+
+def _until_option(arguments: list[str]) -> int:
+    return next((i for i, argument in enumerate(arguments) if argument.startswith("--")), len(arguments))

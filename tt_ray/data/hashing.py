@@ -1,0 +1,33 @@
+"""Random numbers as a pure function of integers: the same on every worker, in every process, in any order."""
+
+import numpy as np
+import numpy.typing as npt
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniform(rows: npt.ArrayLike, columns: int, *keys: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1), shape (len(rows), columns), a function of each row's number and `keys` alone.
+
+    SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) used as a hash: keys, row and column are
+    folded in one after the other.
+    """
+    state = np.zeros(1, np.uint64)
+    for key in keys:
+        state = _mix(state + np.uint64(key & 0xFFFFFFFFFFFFFFFF))
+    state = _mix(state[:, None] + np.asarray(rows).astype(np.uint64)[:, None])
+    state = _mix(state + np.arange(columns, dtype=np.uint64)[None, :])
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seed_of(*keys: int) -> int:
+    """A 32-bit seed for libraries that take one, a function of `keys`."""
+    return int(uniform([0], 1, *keys)[0, 0] * 2**32)
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        state = state + _GOLDEN
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

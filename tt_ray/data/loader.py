@@ -1,0 +1,160 @@
+"""Batches by step number: which images, how augmented, depends on (seed, epoch, sample) and (seed, step) alone."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tt_ray.config import Config
+from tt_ray.data.hashing import seed_of
+from tt_ray.data.source import Pixels, Source
+from tt_ray.data.targets import TextTargets
+from tt_ray.data.transforms import augment_pixels, eval_transform, seeded, train_transform
+from tt_ray.errors import UserError
+
+_ORDER_SEED, _AUGMENT_SEED = 4, 5
+_BLOCK_PRESETS = ("none", "crop", "crop_flip")
+_EVAL_BATCH = 256
+Rows = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """One worker's part of a step."""
+
+    images: Tensor
+    """(B, 3, H, W): uint8 pixels, or floats that are normalised already."""
+    labels: Tensor
+    """(B,) class numbers, or (B, C) shares once mixed."""
+    text: Tensor | None
+    """(B, D) normalised embeddings."""
+    rows: Tensor
+    """(B,) row numbers in the split."""
+
+
+class Order(NamedTuple):
+    """The order of images: global batches by step, and each worker's part of them."""
+
+    images: int
+    """N, images in the training split."""
+    batch_size: int
+    """Of the whole step."""
+    repeats: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last N modulo batch_size images of an epoch's order are left out."""
+        return self.images // self.batch_size
+
+    def epoch_rows(self, epoch: int) -> tuple[Rows, Rows]:
+        """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated."""
+        generator = np.random.Generator(np.random.Philox(seed_of(self.seed, _ORDER_SEED, epoch)))
+        order = generator.permutation(self.images)
+        rows = np.repeat(order, self.repeats)[: self.images]
+        return rows, (np.arange(self.images) % self.repeats).astype(np.int64)
+
+    def part(self) -> Rows:
+        """Positions of this worker in a global batch, (B / world,).
+
+        Position i and its partner in mixing, batch_size - 1 - i, fall to the same worker and stay each other's mirror.
+        """
+        share = self.batch_size // self.world
+        half = (share + 1) // 2 if self.world > 1 and share % 2 == 0 else share
+        if half == share:
+            return np.arange(self.rank * share, (self.rank + 1) * share)
+        first = np.arange(self.rank * half, (self.rank + 1) * half)
+        return np.concatenate([first, (self.batch_size - 1 - first)[::-1]])
+
+
+class TrainBatches(Dataset[Batch]):
+    """`self[step]` is this worker's part of the batch of that step, whatever came before."""
+
+    def __init__(self, source: Source, targets: TextTargets | None, order: Order, config: Config) -> None:
+        self.source, self.targets, self.order = source, targets, order
+        self.size, self.preset = config.data.image_size, config.data.augment
+        self.transform = None if self.preset in _BLOCK_PRESETS else train_transform(config.data)
+        self.pixels = hold_pixels(source, config)
+        self._epoch: tuple[int, Rows, Rows] | None = None
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, position = divmod(step, self.order.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, *self.order.epoch_rows(epoch))
+        chosen = position * self.order.batch_size + self.order.part()
+        rows, copies = self._epoch[1][chosen], self._epoch[2][chosen]
+        return Batch(
+            self._images(rows, copies, epoch),
+            torch.from_numpy(self.source.labels[rows]),
+            None if self.targets is None else self.targets[rows],
+            torch.from_numpy(rows),
+        )
+
+    def _images(self, rows: Rows, copies: Rows, epoch: int) -> Tensor:
+        if self.transform is None:
+            pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
+            return _channels_first(augment_pixels(pixels, rows, copies, epoch, self.order.seed, self.preset))
+        keys = zip(rows.tolist(), copies.tolist(), strict=True)
+        seeds = [seed_of(self.order.seed, _AUGMENT_SEED, epoch, row, copy) for row, copy in keys]
+        read, transform = self.source.read, self.transform
+        return torch.stack([seeded(transform, read(int(row)), seed) for row, seed in zip(rows, seeds, strict=True)])
+
+
+class EvalBatches(Dataset[Batch]):
+    """Every image of a split exactly once over all workers; `self[i]` is the i-th batch of this worker's share."""
+
+    def __init__(self, source: Source, config: Config, rank: int, world: int, batch_size: int = _EVAL_BATCH) -> None:
+        self.source, self.size, self.batch_size = source, config.data.image_size, batch_size
+        self.share = np.arange(rank, len(source), world)
+        resized = config.data.augment in _BLOCK_PRESETS and config.data.crop_pct == 1
+        self.transform = None if resized else eval_transform(config.data)
+        self.pixels = hold_pixels(source, config) if resized else None
+
+    def __len__(self) -> int:
+        return -(-len(self.share) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        rows = self.share[index * self.batch_size : (index + 1) * self.batch_size]
+        if self.transform is not None:
+            images = torch.stack([self.transform(self.source.read(int(row))) for row in rows])
+        else:
+            pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
+            images = _channels_first(pixels)
+        return Batch(images, torch.from_numpy(self.source.labels[rows]), None, torch.from_numpy(rows))
+
+
+def hold_pixels(source: Source, config: Config) -> Pixels | None:
+    """All images of the split, decoded, if the preset starts from resized pixels and they fit in `data.cache_gb`."""
+    size = config.data.image_size
+    if config.data.augment not in _BLOCK_PRESETS or len(source) * size * size * 3 > config.data.cache_gb * 2**30:
+        return None
+    return source.pixels(np.arange(len(source)), size)
+
+
+def train_order(config: Config, images: int, rank: int, world: int) -> Order:
+    """The order of training; raises UserError when a batch is larger than the data."""
+    if images < config.train.batch_size:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, but there are only {images} training images: lower it"
+        )
+    return Order(images, config.train.batch_size, config.data.repeats, config.train.seed, rank, world)
+
+
+def load(batches: TrainBatches | EvalBatches, steps: range, num_loaders: int, pin: bool) -> Iterator[Batch]:
+    """Batches of `steps` in order, prepared by loader processes unless the split is in memory."""
+    held = batches.pixels is not None
+    kwargs: dict[str, Any] = {} if held or not num_loaders else {"num_workers": num_loaders, "prefetch_factor": 4}
+    return iter(DataLoader(batches, batch_size=None, sampler=steps, collate_fn=_as_is, pin_memory=pin, **kwargs))
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _channels_first(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

@@ -1,0 +1,53 @@
+"""What every data source gives: one split as ids, labels, captions, and a way to read images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split. Row numbers 0..N-1 stand for its images everywhere else."""
+
+    ids: pa.StringArray
+    """Image ids, length N."""
+    labels: npt.NDArray[np.int64]
+    """Class numbers, shape (N,)."""
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of their numbers."""
+    captions: pa.StringArray | None
+    """One caption per image, null where there is none; None when the source has no captions at all."""
+    read: Callable[[int], Image.Image]
+    """Decodes the RGB image of a row; raises UserError naming the image when it cannot be read."""
+    pixels: Callable[[npt.NDArray[np.int64], int], Pixels]
+    """Images of rows, resized to (size, size): uint8, shape (len(rows), size, size, 3)."""
+    skipped: tuple[str, ...] = ()
+    """Ids of images that were left out because they cannot be read."""
+    tasks: dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]] | None = None
+    """Further labels of the same images, by name: class numbers and class names."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: npt.NDArray[np.int64], **changes: Any) -> Self:
+        """The split with these rows alone, in this order."""
+        read, pixels = self.read, self.pixels
+        captions = None if self.captions is None else self.captions.take(pa.array(rows))
+        tasks = self.tasks and {name: (labels[rows], classes) for name, (labels, classes) in self.tasks.items()}
+        return replace(
+            self,
+            ids=self.ids.take(pa.array(rows)),
+            labels=self.labels[rows],
+            captions=captions,
+            tasks=tasks,
+            read=lambda row: read(int(rows[row])),
+            pixels=lambda chosen, size: pixels(rows[chosen], size),
+            **changes,
+        )

@@ -1,0 +1,357 @@
+"""The embedding store: a folder of memory-mapped embeddings with ids, statistics and a manifest."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tt_ray.errors import UserError
+
+FORMAT_VERSION = 1
+_FILES = ("embeddings.npy", "ids.parquet", "stats.npy")
+# Rows that are turned into float64 at a time: 64 MiB at D = 1024.
+_BLOCK = 8192
+
+Embeddings = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+class Encoder(Protocol):
+    """What is needed of tt_ray.text_encoders.TextEncoder."""
+
+    name: str
+    revision: str
+    pooling: str
+    max_tokens: int
+    dim: int
+    truncated: int
+
+    def encode(self, captions: list[str]) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """An open store; made by `open_store`. Pickles as its path, so that processes share the mapped pages."""
+
+    path: Path
+    manifest: dict[str, Any]
+    """encoder (id, revision, pooling, max_tokens), rows, dim, dtype, files."""
+    embeddings: Embeddings
+    """Memory-mapped, read-only, shape (N, D)."""
+    mean: npt.NDArray[np.float32]
+    """Mean of each dimension, shape (D,)."""
+    std: npt.NDArray[np.float32]
+    """Population standard deviation of each dimension, shape (D,)."""
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.path,)
+
+    @property
+    def dim(self) -> int:
+        """Length D of an embedding."""
+        return self.embeddings.shape[1]
+
+    @property
+    def sha256(self) -> str:
+        """Of embeddings.npy, as the manifest has it: names the store's content."""
+        return self.manifest["files"]["embeddings.npy"]["sha256"]
+
+    @cached_property
+    def ids(self) -> pa.StringArray:
+        """Image ids, length N; read when first asked for. Raises UserError when the file is damaged."""
+        try:
+            ids = pq.read_table(self.path / "ids.parquet", columns=["image_id"])["image_id"].combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.path / 'ids.parquet'} cannot be read: {' '.join(str(error).split())}") from None
+        if len(ids) != len(self):
+            raise UserError(f"embedding store {self.path} has {len(ids)} ids for {len(self)} rows: write it again")
+        return ids
+
+    def rows_of(self, ids: pa.StringArray) -> npt.NDArray[np.int64]:
+        """The store's row of each image id, -1 where it has none, shape (len(ids),)."""
+        found = pc.call_function("index_in", [ids], pc.SetLookupOptions(value_set=self.ids))
+        return found.fill_null(-1).to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Principal components of a store."""
+
+    mean: F64
+    """Mean of the embeddings, shape (D,)."""
+    components: F64
+    """Orthonormal rows, by falling variance, shape (out_dim, D)."""
+    variance: F64
+    """Variance along each component, shape (out_dim,)."""
+
+
+def write_store(
+    path: str | Path,
+    ids: pa.StringArray,
+    blocks: Iterable[np.ndarray],
+    rows: int,
+    dim: int,
+    dtype: Literal["float16", "float32"],
+    encoder: dict[str, Any],
+) -> EmbeddingStore:
+    """Streams `blocks`, each (n, dim), `rows` in total and in the order of `ids`, into a new store at `path`.
+
+    `encoder` tells where they come from: id, revision, pooling, max_tokens. The folder appears complete or not at all;
+    of several writers of the same path the first one wins. Raises UserError when `path` is taken, ids repeat, or a
+    value does not fit `dtype`.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already: delete it or give another path for the embedding store")
+    if dtype not in ("float16", "float32"):
+        raise UserError(f"embedding stores are float16 or float32, not {dtype}")
+    if rows < 1 or len(ids) != rows or ids.null_count or len(ids.unique()) != rows:
+        raise UserError(f"embedding store {path} needs {rows} ids, at least one, none empty and none twice")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    try:
+        digest, stats = _write_embeddings(temporary / "embeddings.npy", blocks, rows, dim, np.dtype(dtype))
+        np.save(temporary / "stats.npy", stats)
+        pq.write_table(pa.table({"image_id": ids}), temporary / "ids.parquet")
+        sums = {"embeddings.npy": digest} | {name: _sha256(temporary / name) for name in _FILES[1:]}
+        files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sums[name]} for name in _FILES}
+        manifest = {"format_version": FORMAT_VERSION, "encoder": encoder, "rows": rows, "dim": dim, "dtype": dtype}
+        (temporary / "manifest.json").write_text(json.dumps(manifest | {"files": files}, indent=2) + "\n")
+        for name in (*_FILES, "manifest.json", "."):
+            _fsync(temporary / name)
+        temporary.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not (path / "manifest.json").is_file():
+                raise
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_store(path)
+
+
+def open_store(path: str | Path, verify: bool = False) -> EmbeddingStore:
+    """Opens a store, memory-mapped; `verify` reads everything once and compares checksums.
+
+    Raises UserError when there is no complete store of a known version, or its files are not as the manifest says.
+    """
+    path = Path(path).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"no embedding store {path}: there is no such folder")
+    manifest = _read_manifest(path)
+    for name, expected in manifest["files"].items():
+        size = (path / name).stat().st_size if (path / name).is_file() else -1
+        if size != expected["bytes"]:
+            has = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
+            raise UserError(f"embedding store {path} is damaged: {name} {has}; write it again")
+        if verify and _sha256(path / name) != expected["sha256"]:
+            raise UserError(f"embedding store {path} is damaged: wrong checksum of {name}; write it again")
+    try:
+        embeddings = np.load(path / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+        stats = np.load(path / "stats.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"embedding store {path} is damaged: {' '.join(str(error).split())}; write it again") from None
+    rows, dim, dtype = manifest["rows"], manifest["dim"], manifest["dtype"]
+    fits = embeddings.shape == (rows, dim) and embeddings.dtype == dtype and embeddings.flags.c_contiguous
+    if not fits or stats.shape != (2, dim):
+        raise UserError(
+            f"embedding store {path} is damaged: it is not {dtype} of shape ({rows}, {dim}); write it again"
+        )
+    return EmbeddingStore(path, manifest, embeddings, stats[0].astype(np.float32), stats[1].astype(np.float32))
+
+
+def embed_captions(
+    ids: pa.StringArray,
+    captions: pa.StringArray,
+    encoder: Encoder,
+    path: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> EmbeddingStore:
+    """Encodes each distinct caption once and writes a float16 store of all images that have one.
+
+    `progress` is called with the numbers of captions done and in all. Raises UserError as `write_store` does, and when
+    there are no captions.
+    """
+    path = Path(path).expanduser().absolute()
+    given = captions.is_valid()
+    ids, captions = ids.filter(given), captions.filter(given)
+    if not len(ids):
+        raise UserError("there are no captions to embed")
+    distinct = captions.dictionary_encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"id": encoder.name, "revision": encoder.revision}
+    about |= {"pooling": encoder.pooling, "max_tokens": encoder.max_tokens}
+    blocks = _encode(distinct.dictionary, encoder, progress or (lambda done, total: None))
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.tmp-", dir=path.parent) as scratch:
+        if len(distinct.dictionary) < len(ids):
+            held = Path(scratch) / "distinct.npy"
+            blocks = _repeat(blocks, distinct.indices.to_numpy(), len(distinct.dictionary), encoder.dim, held)
+        return write_store(path, ids, blocks, len(ids), encoder.dim, "float16", about)
+
+
+def fit_pca(store: EmbeddingStore, out_dim: int, std: Literal["none", "full"] = "none") -> Pca:
+    """The first `out_dim` principal components of the store's embeddings, streamed in float64.
+
+    With std `full` each dimension is divided by its own standard deviation (plus 1e-6) first; mean and components are
+    then those of the divided embeddings. The sign is fixed: a component's largest entry is positive. All D components
+    are kept in the store's folder, named after its content; a file that does not fit is made anew. The first call
+    takes 2 N D^2 operations, so make it before processes are started that need it. Raises UserError when out_dim is
+    not within 1..D.
+    """
+    dim = store.dim
+    if not 1 <= out_dim <= dim:
+        raise UserError(f"head.out_dim is {out_dim}, but embeddings of {store.path} have only {dim} dimensions")
+    scale = store.std.astype(np.float64) + 1e-6 if std == "full" else np.ones(dim)
+    cache = store.path / f"pca_{std}_{store.sha256[:16]}.npy"
+    table = _load_pca(cache, dim, out_dim)
+    if table is None:
+        table = _principal_axes(store, scale)
+        try:
+            _save_whole(cache, table)
+        except OSError:
+            pass  # a store that cannot be written to is read all the same
+    return Pca(store.mean / scale, table[1 : out_dim + 1], table[0, :out_dim])
+
+
+def _principal_axes(store: EmbeddingStore, scale: F64) -> F64:
+    """Variances in row 0, then the D components, shape (D + 1, D)."""
+    products = np.zeros((store.dim, store.dim))
+    rest = np.zeros(store.dim)
+    for block in _parts([store.embeddings]):
+        centred = (block.astype(np.float64) - store.mean) / scale
+        products += centred.T @ centred
+        rest += centred.sum(0)
+    rest /= len(store)  # what rounding the mean to float32 has left
+    variance, vectors = np.linalg.eigh(products / len(store) - np.outer(rest, rest))
+    components = vectors.T[::-1]
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
+    return np.concatenate([np.maximum(variance[::-1], 0)[None], components * np.sign(largest)])
+
+
+def _load_pca(cache: Path, dim: int, out_dim: int) -> F64 | None:
+    """The first rows of a cached table, (out_dim + 1, D); None when there is none that fits."""
+    try:
+        table = np.load(cache, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if table.shape != (dim + 1, dim) or table.dtype != np.float64:
+        return None
+    head = np.array(table[: out_dim + 1])
+    return head if np.allclose(np.linalg.norm(head[1:], axis=1), 1) else None
+
+
+def _save_whole(path: Path, array: np.ndarray) -> None:
+    """Saves to a temporary name and renames."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _write_embeddings(
+    path: Path, blocks: Iterable[np.ndarray], rows: int, dim: int, dtype: np.dtype[Any]
+) -> tuple[str, npt.NDArray[np.float32]]:
+    """Writes the .npy file; returns its SHA-256 and the statistics (2, dim) of the values as written."""
+    digest = hashlib.sha256()
+    done, mean, squares = 0, np.zeros(dim), np.zeros(dim)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, dim)}
+        )
+        file.flush()
+        digest.update(path.read_bytes())
+        for block in _parts(blocks):
+            assert block.ndim == 2 and block.shape[1] == dim, (block.shape, dim)
+            with np.errstate(over="ignore"):
+                block = np.ascontiguousarray(block, dtype)
+            if not np.isfinite(block).all():
+                raise UserError(f"an embedding of rows {done} to {done + len(block)} is not finite as {dtype}")
+            file.write(block.data)
+            digest.update(block.data)
+            # Chan, Golub and LeVeque's update (1979): sums of squares would cancel where the mean is large.
+            exact = block.astype(np.float64)
+            shift = exact.mean(0) - mean
+            total = done + len(block)
+            squares += ((exact - exact.mean(0)) ** 2).sum(0) + shift**2 * (done * len(block) / total)
+            mean += shift * (len(block) / total)
+            done = total
+    assert done == rows, f"{done} embeddings for {rows} ids"
+    return digest.hexdigest(), np.stack([mean, np.sqrt(squares / rows)]).astype(np.float32)
+
+
+def _parts(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks in pieces of at most _BLOCK rows, none empty."""
+    for block in blocks:
+        for start in range(0, len(block), _BLOCK):
+            yield block[start : start + _BLOCK]
+
+
+def _encode(captions: pa.StringArray, encoder: Encoder, progress: Callable[[int, int], None]) -> Iterator[np.ndarray]:
+    progress(0, len(captions))
+    for start in range(0, len(captions), _BLOCK):
+        yield encoder.encode(captions.slice(start, _BLOCK).to_pylist())
+        progress(min(start + _BLOCK, len(captions)), len(captions))
+
+
+def _repeat(
+    blocks: Iterable[np.ndarray], index: npt.NDArray[np.integer], rows: int, dim: int, file: Path
+) -> Iterator[np.ndarray]:
+    """Rows `index` of the concatenated blocks, (rows, dim), which wait in a file: they can be larger than memory."""
+    held = np.lib.format.open_memmap(file, "w+", np.dtype(np.float32), (rows, dim))
+    start = 0
+    for block in blocks:
+        held[start : start + len(block)] = block
+        start += len(block)
+    for start in range(0, len(index), _BLOCK):
+        yield held[index[start : start + _BLOCK]]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except FileNotFoundError:
+        raise UserError(f"embedding store {path} is not complete (it has no manifest.json): write it again") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path / 'manifest.json'} cannot be read: write the embedding store again") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"embedding store {path} has format version {version}, but this tt-ray reads {FORMAT_VERSION}")
+    if not {"encoder", "rows", "dim", "dtype", "files"} <= manifest.keys() or manifest["files"].keys() != set(_FILES):
+        raise UserError(f"{path / 'manifest.json'} lacks entries: write the embedding store again")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    """Waits until the file or folder is on disk: a manifest must not outlive the data through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

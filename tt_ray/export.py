@@ -1,0 +1,85 @@
+"""Checkpoint -> plain timm model folder: `python -m tt_ray.export RUN --out DIR`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from safetensors.torch import load_file
+from timm.models import get_model_args, save_for_hf
+from torch import nn
+
+from tt_ray.checkpoint import check_manifest, new_folder, newest_intact
+from tt_ray.cli import run_command
+from tt_ray.config import Config
+from tt_ray.data.transforms import BLOCK_PRESETS
+from tt_ray.errors import UserError
+from tt_ray.model import build_backbone
+
+_PREFIX = "backbone."
+
+
+def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], path: Path) -> None:
+    """Writes `model.safetensors` and `config.json` in timm's hub layout: no text head, the plain model's parameters.
+
+    `timm.create_model("local-dir:PATH", pretrained=True)` builds it, with its classes' names and its preprocessing.
+    """
+    data = config.data
+    preprocessing = {
+        "input_size": (3, data.image_size, data.image_size),
+        "interpolation": "bicubic",
+        "crop_pct": data.crop_pct,
+        "crop_mode": "squash" if data.crop_pct == 1 and data.augment in BLOCK_PRESETS else "center",
+        "mean": data.mean,
+        "std": data.std,
+    }
+    model_config = {"num_classes": len(classes), "label_names": list(classes), "label_descriptions": None}
+    # Rates of stochastic depth and dropout belong to the training, not to the deployed model.
+    model_args = {key: 0.0 for key in ("drop_path_rate", "drop_rate") if key in get_model_args(backbone)}
+    with new_folder(path) as folder:
+        save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=preprocessing)
+
+
+def export_checkpoint(source: Path, out: Path) -> None:
+    """Exports a checkpoint folder, or the newest intact checkpoint of a run folder; the EMA where there is one.
+
+    Raises UserError when `source` is neither, is damaged, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: give another --out")
+    path = source
+    if (source / "checkpoints").is_dir():
+        newest, problems = newest_intact(source / "checkpoints")
+        if newest is None:
+            raise UserError(f"{source} has no intact checkpoint{': ' if problems else ''}{'; '.join(problems)}")
+        path = newest
+    check_manifest(path)
+    config = Config.from_yaml(path / "config.yaml")
+    classes = tuple(json.loads((path / "state.json").read_text())["extra"]["classes"])
+    backbone = build_backbone(config, len(classes))
+    weights = path / "ema.safetensors"
+    tensors = load_file(weights if weights.exists() else path / "model.safetensors")
+    backbone.load_state_dict({k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)})
+    export_model(backbone, config, classes, out)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Turn a run or a checkpoint into a folder that timm.create_model("local-dir:OUT", pretrained=True) loads."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder (its newest checkpoint), or one checkpoint folder."""
+    out: Path
+    """Folder to write; must not exist."""
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    given = tyro.cli(Arguments, args=arguments, prog="python -m tt_ray.export")
+    export_checkpoint(given.run, given.out)
+    print(f"exported to {given.out}: timm.create_model('local-dir:{given.out}', pretrained=True)")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,108 @@
+"""Alignment losses between the text head's output `pred` (B, D) and caption embeddings `target` (B, D).
+
+All are pure functions that give a scalar. Formulas: TextTeacher (arXiv 2605.22098) and its code, unless said otherwise.
+`siglip` and `clip_learned` have scalars that are learned with the text head: see LEARNED_SCALARS.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AlignmentLoss = Callable[..., Tensor]
+_INFONCE_TEMPERATURE = 0.1
+# Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
+_SIGLIP = (math.log(10), -10.0)
+_CLIP = math.log(1 / 0.07)
+
+
+def clip(pred: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of S = pred target^T against the diagonal, mean of both directions; no norm, no temperature."""
+    return _symmetric(pred @ target.T)
+
+
+def normclip(pred: Tensor, target: Tensor) -> Tensor:
+    """`clip` on rows of unit length."""
+    return clip(F.normalize(pred, dim=1), F.normalize(target, dim=1))
+
+
+def infonce(pred: Tensor, target: Tensor) -> Tensor:
+    """Image-to-text cross-entropy of cosines over the temperature 0.1 (InfoNCE, arXiv 1807.03748)."""
+    return F.cross_entropy(_cosines(pred, target) / _INFONCE_TEMPERATURE, _diagonal(pred))
+
+
+def cos(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine."""
+    return (1 - F.cosine_similarity(pred, target)).mean()
+
+
+def lncos(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean of -log(cosine / 2 + 1/2 + 1e-12)."""
+    return -torch.log(0.5 * F.cosine_similarity(pred, target) + 0.5 + 1e-12).mean()
+
+
+def l2(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all elements."""
+    return F.mse_loss(pred, target)
+
+
+def kl(pred: Tensor, target: Tensor) -> Tensor:
+    """KL divergence from softmax(pred) to softmax(target), both over the batch axis, divided by B."""
+    return F.kl_div(pred.log_softmax(0), target.log_softmax(0), reduction="batchmean", log_target=True)
+
+
+def dist(pred: Tensor, target: Tensor) -> Tensor:
+    """Frobenius norm of the difference of the two (B, B) distance matrices, each scaled to unit Frobenius norm."""
+    return torch.linalg.matrix_norm(_unit_distances(pred) - _unit_distances(target))
+
+
+def siglip(
+    pred: Tensor, target: Tensor, log_scale: Tensor | float = _SIGLIP[0], bias: Tensor | float = _SIGLIP[1]
+) -> Tensor:
+    """Pairwise sigmoid loss on scaled, shifted cosines, summed over pairs, divided by B (arXiv 2303.15343)."""
+    logits = _cosines(pred, target) * torch.as_tensor(log_scale).exp() + bias
+    signs = 2 * torch.eye(len(pred), device=pred.device, dtype=pred.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(pred)
+
+
+def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = _CLIP) -> Tensor:
+    """`normclip` with an inverse temperature exp(log_scale), at most 100 (CLIP, arXiv 2103.00020)."""
+    scale = torch.as_tensor(log_scale).exp().clamp(max=100)
+    return _symmetric(_cosines(pred, target) * scale)
+
+
+ALIGNMENT_LOSSES: dict[str, AlignmentLoss] = {
+    "clip": clip,
+    "normclip": normclip,
+    "infonce": infonce,
+    "cos": cos,
+    "lncos": lncos,
+    "l2": l2,
+    "kl": kl,
+    "dist": dist,
+    "siglip": siglip,
+    "clip_learned": clip_learned,
+}
+# Initial values of the arguments that follow (pred, target), in order.
+LEARNED_SCALARS: dict[str, tuple[float, ...]] = {"siglip": _SIGLIP, "clip_learned": (_CLIP,)}
+
+
+def _diagonal(pred: Tensor) -> Tensor:
+    return torch.arange(len(pred), device=pred.device)
+
+
+def _symmetric(logits: Tensor) -> Tensor:
+    matches = _diagonal(logits)
+    return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
+
+
+def _cosines(pred: Tensor, target: Tensor) -> Tensor:
+    return F.normalize(pred, dim=1) @ F.normalize(target, dim=1).T
+
+
+def _unit_distances(rows: Tensor) -> Tensor:
+    # The official code divides the (B, B, D) differences by their norm; the norm of the distances is that same number.
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances / torch.linalg.matrix_norm(distances)

@@ -1,0 +1,130 @@
+"""The model that is trained: an unchanged timm classifier, and the text head that goes away afterwards."""
+
+import itertools
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from tt_ray.config import Config, HeadConfig
+from tt_ray.data.hashing import seed_of
+from tt_ray.errors import UserError, nearest
+from tt_ray.losses import LEARNED_SCALARS
+from tt_ray.optim import build_optimizer
+
+_BACKBONE_SEED, _HEAD_SEED = 1, 2
+
+
+class Outputs(NamedTuple):
+    """What a forward pass gives; `text` and `scalars` are None without a text head."""
+
+    features: Tensor
+    """Pooled pre-logits features, (B, d)."""
+    logits: Tensor
+    """(B, C)."""
+    text: Tensor | None
+    """Projected features, (B, D)."""
+    scalars: Tensor | None
+    """Learned scalars of the alignment loss, (K,)."""
+
+
+class TextHead(nn.Module):
+    """Projects features (B, d) to the embedding's space (B, D); holds the loss's learned scalars, if it has any."""
+
+    def __init__(self, config: HeadConfig, in_dim: int, out_dim: int, loss: str) -> None:
+        super().__init__()
+        depth = config.depth if config.kind == "mlp" else 1
+        widths = [in_dim] + [config.hidden_dim] * (depth - 1) + [out_dim]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.scalars = nn.Parameter(torch.tensor(LEARNED_SCALARS[loss])) if loss in LEARNED_SCALARS else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+class TaughtClassifier(nn.Module):
+    """A timm classifier with an optional text head beside its classifier."""
+
+    def __init__(self, backbone: nn.Module, text_head: TextHead | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.text_head = text_head
+        self._features = self._pooled
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Images (B, 3, H, W), normalised."""
+        return self.heads(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled pre-logits features (B, d)."""
+        return self._features(images)
+
+    def heads(self, features: Tensor) -> Outputs:
+        """The rest of the forward pass, from features (B, d)."""
+        logits = cast(nn.Module, cast(Any, self.backbone).get_classifier())(features)
+        if self.text_head is None:
+            return Outputs(features, logits, None, None)
+        return Outputs(features, logits, self.text_head(features), self.text_head.scalars)
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        backbone = cast(Any, self.backbone)
+        return backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+
+    def compile_backbone(self) -> None:
+        """Compiles up to the features only: the balance differentiates the losses by them, in eager mode."""
+        self._features = torch.compile(self._pooled)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that timm's parameter groups leave out of weight decay."""
+        names = getattr(self.backbone, "no_weight_decay", set)()
+        scalars = {"text_head.scalars"} if self.text_head is not None else set()
+        return {f"backbone.{name}" for name in names} | scalars
+
+
+def build_backbone(config: Config, num_classes: int) -> nn.Module:
+    """The timm model of `config.model`, freshly initialised; raises UserError on an unknown name or argument."""
+    name, kwargs = config.model.name, dict[str, Any](config.model.kwargs)
+    if not timm.is_model(name):
+        raise UserError(f"model.name is {name!r}, which timm does not know; {nearest(name, timm.list_models())}")
+    cfg = get_pretrained_cfg(name)
+    if cfg is not None and cfg.fixed_input_size:
+        kwargs.setdefault("img_size", config.data.image_size)
+    if config.model.drop_path:
+        kwargs["drop_path_rate"] = config.model.drop_path
+    if config.model.drop:
+        kwargs["drop_rate"] = config.model.drop
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.train.seed, _BACKBONE_SEED))
+        try:
+            backbone = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise UserError(f"timm cannot build {name} with {kwargs}: {' '.join(str(error).split())}") from None
+    if not isinstance(cast(Any, backbone).get_classifier(), nn.Linear):
+        raise UserError(f"model.name is {name!r}, whose classifier is not one linear layer on a pooled feature")
+    return backbone
+
+
+def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassifier:
+    """Backbone and, when the text weight is above 0, a text head for targets of size `text_dim`.
+
+    The head draws from its own seed, so that the backbone starts the same with and without it.
+    """
+    backbone = build_backbone(config, num_classes)
+    if not config.teaches:
+        return TaughtClassifier(backbone, None)
+    in_dim = cast(Any, backbone).get_classifier().in_features
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.train.seed, _HEAD_SEED))
+        head = TextHead(config.head, in_dim, text_dim, config.text.loss)
+    return TaughtClassifier(backbone, head)
+
+
+def check_model(config: Config, num_classes: int) -> None:
+    """Builds the backbone without memory and looks up the optimiser; raises UserError on names that are unknown."""
+    with torch.device("meta"):
+        build_optimizer(config.optim, build_backbone(config, num_classes))

@@ -1,0 +1,122 @@
+"""From a configuration to data that is ready to train on: splits, label noise, captions, embedding store, join."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from tt_ray.captions import read_captions
+from tt_ray.config import Config
+from tt_ray.data.corruption import replace_labels
+from tt_ray.data.source import Source
+from tt_ray.data.sources import drop_unreadable, open_splits
+from tt_ray.data.targets import TextTargets, build_targets
+from tt_ray.embeddings import EmbeddingStore, embed_captions, open_store
+from tt_ray.errors import UserError
+from tt_ray.text_encoders import load_text_encoder
+
+Show = Callable[[str, int, int], None]
+"""Called with what is going on, how much is done, and of how much."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits, and the text targets of the training split, row by row."""
+
+    train: Source
+    val: Source
+    targets: TextTargets | None
+    notes: tuple[str, ...]
+    """Sentences for the summary: what was left out, replaced or missing."""
+
+
+def open_data(config: Config, store_path: Path | None) -> Data:
+    """Opens the splits and joins them with the store; raises UserError on anything that is wrong with them."""
+    train, val, notes = open_images(config)
+    return join(config, train, val, None if store_path is None else open_store(store_path), notes)
+
+
+def open_images(config: Config) -> tuple[Source, Source, list[str]]:
+    """Both splits without unreadable images, and notes on those."""
+    data = config.data
+    own_captions = config.teaches and not (config.text.captions or config.text.embeddings)
+    train, val = open_splits(data, need_captions=own_captions)
+    notes: list[str] = []
+    if data.on_bad_image == "skip":
+        train, val = drop_unreadable(train), drop_unreadable(val)
+        for split, name in ((train, data.train_split), (val, data.val_split)):
+            if split.skipped:
+                shown = ", ".join(split.skipped[:5])
+                notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {shown}")
+    return train, val, notes
+
+
+def join(config: Config, train: Source, val: Source, store: EmbeddingStore | None, notes: list[str]) -> Data:
+    """Joins images and embeddings by id, then replaces labels: captions go on describing the image."""
+    targets = None
+    if store is not None:
+        targets, missing = build_targets(store, train, train.labels, config)
+        if missing.images:
+            shown = ", ".join(missing.image_ids)
+            notes.append(f"{missing.images} training images without an embedding were left out: {shown}")
+            train = train.select(missing.rows)
+        if missing.embeddings:
+            shown = ", ".join(missing.embedding_ids)
+            notes.append(f"{missing.embeddings} embeddings have no training image: {shown}")
+    if config.data.label_noise:
+        ids = train.ids.to_pylist()
+        noisy = replace_labels(train.labels, ids, len(train.classes), config.data.label_noise, config.train.seed)
+        notes.append(f"{int((noisy != train.labels).sum())} of {len(train)} training labels were replaced at random")
+        train = replace(train, labels=noisy)
+    return Data(train, val, targets, tuple(notes))
+
+
+def find_store(config: Config, train: Source, show: Show | None = None) -> Path | None:
+    """The run's embedding store, its checksum verified; embeds the captions first where that has not been done.
+
+    None when the text weight is 0. Stores made here live in <run.storage>/embeddings, named by encoder and captions,
+    and serve every run with the same captions.
+    """
+    if not config.teaches:
+        return None
+    if config.text.embeddings:
+        path = Path(config.text.embeddings).expanduser().absolute()
+        open_store(path, verify=True)
+        return path
+    ids, captions = _captions(config, train)
+    folder = Path(config.run.storage).expanduser().absolute() / "embeddings"
+    encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
+    path = folder / f"{encoder_name}-{_digest(config.text.encoder, ids, captions)}"
+    if (path / "manifest.json").exists():
+        open_store(path, verify=True)
+        return path
+    encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
+    embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+    return path
+
+
+def _captions(config: Config, train: Source) -> tuple[pa.StringArray, pa.StringArray]:
+    if config.text.captions:
+        table = read_captions(Path(config.text.captions).expanduser())
+        return table.ids, table.captions
+    assert train.captions is not None, "open_splits refuses sources without captions"
+    present = train.captions.is_valid()
+    if not present.true_count:
+        raise UserError("no training image has a caption: give --data.caption_column or --text.captions")
+    return train.ids.filter(present), train.captions.filter(present)
+
+
+def _digest(encoder: str, ids: pa.StringArray, captions: pa.StringArray) -> str:
+    digest = hashlib.blake2b(encoder.encode(), digest_size=6)
+    for column in (ids, captions):
+        for buffer in pa.concat_arrays([column]).buffers():
+            digest.update(b"" if buffer is None else buffer)
+    return digest.hexdigest()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,115 @@
+"""The live line of a command: rich's bar on a terminal, a plain line every few seconds in a log."""
+
+import json
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tt_ray.context import Progress as Standing
+
+_LOG_INTERVAL_S = 10.0
+
+
+class Display:
+    """Shows one activity at a time: `show` as often as there is news."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task, self._what, self._began, self._logged = None, "", 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, what: str, done: int, of: int, detail: str = "") -> None:
+        """`done` of `of`; without `detail`, the rate and the time left so far."""
+        now = time.monotonic()
+        if what != self._what:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(what, total=of, detail="")
+            self._what, self._began, self._logged = what, now, now
+        if not detail and done:
+            rate = done / max(now - self._began, 1e-9)
+            detail = f"{rate:.0f}/s, {(of - done) / rate:.0f} s left"
+        assert self._task is not None
+        self._bar.update(self._task, completed=done, total=of, detail=detail)
+        if not self.console.is_terminal and now - self._logged > _LOG_INTERVAL_S:
+            self._logged = now
+            self.say(f"{what}: {done} of {of}{', ' * bool(detail)}{detail}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def training(self, standing: Standing) -> None:
+        """Where a run stands."""
+        top1 = "" if standing.top1 is None else f", top-1 {standing.top1:.1f} %"
+        detail = f"{standing.images_per_s:.0f} images/s, {standing.eta_s:.0f} s left, loss {standing.loss:.3f}{top1}"
+        self.show("training", standing.step, standing.steps, detail)
+
+
+class ProgressFile:
+    """Hands progress from worker 0 to the driver through the run folder, which both see."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "progress.json"
+
+    def write(self, standing: Standing) -> None:
+        """Replaces the file in one go."""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(standing)))
+        partial.replace(self.path)
+
+    def read(self) -> Standing | None:
+        """None before the first step."""
+        try:
+            return Standing(**json.loads(self.path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+class Watcher:
+    """Shows a run's progress file while the body of the `with` statement waits for the run."""
+
+    def __init__(self, file: ProgressFile, display: Display, interval_s: float = 0.3) -> None:
+        self.file, self.display, self.interval_s = file, display, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.file.path.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        last = None
+        while not self._stop.wait(self.interval_s):
+            standing = self.file.read()
+            if standing is not None and standing != last:
+                last = standing
+                self.display.training(standing)
+
+

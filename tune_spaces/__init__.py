@@ -1,0 +1,1 @@
+"""Search spaces: one small file each, from dotted configuration paths to `ray.tune` domains."""
