@@ -64,7 +64,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has format {manifest.get('format')}, but this version reads {FORMAT}")
     for name, entry in files.items():
         file = folder / name
-        if not file.is_file() or file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+        if not file.is_file() or file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
             raise UserError(f"{file} is damaged: it is not what manifest.json says")
     return manifest
 
@@ -92,7 +92,7 @@ def save_checkpoint(
         if ema is not None:
             save_file(_on_cpu(ema.state_dict()), folder / "ema.safetensors")
         state = {"position": asdict(position), "optimizer": state, "extra": extra}
-        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "state.json").write_text(json.dumps(state, default=Tensor.item))
         (folder / "config.yaml").write_text(config_yaml)
         write_manifest(folder, step=position.step)
 

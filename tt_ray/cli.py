@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from tt_ray.config import Config
 from tt_ray.errors import UserError, nearest
 from tt_ray.recipes import RECIPES
@@ -49,6 +51,7 @@ def read_config(arguments: list[str], prog: str) -> Config:
     rest = [_as_tyro(argument) for argument in arguments[named:]]
     if not {"-h", "--help"} & set(rest):
         _check_names(rest)
+    base, rest = _take_kwargs(base, rest)
     parser = tyro.conf.configure(tyro.conf.FlagConversionOff)(Config)
     description = f"{prog} [RECIPE | FILE.yaml] [--dotted.path value ...]\n\nRecipes: {', '.join(RECIPES)}."
     complaint = io.StringIO()
@@ -74,6 +77,27 @@ def _base(name: str) -> Config:
     return RECIPES[name]()
 
 
+def _take_kwargs(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
+    """Adds `--model.kwargs key value ...` to the recipe's own, dropped where `--model.name` differs.
+
+    tyro would take only keys that the recipe has.
+    """
+    if "--model.name" in arguments[:-1]:
+        name = arguments[arguments.index("--model.name") + 1]
+        if name != base.model.name:
+            base = base.override("model.kwargs", {})
+    if "--model.kwargs" not in arguments:
+        return base, arguments
+    start = arguments.index("--model.kwargs") + 1
+    stop = start + _until_option(arguments[start:])
+    keys, values = arguments[start:stop:2], arguments[start + 1 : stop : 2]
+    if len(keys) != len(values):
+        raise UserError(f"--model.kwargs takes pairs of key and value, but {keys[-1]} has no value")
+    added = {key: yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    base = base.override("model.kwargs", {**base.model.kwargs, **added})
+    return base, arguments[: start - 1] + arguments[stop:]
+
+
 def _as_tyro(argument: str) -> str:
     """tyro wants Python's True and False; people also write true and false."""
     return argument.capitalize() if argument in ("true", "false") else argument
@@ -83,7 +107,8 @@ def _check_names(arguments: list[str]) -> None:
     paths = Config.paths()
     for argument in arguments:
         name = argument[2:].split("=")[0]
-        if argument.startswith("--") and name.replace("-", "_") not in paths:
+        known = name.replace("-", "_") in paths or name.startswith("model.kwargs.")
+        if argument.startswith("--") and not known:
             raise UserError(f"no option {argument}; {nearest(name, paths)}")
 
 

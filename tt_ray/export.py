@@ -13,7 +13,7 @@ from torch import nn
 from tt_ray.checkpoint import check_manifest, new_folder, newest_intact
 from tt_ray.cli import run_command
 from tt_ray.config import Config
-from tt_ray.data.transforms import BLOCK_PRESETS
+from tt_ray.data.transforms import VECTORISED
 from tt_ray.errors import UserError
 from tt_ray.model import build_backbone
 
@@ -30,7 +30,7 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
         "input_size": (3, data.image_size, data.image_size),
         "interpolation": "bicubic",
         "crop_pct": data.crop_pct,
-        "crop_mode": "squash" if data.crop_pct == 1 and data.augment in BLOCK_PRESETS else "center",
+        "crop_mode": "squash" if data.crop_pct == 1 and data.augment in VECTORISED else "center",
         "mean": data.mean,
         "std": data.std,
     }

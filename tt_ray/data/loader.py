@@ -13,11 +13,18 @@ from tt_ray.config import Config
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.source import Pixels, Source
 from tt_ray.data.targets import TextTargets
-from tt_ray.data.transforms import augment_pixels, eval_transform, seeded, train_transform
+from tt_ray.data.transforms import (
+    VECTORISED,
+    augment_pixels,
+    channels_first,
+    eval_transform,
+    sample_seeds,
+    seeded,
+    train_transform,
+)
 from tt_ray.errors import UserError
 
-_ORDER_SEED, _AUGMENT_SEED = 4, 5
-_BLOCK_PRESETS = ("none", "crop", "crop_flip")
+_ORDER_SEED = 4
 _EVAL_BATCH = 256
 Rows = npt.NDArray[np.int64]
 
@@ -78,7 +85,7 @@ class TrainBatches(Dataset[Batch]):
     def __init__(self, source: Source, targets: TextTargets | None, order: Order, config: Config) -> None:
         self.source, self.targets, self.order = source, targets, order
         self.size, self.preset = config.data.image_size, config.data.augment
-        self.transform = None if self.preset in _BLOCK_PRESETS else train_transform(config.data)
+        self.transform = None if self.preset in VECTORISED else train_transform(config.data)
         self.pixels = hold_pixels(source, config)
         self._epoch: tuple[int, Rows, Rows] | None = None
 
@@ -98,11 +105,11 @@ class TrainBatches(Dataset[Batch]):
     def _images(self, rows: Rows, copies: Rows, epoch: int) -> Tensor:
         if self.transform is None:
             pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
-            return _channels_first(augment_pixels(pixels, rows, copies, epoch, self.order.seed, self.preset))
-        keys = zip(rows.tolist(), copies.tolist(), strict=True)
-        seeds = [seed_of(self.order.seed, _AUGMENT_SEED, epoch, row, copy) for row, copy in keys]
+            return channels_first(augment_pixels(pixels, rows, copies, epoch, self.order.seed, self.preset))
         read, transform = self.source.read, self.transform
-        return torch.stack([seeded(transform, read(int(row)), seed) for row, seed in zip(rows, seeds, strict=True)])
+        seeds = sample_seeds(rows, copies, epoch, self.order.seed)
+        samples = zip(rows.tolist(), seeds.tolist(), strict=True)
+        return torch.stack([seeded(transform, read(row), seed) for row, seed in samples])
 
 
 class EvalBatches(Dataset[Batch]):
@@ -111,7 +118,7 @@ class EvalBatches(Dataset[Batch]):
     def __init__(self, source: Source, config: Config, rank: int, world: int, batch_size: int = _EVAL_BATCH) -> None:
         self.source, self.size, self.batch_size = source, config.data.image_size, batch_size
         self.share = np.arange(rank, len(source), world)
-        resized = config.data.augment in _BLOCK_PRESETS and config.data.crop_pct == 1
+        resized = config.data.augment in VECTORISED and config.data.crop_pct == 1
         self.transform = None if resized else eval_transform(config.data)
         self.pixels = hold_pixels(source, config) if resized else None
 
@@ -124,14 +131,14 @@ class EvalBatches(Dataset[Batch]):
             images = torch.stack([self.transform(self.source.read(int(row))) for row in rows])
         else:
             pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
-            images = _channels_first(pixels)
+            images = channels_first(pixels)
         return Batch(images, torch.from_numpy(self.source.labels[rows]), None, torch.from_numpy(rows))
 
 
 def hold_pixels(source: Source, config: Config) -> Pixels | None:
     """All images of the split, decoded, if the preset starts from resized pixels and they fit in `data.cache_gb`."""
     size = config.data.image_size
-    if config.data.augment not in _BLOCK_PRESETS or len(source) * size * size * 3 > config.data.cache_gb * 2**30:
+    if config.data.augment not in VECTORISED or len(source) * size * size * 3 > config.data.cache_gb * 2**30:
         return None
     return source.pixels(np.arange(len(source)), size)
 
@@ -154,7 +161,3 @@ def load(batches: TrainBatches | EvalBatches, steps: range, num_loaders: int, pi
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _channels_first(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

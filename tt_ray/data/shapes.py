@@ -4,6 +4,7 @@ A picture has a main object (the biggest, drawn last), up to three smaller ones 
 of half the picture's side: the picture is [-1, 1] x [-1, 1], x to the right, y down; angles are in radians.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -20,117 +21,85 @@ from tt_ray.data.source import Pixels, Source
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Field = npt.NDArray[np.floating]  # a coordinate or distance per pixel, float32 in fact
 
-# Difficulty. At 32 px, a ViT of width 96 and depth 4 shall end well above chance (6% for shapes) and well below 100%
-# after a minute of training, so that what a teacher adds can be seen.
-MAX_TURN = np.pi / 6  # free rotation makes learning slow; none at all makes templates of pixels sufficient
-RADII = (0.34, 0.43, 0.53)  # main object, small to large: the small ones are 11 pixels wide at 32 px
+# Difficulty: after a few minutes on a CPU core, or one on a GPU, a ViT of width 96, depth 4, patch 8 at 32 px shall be
+# far from chance (6% for shapes) and from 100%, so that what a teacher adds can be seen. Too hard (under 20% after
+# 80,000 samples) were small objects, and objects lighter than some backgrounds but darker than others: hence OUTLINE.
+RADII = (0.52, 0.64, 0.76)  # main object, small to large
+FIRST_RADIUS = 0.22  # the distractor that the relation is about is bigger than the others, so that a viewer can know it
+OTHER_RADIUS = 0.16
 RADIUS_SPREAD = 0.06  # relative; less than half a step between sizes, so that sizes never meet
-FIRST_RADIUS = 0.24  # the distractor that the relation is about is bigger than the others, so that a viewer can know it
-OTHER_RADIUS = 0.17
-SPREAD = 0.9  # how far off the centre places are, as a share of the room that the object leaves
-JITTER = 0.1  # of places
-NOISE = 14.0  # standard deviation of the pixel noise, in grey levels of 255
-COLOUR_SPREAD = 18.0  # largest deviation of an object's channels from the named colour, in grey levels
-CONTRAST = (30.0, 60.0)  # distance between the two greys of a patterned background, in grey levels
+MAX_TURN = np.pi / 10  # free rotation makes learning slow; none at all lets templates of pixels suffice
+OUTLINE, INK = 0.11, 0.2  # width as a share of the radius, and brightness as a share of the colour's
+SPREAD = 0.8  # how far off the centre places are, as a share of the room that the main object leaves
+JITTER = 0.05  # largest deviation from these places
+LIGHT, DARK, PATTERNED = (210, 245), (80, 120), (160, 225)  # greys of backgrounds, 0-255
+CONTRAST = (20, 45)  # how much darker a pattern's second grey is
 PERIOD = (0.55, 0.85)  # of stripes, checks and dots: at least 8 pixels at 32 px, which a viewer still resolves
+NOISE = 6.0  # standard deviation of the pixel noise, in grey levels
+_NOISE_STARTS = 1 << 16  # different patches of noise
+COLOUR_SPREAD = 18.0  # largest deviation of an object's channels from the named colour, in grey levels
 CANDIDATES = 12  # places tried for each further distractor, so that it rarely touches another object
 
 COLOURS = {
-    "red": (220, 30, 40), "orange": (250, 130, 10), "yellow": (250, 225, 30), "green": (30, 160, 50),
-    "cyan": (30, 205, 220), "blue": (35, 70, 220), "purple": (125, 35, 165), "pink": (255, 125, 190),
+    "red": (205, 20, 30), "orange": (235, 115, 0), "yellow": (235, 205, 0), "green": (20, 130, 40),
+    "cyan": (0, 175, 195), "blue": (30, 60, 205), "purple": (115, 25, 155), "pink": (240, 95, 165),
 }  # fmt: skip
 SIZES = ("small", "medium", "large")
 COUNTS = ("none", "one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below", "alone")
 BACKGROUNDS = ("plain light", "plain dark", "striped", "checked", "dotted", "gradient")
 POSITIONS = (
-    "in the top left", "at the top", "in the top right",
-    "on the left", "in the centre", "on the right",
+    "in the top left", "at the top", "in the top right", "on the left", "in the centre", "on the right",
     "in the bottom left", "at the bottom", "in the bottom right",
 )  # fmt: skip
 FULL_TEMPLATES = (
     "a {size} {colour} {shape} {position}, {relation}{others}, on a {background} background",
     "on a {background} background, a {size} {colour} {shape} {position}, {relation}{others}",
-    "{position}, {relation}, a {size} {colour} {shape} on a {background} background{others}",
+    "a {size} {colour} {shape} on a {background} background, {position}, {relation}{others}",
     "a {background} picture of a {size} {colour} {shape} that is {position}, {relation}{others}",
 )
 CLASS_TEMPLATES = ("a picture of {shape}", "an image that shows {shape}", "{shape}")
 
 
-def _half_planes(x: Floats, y: Floats, sides: int, apothem: float) -> Floats:
-    """Regular polygon with a vertex at the top: the farthest of its edges' half-planes."""
-    angles = -np.pi / 2 + 2 * np.pi / sides * np.arange(sides // 2 + 1)
-    ax = np.abs(x)
-    edges = [ax * np.float32(np.cos(a)) + y * np.float32(np.sin(a)) for a in angles]
-    return np.maximum.reduce(edges) - apothem
+# Signed distances to the outline in units of the radius, negative inside; y up, everything inside the unit circle.
+# Formulas of ellipse, heart, moon, star and boolean operations: Inigo Quilez, iquilezles.org/articles/distfunctions2d;
+# bounds rather than exact distances outside corners, as only the pixels at the edge matter.
 
 
-def _box(x: Floats, y: Floats, half_width: float, low: float, high: float) -> Floats:
+def _polygon(x: Field, y: Field, sides: int, radius: float) -> Field:
+    """Regular polygon with an edge below: the farthest of its edges' half-planes."""
+    angles = [2 * math.pi / sides * edge - math.pi / 2 for edge in range(sides // 2 + 1)]
+    edges = [np.abs(x) * math.cos(angle) + y * math.sin(angle) for angle in angles]
+    return np.maximum.reduce(edges) - radius * math.cos(math.pi / sides)
+
+
+def _box(x: Field, y: Field, half_width: float, low: float, high: float) -> Field:
     return np.maximum(np.abs(x) - half_width, np.abs(y - (low + high) / 2) - (high - low) / 2)
 
 
-def _slope(x: Floats, y: Floats, low: tuple[float, float], high: tuple[float, float]) -> Floats:
-    """Left of the edge from `low` up to `high`, and its mirror image."""
+def _slope(x: Field, y: Field, low: tuple[float, float], high: tuple[float, float]) -> Field:
+    """Left of the edge from `low` up to `high`, and right of its mirror image."""
     across, along = high[1] - low[1], low[0] - high[0]
-    return (across * (np.abs(x) - low[0]) + along * (y - low[1])) / np.hypot(across, along)
+    return (across * (np.abs(x) - low[0]) + along * (y - low[1])) / math.hypot(across, along)
 
 
-def _circle(x: Floats, y: Floats) -> Floats:
-    return np.hypot(x, y) - 0.82
-
-
-def _ellipse(x: Floats, y: Floats) -> Floats:
+def _ellipse(x: Field, y: Field) -> Field:
     near = np.hypot(x, y / 0.56)
     return near * (near - 1) / (np.hypot(x, y / 0.56**2) + 1e-6)
 
 
-def _semicircle(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.hypot(x, y + 0.38) - 0.9, -y - 0.38)
-
-
-def _crescent(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.hypot(x, y) - 0.92, 0.74 - np.hypot(x - 0.44, y))
-
-
-def _ring(x: Floats, y: Floats) -> Floats:
-    return np.abs(np.hypot(x, y) - 0.66) - 0.2
-
-
-def _heart(x: Floats, y: Floats) -> Floats:
-    x, y = np.abs(x) * 0.62, y * 0.62 + 0.53
-    lobe = np.hypot(x - 0.25, y - 0.75) - np.sqrt(0.125)
+def _heart(x: Field, y: Field) -> Field:
+    x, y = np.abs(x) * 0.68, y * 0.68 + 0.55
+    lobe = np.hypot(x - 0.25, y - 0.75) - math.sqrt(0.125)
     on_edge = 0.5 * np.maximum(x + y, 0)
     tip = np.minimum(np.hypot(x, y - 1), np.hypot(x - on_edge, y - on_edge)) * np.sign(x - y)
-    return np.where(x + y > 1, lobe, tip) / 0.62
+    return np.where(x + y > 1, lobe, tip) / 0.68
 
 
-def _triangle(x: Floats, y: Floats) -> Floats:
-    return _half_planes(x, y, 3, 0.5)
-
-
-def _square(x: Floats, y: Floats) -> Floats:
-    return _box(x, y, 0.7, -0.7, 0.7)
-
-
-def _diamond(x: Floats, y: Floats) -> Floats:
-    return _slope(x, np.abs(y), (0.58, 0), (0, 1))
-
-
-def _trapezoid(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.abs(y) - 0.54, _slope(x, y, (0.84, -0.54), (0.4, 0.54)))
-
-
-def _pentagon(x: Floats, y: Floats) -> Floats:
-    return _half_planes(x, y, 5, 0.92 * np.cos(np.pi / 5))
-
-
-def _hexagon(x: Floats, y: Floats) -> Floats:
-    return _half_planes(x, y, 6, 0.9 * np.cos(np.pi / 6))
-
-
-def _star(x: Floats, y: Floats, inner: float = 0.42) -> Floats:
-    cos, sin = float(np.cos(np.pi / 5)), float(np.sin(np.pi / 5))
+def _star(x: Field, y: Field, inner: float = 0.42) -> Field:
+    cos, sin = math.cos(math.pi / 5), math.sin(math.pi / 5)
     x = np.abs(x)
     for side in (1, -1):  # fold all points of the star onto the upper one
         over = 2 * np.maximum(side * cos * x - sin * y, 0)
@@ -141,28 +110,28 @@ def _star(x: Floats, y: Floats, inner: float = 0.42) -> Floats:
     return np.hypot(x - edge_x * along, y - edge_y * along) * np.sign(y * edge_x - x * edge_y)
 
 
-def _cross(x: Floats, y: Floats) -> Floats:
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.minimum(x, y) - 0.27, np.maximum(x, y) - 0.9)
+def _arrow(x: Field, y: Field) -> Field:
+    return np.minimum(np.maximum(0.1 - y, _slope(x, y, (0.78, 0.1), (0, 0.95))), _box(x, y, 0.24, -0.95, 0.2))
 
 
-def _arrow(x: Floats, y: Floats) -> Floats:
-    head = np.maximum(0.1 - y, _slope(x, y, (0.78, 0.1), (0, 0.95)))
-    return np.minimum(head, _box(x, y, 0.24, -0.95, 0.2))
-
-
-def _t_shape(x: Floats, y: Floats) -> Floats:
-    return np.minimum(_box(x, y, 0.78, 0.3, 0.8), _box(x, y, 0.25, -0.9, 0.4))
-
-
-# Signed distances to the outline in units of the radius, negative inside; y up, everything inside the unit circle.
-# Formulas of ellipse, heart, moon, star, box and boolean operations: Inigo Quilez, iquilezles.org/articles/distfunctions2d
-# (bounds rather than exact distances outside corners: only the pixel at the edge matters).
-SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
-    "circle": _circle, "ellipse": _ellipse, "semicircle": _semicircle, "crescent": _crescent, "ring": _ring,
-    "heart": _heart, "triangle": _triangle, "square": _square, "diamond": _diamond, "trapezoid": _trapezoid,
-    "pentagon": _pentagon, "hexagon": _hexagon, "star": _star, "cross": _cross, "arrow": _arrow, "T-shape": _t_shape,
-}  # fmt: skip
+SHAPES: dict[str, Callable[[Field, Field], Field]] = {
+    "circle": lambda x, y: np.hypot(x, y) - 0.82,
+    "ellipse": _ellipse,
+    "semicircle": lambda x, y: np.maximum(np.hypot(x, y + 0.38) - 0.9, -y - 0.38),
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.92, 0.74 - np.hypot(x - 0.44, y)),
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.66) - 0.2,
+    "heart": _heart,
+    "triangle": lambda x, y: _polygon(x, y, 3, 1),
+    "square": lambda x, y: _box(x, y, 0.7, -0.7, 0.7),
+    "diamond": lambda x, y: _slope(x, np.abs(y), (0.58, 0), (0, 1)),
+    "trapezoid": lambda x, y: np.maximum(np.abs(y) - 0.54, _slope(x, y, (0.84, -0.54), (0.4, 0.54))),
+    "pentagon": lambda x, y: _polygon(x, y, 5, 0.92),
+    "hexagon": lambda x, y: _polygon(x, y, 6, 0.9),
+    "star": _star,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.27, -0.9, 0.9), _box(y, x, 0.27, -0.9, 0.9)),
+    "arrow": _arrow,
+    "T-shape": lambda x, y: np.minimum(_box(x, y, 0.74, 0.2, 0.66), _box(x, y, 0.24, -0.94, 0.3)),
+}
 OBJECTS = 4
 
 
@@ -182,9 +151,8 @@ class Scenes:
     radius: Floats
     """Radius of the circle around each object, (n, 4)."""
     x: Floats
-    """Centres, to the right, (n, 4)."""
     y: Floats
-    """Centres, downwards, (n, 4)."""
+    """Centres, (n, 4)."""
     angle: Floats
     """Anticlockwise turn, (n, 4)."""
     size: Ints
@@ -238,7 +206,7 @@ class _Draws:
         block = self.columns[:, first : self.used].reshape(-1, *shape)
         return (low + (high - low) * block).astype(np.float32)
 
-    def below(self, end: int | Ints, *shape: int) -> Ints:
+    def below(self, end: int, *shape: int) -> Ints:
         """Whole numbers in 0 .. end-1, (n, *shape)."""
         return np.minimum(self.between(0, 1, *shape) * end, end - 1).astype(np.int64)
 
@@ -250,11 +218,13 @@ def draw_scenes(seed: int, indices: npt.ArrayLike) -> Scenes:
     colour = draws.below(len(COLOURS), OBJECTS)
     step = draws.below(len(COLOURS) - 1, OBJECTS - 1)
     colour[:, 1:] = (colour[:, :1] + 1 + step) % len(COLOURS)  # no distractor has the main object's colour
-    rgb = np.array(list(COLOURS.values()), np.float32)[colour] + draws.between(-COLOUR_SPREAD, COLOUR_SPREAD, OBJECTS, 3)
+    rgb = np.array(list(COLOURS.values()), np.float32)[colour]
+    rgb += draws.between(-COLOUR_SPREAD, COLOUR_SPREAD, OBJECTS, 3)
     size, count = draws.below(3), draws.below(len(COUNTS))
     relation = np.where(count == 0, RELATIONS.index("alone"), draws.below(4))
-    base = np.stack([np.asarray(RADII)[size], *np.broadcast_arrays(np.full(len(size), FIRST_RADIUS), *[OTHER_RADIUS] * 2)], 1)
-    radius = (base * draws.between(1 - RADIUS_SPREAD, 1 + RADIUS_SPREAD, OBJECTS)).astype(np.float32)
+    radius = np.tile(np.array([0, FIRST_RADIUS, OTHER_RADIUS, OTHER_RADIUS], np.float32), (len(size), 1))
+    radius[:, 0] = np.array(RADII, np.float32)[size]
+    radius *= draws.between(1 - RADIUS_SPREAD, 1 + RADIUS_SPREAD, OBJECTS)
     position, x, y = _place(draws, radius, relation)
     background = draws.below(len(BACKGROUNDS))
     wave = 2 * np.pi / draws.between(*PERIOD)
@@ -262,31 +232,30 @@ def draw_scenes(seed: int, indices: npt.ArrayLike) -> Scenes:
     return Scenes(
         shape=shape, colour=colour, rgb=np.clip(rgb, 0, 255), radius=radius, x=x, y=y,
         angle=draws.between(-MAX_TURN, MAX_TURN, OBJECTS), size=size, position=position, count=count, relation=relation,
-        background=background, ground_rgb=_ground_colours(draws, background), ground=ground.astype(np.float32),
-        noise=draws.below(_NOISE_STARTS), template=draws.between(0, 1),
+        background=background, ground_rgb=_ground_colours(draws, background), ground=ground,
+        noise=draws.below(_NOISE_STARTS), template=draws.between(0, 1 - 1e-6),
     )  # fmt: skip
 
 
 def _place(draws: _Draws, radius: Floats, relation: Ints) -> tuple[Ints, Floats, Floats]:
-    """Position's index (n,) and centres (n, 4): the first distractor where the relation has it, others where room is."""
+    """Position's index (n,) and centres (n, 4): first distractor as the relation says, others where there is room."""
     column, row = draws.below(3), draws.below(3)
     # An object that stands left of another needs room on its right, and so on.
-    column = np.where(relation == 0, column // 2, np.where(relation == 1, 1 + column // 2, column))
-    row = np.where(relation == 2, row // 2, np.where(relation == 3, 1 + row // 2, row))
+    column = np.where(relation == 0, column // 2, np.where(relation == 1, (column + 3) // 2, column))
+    row = np.where(relation == 2, row // 2, np.where(relation == 3, (row + 3) // 2, row))
     centre = np.stack([column - 1, row - 1], 1) * (SPREAD * (1 - radius[:, :1])) + draws.between(-JITTER, JITTER, 2)
-
-    sideways = np.where(np.isin(relation, (2, 3)), 1, 0)  # the axis that the relation is about: 0 for x, 1 for y
+    axis = np.isin(relation, (2, 3)).astype(np.int64)  # that the relation is about: 0 for x, 1 for y
     sign = np.where(np.isin(relation, (0, 2)), 1, -1)
     rows = np.arange(len(radius))
-    near = sign * centre[rows, sideways] + 0.95 * radius[:, 0] + radius[:, 1]
+    near = sign * centre[rows, axis] + 0.95 * radius[:, 0] + radius[:, 1]
     far = 1 - 0.9 * radius[:, 1]
     along = np.minimum(near + draws.between(0, 1) * np.maximum(far - near, 0), far)
-    gap = along - sign * centre[rows, sideways]
+    gap = along - sign * centre[rows, axis]
     first = np.empty_like(centre)
-    first[rows, sideways] = sign * along
+    first[rows, axis] = sign * along
     # At most half as far across as along, so that nobody could call "left of" "above".
-    across = centre[rows, 1 - sideways] + draws.between(-0.5, 0.5) * gap
-    first[rows, 1 - sideways] = np.clip(across, -far, far)
+    across = centre[rows, 1 - axis] + draws.between(-0.5, 0.5) * gap
+    first[rows, 1 - axis] = np.clip(across, -far, far)
 
     centres = [centre, first]
     for other in range(2, OBJECTS):
@@ -301,15 +270,11 @@ def _place(draws: _Draws, radius: Floats, relation: Ints) -> tuple[Ints, Floats,
 
 
 def _ground_colours(draws: _Draws, background: Ints) -> Floats:
-    """Two muted colours per picture, (n, 2, 3): both light, both dark, or two greys with a tint."""
-    low, high = np.array([(195, 230), (25, 60), *[(70, 185)] * 4], np.float32)[background].T
+    """Two muted colours per picture, (n, 2, 3); plain backgrounds have the first alone."""
+    low, high = np.array([LIGHT, DARK, *[PATTERNED] * 4], np.float32)[background].T
     grey = low + (high - low) * draws.between(0, 1)
-    away = draws.between(*CONTRAST) * np.where(grey > 128, -1, 1)
-    tints = draws.between(-18, 18, 2, 3)
-    return (np.stack([grey, grey + away], 1)[:, :, None] + tints).astype(np.float32)
-
-
-_NOISE_STARTS = 1 << 16
+    greys = np.stack([grey, grey - draws.between(*CONTRAST)], 1)
+    return greys[:, :, None] + draws.between(-15, 15, 2, 3)
 
 
 @cache
@@ -363,19 +328,17 @@ def _paint_ground(scenes: Scenes, size: int) -> Floats:
 def _paint_objects(canvas: Floats, scenes: Scenes, column: int) -> None:
     """Draws each scene's object of this column onto canvas, (n, 3, size, size), where the scene has it."""
     rows = np.flatnonzero(scenes.count >= column)
-    if not len(rows):
-        return
     rows = rows[np.argsort(scenes.shape[rows, column], kind="stable")]
     size = canvas.shape[-1]
     x, y, radius, angle = (values[rows, column] for values in (scenes.x, scenes.y, scenes.radius, scenes.angle))
     half = np.float32(size / 2)
     # Work on squares of pixels just large enough for the objects.
-    side = min(size, int(np.ceil(2 * RADII[-1] * half if column == 0 else 2 * FIRST_RADIUS * half)) + 4)
+    largest = (RADII[-1] if column == 0 else FIRST_RADIUS) * (1 + RADIUS_SPREAD)
+    side = min(size, math.ceil(largest * size) + 3)
     left, top = (np.clip(((c + 1) * half - side / 2).round(), 0, size - side).astype(np.int64) for c in (x, y))
     steps = np.arange(side)
     dx, dy = (((a[:, None] + steps + 0.5) / half - 1 - c[:, None]) / radius[:, None] for a, c in ((left, x), (top, y)))
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
-    dx, dy = dx.astype(np.float32), dy.astype(np.float32)
+    dx, dy, cos, sin = dx.astype(np.float32), dy.astype(np.float32), np.cos(angle)[:, None], np.sin(angle)[:, None]
     u = (dx * cos)[:, None, :] - (dy * sin)[:, :, None]
     v = -(dx * sin)[:, None, :] - (dy * cos)[:, :, None]  # up, where dy is down
     distance = np.empty_like(u)
@@ -383,41 +346,39 @@ def _paint_objects(canvas: Floats, scenes: Scenes, column: int) -> None:
     for outline, start, end in zip(SHAPES.values(), ends[:-1], ends[1:], strict=True):
         if start < end:
             distance[start:end] = outline(u[start:end], v[start:end])
-    cover = np.clip(0.5 - distance * (radius * half)[:, None, None], 0, 1)
+    scale = (radius * half)[:, None, None]
+    cover = np.clip(0.5 - distance * scale, 0, 1)
+    bright = INK + (1 - INK) * np.clip(0.5 - (distance + OUTLINE) * scale, 0, 1)
     places = ((rows * 3 * size + top)[:, None] + steps)[:, :, None] * size + (left[:, None] + steps)[:, None, :]
     flat, rgb = canvas.reshape(-1), scenes.rgb[rows, column]
     for channel in range(3):
         at = places + channel * size * size
         under = flat[at]
-        flat[at] = under + cover * (rgb[:, channel, None, None] - under)
+        flat[at] = under + cover * (rgb[:, channel, None, None] * bright - under)
 
 
 def describe(scenes: Scenes, detail: Literal["full", "class"]) -> list[str]:
     """One caption per scene, with every attribute or with the main object's shape alone."""
     shapes, colours = tuple(SHAPES), tuple(COLOURS)
     templates = CLASS_TEMPLATES if detail == "class" else FULL_TEMPLATES
-    which = (scenes.template * len(templates)).astype(np.int64).clip(max=len(templates) - 1).tolist()
+    texts = [templates[int(share * len(templates))] for share in scenes.template.tolist()]
     if detail == "class":
-        articles = ["an" if name[0] in "aeiou" else "a" for name in shapes]
-        names = [f"{article} {name}" for article, name in zip(articles, shapes, strict=True)]
-        main = scenes.shape[:, 0].tolist()
-        return [templates[t].format(shape=names[s]) for t, s in zip(which, main, strict=True)]
-    alone = RELATIONS.index("alone")
+        names = [("an " if name[0] in "aeiou" else "a ") + name for name in shapes]
+        return [text.format(shape=names[main]) for text, main in zip(texts, scenes.shape[:, 0].tolist(), strict=True)]
     others = ("", "", ", with one more object", ", with two more objects")
-    columns = (scenes.shape[:, :2], scenes.colour[:, :2], scenes.size, scenes.position, scenes.count, scenes.relation)
+    columns = (scenes.shape, scenes.colour, scenes.size, scenes.position, scenes.count, scenes.relation)
     lists = [column.tolist() for column in (*columns, scenes.background)]
     return [
-        templates[t].format(
+        text.format(
             shape=shapes[shape[0]],
             colour=colours[colour[0]],
             size=SIZES[size],
             position=POSITIONS[position],
-            relation=RELATIONS[relation]
-            + ("" if relation == alone else f" a smaller {colours[colour[1]]} {shapes[shape[1]]}"),
+            relation=RELATIONS[relation] + (f" a smaller {colours[colour[1]]} {shapes[shape[1]]}" if count else ""),
             others=others[count],
             background=BACKGROUNDS[background],
         )
-        for t, shape, colour, size, position, count, relation, background in zip(which, *lists, strict=True)
+        for text, shape, colour, size, position, count, relation, background in zip(texts, *lists, strict=True)
     ]
 
 

@@ -1,0 +1,200 @@
+"""Baseline against TextTeacher and its controls over seeds, each arm at its own tuned learning rate.
+
+    python -m benchmarks.what_text_buys shapes-noise --seeds 0 1 2 3 4
+    python -m benchmarks.what_text_buys emoji-clean --root DIR --seeds 0 1 2
+
+Learning rates are chosen on TUNING_SEED, with other shapes data (other images in both splits) where the data is
+built in; the test images of the reported seeds take no part. Rows go to OUT one by one; running again does what is
+missing.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tt_ray.config import Config
+from tt_ray.recipes import RECIPES
+
+TUNING_SEED = 100
+RATES = (0.0005, 0.001, 0.002, 0.004)
+PROBE_IMAGES = 4096
+Overrides = dict[str, Any]
+_TUNED = ("baseline", "textteacher")
+_ARMS: dict[str, Overrides] = {
+    "baseline": {"text.weight": 0.0},
+    "textteacher": {},
+    "captions shuffled": {"text.control": "shuffle"},
+    "random vector per class": {"text.control": "random_class"},
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A data setting, and the arms that are compared in it."""
+
+    base: Overrides
+    arms: dict[str, Overrides]
+    recipe: str = "shapes_textteacher"
+
+
+_EMOJI: Overrides = {
+    "data.source": "imagefolder",
+    "data.augment": "crop_flip",
+    "data.image_size": 32,
+}
+STUDIES: dict[str, Study] = {
+    "shapes-clean": Study({"data.label_noise": 0.0}, _ARMS),
+    "shapes-noise": Study({"data.label_noise": 0.5}, _ARMS),
+    "shapes-class-captions": Study(
+        {"data.label_noise": 0.0, "data.shapes.caption": "class"},
+        {name: _ARMS[name] for name in ("baseline", "textteacher")},
+    ),
+    "emoji-clean": Study({**_EMOJI, "data.label_noise": 0.0}, _ARMS),
+    "emoji-noise": Study({**_EMOJI, "data.label_noise": 0.5}, _ARMS),
+}
+
+
+def run(config: Config, probes: bool) -> dict[str, float]:
+    """Trains in this process, in one thread, and probes the frozen features for the data's other labels."""
+    import timm
+    import torch
+
+    from eval.features import extract_features
+    from eval.linear_probe import linear_probe
+    from tt_ray.context import LocalContext
+    from tt_ray.loop import train
+    from tt_ray.prepare import find_store, open_data, open_images
+    from tt_ray.run_folder import start_run
+
+    torch.set_num_threads(1)
+    start_run(config)
+    store = find_store(config, open_images(config)[0])
+    data = open_data(config, store)
+    result = train(config, data, LocalContext(0, 1, torch.device("cpu")))
+    scores = {"top1": result["top1"], "train_seconds": result["train_seconds"]}
+    if not probes or data.train.tasks is None or data.val.tasks is None:
+        return scores
+    backbone = timm.create_model(f"local-dir:{config.run_dir / 'export'}", pretrained=True)
+    some = data.train.select(torch.arange(min(PROBE_IMAGES, len(data.train))).numpy())
+    assert some.tasks is not None
+    train_x, test_x = extract_features(backbone, some, config), extract_features(backbone, data.val, config)
+    for task, (labels, _) in some.tasks.items():
+        scores[f"probe {task}"] = linear_probe(train_x, labels, test_x, data.val.tasks[task][0]).top1
+    return scores
+
+
+def configure(study: Study, arm: str, rate: float, seed: int, extra: Overrides, storage: Path) -> Config:
+    """The configuration of one run."""
+    config = RECIPES[study.recipe]()
+    for path, value in {**study.base, **extra, **study.arms[arm]}.items():
+        config = config.override(path, value)
+    name = f"{arm.replace(' ', '-')}-{rate:g}-{seed}"
+    settings = {"optim.lr": rate, "train.seed": seed, "run.storage": str(storage), "run.name": name}
+    if config.data.source == "shapes" and seed == TUNING_SEED:
+        settings["data.shapes.seed"] = TUNING_SEED
+    settings["run.overwrite"] = True
+    for path, value in settings.items():
+        config = config.override(path, value)
+    return config
+
+
+def run_all(jobs: list[tuple[Config, dict[str, Any]]], out: Path, workers: int, probes: bool) -> Iterator[None]:
+    """Runs what has no row yet, `workers` at a time, and appends rows."""
+    done = {tuple(row[key] for key in ("arm", "rate", "seed")) for row in read(out)}
+    todo = [(config, key) for config, key in jobs if tuple(key.values()) not in done]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run, config, probes): key for config, key in todo}
+        for future in as_completed(futures):
+            row = {**futures[future], **future.result()}
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+            yield
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Rows so far."""
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def best_rates(rows: list[dict[str, Any]], arms: list[str]) -> dict[str, float]:
+    """The learning rate with the best top-1 on the tuning seed; controls take TextTeacher's."""
+    tuned = {arm: [row for row in rows if row["arm"] == arm and row["seed"] == TUNING_SEED] for arm in _TUNED}
+    best = {arm: max(found, key=lambda row: row["top1"])["rate"] for arm, found in tuned.items()}
+    return {arm: best.get(arm, best["textteacher"]) for arm in arms}
+
+
+def table(rows: list[dict[str, Any]], rates: dict[str, float], seeds: list[int]) -> str:
+    """Mean and standard deviation over seeds, and the paired difference to the baseline, as Markdown."""
+    arms = {
+        arm: sorted((r for r in rows if (r["arm"], r["rate"]) == (arm, rate) and r["seed"] in seeds), key=_seed)
+        for arm, rate in rates.items()
+    }
+    metrics = [key for key in next(iter(arms.values()))[0] if key == "top1" or key.startswith("probe")]
+    lines = [f"| arm (learning rate) | {' | '.join(metrics)} |", f"|{' --- |' * (len(metrics) + 1)}"]
+    for arm, found in arms.items():
+        cells = []
+        for metric in metrics:
+            values = [row[metric] for row in found]
+            cell = f"{mean(values):.2f} ± {_spread(values):.2f}"
+            if arm != "baseline":
+                gains = [row[metric] - base[metric] for row, base in zip(found, arms["baseline"], strict=True)]
+                cell += f" ({mean(gains):+.2f} ± {_spread(gains):.2f})"
+            cells.append(cell)
+        lines.append(f"| {arm} ({rates[arm]:g}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _seed(row: dict[str, Any]) -> int:
+    return row["seed"]
+
+
+def _spread(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--arms", nargs="+", help="only these arms")
+    parser.add_argument("--root", default="", help="data.root of the emoji studies")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("PATH", "VALUE"), help="any field")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--out", type=Path, help="rows, default benchmarks/results/STUDY.jsonl")
+    given = parser.parse_args()
+    study, arms = STUDIES[given.study], given.arms or list(STUDIES[given.study].arms)
+    extra: Overrides = {"data.root": given.root, **dict(given.set)}
+    out = given.out or Path(__file__).parent / "results" / f"{given.study}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the runs, scikit-learn's too
+    with tempfile.TemporaryDirectory() as folder:
+
+        def jobs(pairs: list[tuple[str, float]], seeds: list[int]) -> list[tuple[Config, dict[str, Any]]]:
+            return [
+                (configure(study, arm, rate, seed, extra, Path(folder)), {"arm": arm, "rate": rate, "seed": seed})
+                for seed in seeds
+                for arm, rate in pairs
+            ]
+
+        grid = [(arm, rate) for arm in _TUNED for rate in given.rates]
+        for _ in run_all(jobs(grid, [TUNING_SEED]), out, given.workers, probes=False):
+            pass
+        rates = best_rates(read(out), arms)
+        for _ in run_all(jobs(list(rates.items()), given.seeds), out, given.workers, probes=True):
+            pass
+    print(table(read(out), rates, given.seeds))
+
+
+if __name__ == "__main__":
+    main()

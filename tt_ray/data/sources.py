@@ -1,0 +1,121 @@
+"""Opens the splits of a data source: the only place that knows which sources there are."""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from tt_ray.config import DataConfig
+from tt_ray.data.classes import common_classes, some
+from tt_ray.data.source import Source
+from tt_ray.errors import UserError, nearest
+
+Split = Literal["train", "val"]
+
+
+def _shapes(config: DataConfig, split: Split, need_captions: bool) -> Source:
+    from tt_ray.data.shapes import shapes_source
+
+    return shapes_source(config.shapes, split, config.image_size)
+
+
+def _imagefolder(config: DataConfig, split: Split, need_captions: bool) -> Source:
+    from tt_ray.data.folders import folder_source
+
+    return folder_source(config, split_name(config, split), need_captions)
+
+
+def _datasets(config: DataConfig, split: Split, need_captions: bool) -> Source:
+    from tt_ray.data.tables import table_source
+
+    return table_source(config, split_name(config, split), need_captions)
+
+
+def _torchvision(config: DataConfig, split: Split, need_captions: bool) -> Source:
+    from tt_ray.data.torchvision_sets import torchvision_source
+
+    return torchvision_source(config, split_name(config, split), need_captions)
+
+
+SOURCES: dict[str, Callable[[DataConfig, Split, bool], Source]] = {
+    "shapes": _shapes,
+    "imagefolder": _imagefolder,
+    "datasets": _datasets,
+    "torchvision": _torchvision,
+}
+"""Sources by the name that data.source gives; each imports its libraries when it is opened."""
+
+
+def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
+    """One split by itself; class numbers are its own (`open_splits` makes them common).
+
+    Raises UserError when the split is missing or empty, lacks labels, or lacks captions although they are needed.
+    """
+    if config.source not in SOURCES:
+        raise UserError(f"no data.source {config.source!r}; {nearest(config.source, SOURCES)}")
+    source = SOURCES[config.source](config, split, need_captions)
+    name = f"split {split_name(config, split)!r} of {_place(config)}"
+    if not len(source):
+        raise UserError(f"{name} has no images: check --data.root and --data.{split}_split")
+    if source.captions is not None and source.captions.null_count == len(source):
+        # `datasets` gives every split the columns of the first one, filled with null.
+        if need_captions:
+            raise UserError(
+                f"no image in {name} has a caption under {config.caption_column!r}: "
+                "set --data.caption_column, or give a caption table with --text.captions"
+            )
+        return dataclasses.replace(source, captions=None)
+    return source
+
+
+def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source]:
+    """Training and validation split with common class numbers, those of training.
+
+    `need_captions` asks for captions of training images; validation never needs any. Does not look for unreadable
+    images (`drop_unreadable`). Raises UserError as `open_source` does, and when validation has a class that training
+    lacks.
+    """
+    train = open_source(config, "train", need_captions)
+    val = open_source(config, "val", False)
+    declared = config.source in ("shapes", "torchvision")
+    return train, common_classes(train, val, _place(config), declared)
+
+
+def drop_unreadable(source: Source, progress: Callable[[int], None] | None = None) -> Source:
+    """The split without the images that cannot be decoded; their ids are added to `skipped`.
+
+    Decodes every image, in threads; `progress` is told the number of images done. Raises UserError when none is left.
+    """
+    import torch
+
+    def readable(row: int) -> bool:
+        try:
+            # The smallest size: JPEGs are then decoded at an eighth of their own, which still reads all of the file.
+            source.pixels(np.array([row]), 1)
+        except UserError:
+            return False
+        return True
+
+    good = np.ones(len(source), bool)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for row, fine in enumerate(pool.map(readable, range(len(source)))):
+            good[row] = fine
+            if progress:
+                progress(row + 1)
+    if good.all():
+        return source
+    bad = source.ids.filter(~good).to_pylist()
+    if not good.any():
+        raise UserError(f"none of {len(bad)} images can be read ({some(bad)}): check --data.root, --data.image_column")
+    return source.select(np.flatnonzero(good), skipped=(*source.skipped, *bad))
+
+
+def split_name(config: DataConfig, split: Split) -> str:
+    """What the source calls the split."""
+    return config.train_split if split == "train" else config.val_split
+
+
+def _place(config: DataConfig) -> str:
+    return " ".join(part for part in (config.source, config.name, config.root) if part)
