@@ -1,18 +1,22 @@
 """What all commands share: one-line errors, exit codes, and how `[RECIPE | FILE] [--dotted.path value ...]` is read."""
 
 import contextlib
+import functools
 import io
+import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import yaml
+from typing import Any, TypeVar
 
 from tt_ray.config import Config
 from tt_ray.errors import UserError, nearest
 from tt_ray.recipes import RECIPES
+_OPTION = re.compile(r"^(--[^=\s]+)=")
+T = TypeVar("T")
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
@@ -30,8 +34,16 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         if debug:
             traceback.print_exc()
         mistake = isinstance(error, UserError)
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = _one_line(error)
         _fail(text if mistake else f"{text} (--debug shows more)", 2 if mistake else 1)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's text; torch's loader processes put a traceback in front of it."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.rpartition("\n  ")[2].partition("\n")[2].partition(": ")[2] or text
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _fail(text: str, code: int) -> None:
@@ -48,24 +60,41 @@ def read_config(arguments: list[str], prog: str) -> Config:
 
     named = bool(arguments) and not arguments[0].startswith("-")
     base = _base(arguments[0] if named else "shapes_textteacher")
-    rest = [_as_tyro(argument) for argument in arguments[named:]]
+    rest = _split_equals(arguments[named:])
     if not {"-h", "--help"} & set(rest):
         _check_names(rest)
     base, rest = _take_kwargs(base, rest)
+    rest = _as_tyro(rest)
     parser = tyro.conf.configure(tyro.conf.FlagConversionOff)(Config)
     description = f"{prog} [RECIPE | FILE.yaml] [--dotted.path value ...]\n\nRecipes: {', '.join(RECIPES)}."
+    try:
+        return _tyro(parser, args=rest, default=base, prog=prog, description=description, use_underscores=True)
+    except _TyroComplaint as complaint:
+        _raise_wrong_value(base, rest)
+        raise UserError(str(complaint)) from None
+
+
+def read_arguments(form: type[T], arguments: list[str], prog: str) -> T:
+    """The arguments of a command that takes no configuration, as its dataclass; raises UserError on anything wrong."""
+    return _tyro(form, args=arguments, prog=prog)
+
+
+class _TyroComplaint(UserError):
+    """tyro's box of several lines, as one."""
+
+
+def _tyro(*arguments: Any, **options: Any) -> Any:
+    import tyro
+
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                parser, args=rest, default=base, prog=prog, description=description, use_underscores=True
-            )
+            return tyro.cli(*arguments, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
-    except UserError:
-        raise
-    raise UserError(_wrong_value(rest) or " ".join(complaint.getvalue().split()))
+    words = re.sub("[╭╮╰╯│─]", " ", complaint.getvalue()).split()
+    raise _TyroComplaint(" ".join(words))
 
 
 def _base(name: str) -> Config:
@@ -93,14 +122,32 @@ def _take_kwargs(base: Config, arguments: list[str]) -> tuple[Config, list[str]]
     keys, values = arguments[start:stop:2], arguments[start + 1 : stop : 2]
     if len(keys) != len(values):
         raise UserError(f"--model.kwargs takes pairs of key and value, but {keys[-1]} has no value")
-    added = {key: yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    added = {key: _literal(value) for key, value in zip(keys, values, strict=True)}
     base = base.override("model.kwargs", {**base.model.kwargs, **added})
     return base, arguments[: start - 1] + arguments[stop:]
 
 
-def _as_tyro(argument: str) -> str:
+def _literal(text: str) -> Any:
+    """A number, a boolean or a list where the text is one in JSON; else the text."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+
+
+def _split_equals(arguments: list[str]) -> list[str]:
+    """`--name=value` as two words."""
+    return [word for argument in arguments for word in _OPTION.split(argument)[-2:]]
+
+
+def _as_tyro(arguments: list[str]) -> list[str]:
     """tyro wants Python's True and False; people also write true and false."""
-    return argument.capitalize() if argument in ("true", "false") else argument
+    flags = {path for path in Config.paths() if isinstance(Config().get(path), bool)}
+    before = ["", *arguments]
+    return [
+        word.capitalize() if word in ("true", "false") and option[2:].replace("-", "_") in flags else word
+        for option, word in zip(before, arguments, strict=False)
+    ]
 
 
 def _check_names(arguments: list[str]) -> None:
@@ -112,21 +159,20 @@ def _check_names(arguments: list[str]) -> None:
             raise UserError(f"no option {argument}; {nearest(name, paths)}")
 
 
-def _wrong_value(arguments: list[str]) -> str | None:
-    """tyro's box of several lines, as the one line that `Config.override` has for the same value."""
+def _raise_wrong_value(base: Config, arguments: list[str]) -> None:
+    """Says in one line, as for YAML files, what tyro says in a box."""
+    tree = base.to_dict()
     for position, argument in enumerate(arguments):
-        if not argument.startswith("--"):
+        if not argument.startswith("--") or argument.startswith("--model.kwargs."):
             continue
-        name, _, value = argument[2:].partition("=")
         following = arguments[position + 1 :]
-        values = [value] if value else following[: _until_option(following)]
+        values = following[: _until_option(following)]
         if not values:
-            return f"{argument} needs a value"
-        try:
-            Config().override(name.replace("-", "_"), values[0] if len(values) == 1 else values)
-        except UserError as error:
-            return str(error)
-    return None
+            raise UserError(f"{argument} needs a value")
+        *groups, name = argument[2:].replace("-", "_").split(".")
+        node = functools.reduce(lambda inner, group: inner[group], groups, tree)
+        node[name] = values[0] if len(values) == 1 else values
+    Config.from_dict(tree)
 
 
 def _until_option(arguments: list[str]) -> int:

@@ -5,17 +5,19 @@ Nothing changes after parsing: what follows from a field is a property, and `ove
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from tt_ray.errors import UserError, nearest
 from tt_ray.schedules import build_schedule
 
 _STRICT = ConfigDict(extra="forbid")
-Kwarg = int | float | bool | str
+# Strict, so that 1 stays 1 and true stays true; the lax float reads 1e-4, which YAML 1.1 takes for a string.
+Kwarg = Annotated[bool, Strict()] | Annotated[int, Strict()] | float | str | tuple[int, ...] | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class ModelConfig:
 
     name: str = "vit_tiny_patch16_224"
     """timm model name."""
-    kwargs: dict[str, Kwarg] = field(default_factory=dict)
+    kwargs: dict[str, Annotated[Kwarg, Field(union_mode="left_to_right")]] = field(default_factory=dict)
     """Further arguments of timm.create_model: key value pairs, such as embed_dim 96 depth 4."""
     drop_path: float = 0.0
     """Stochastic depth rate."""
@@ -222,7 +224,7 @@ class RunConfig:
     cpus_per_worker: int = 0
     """CPUs per worker; 0 shares all CPUs of the cluster among CPU workers, and asks for 1 beside a GPU."""
     max_failures: int = 3
-    """Worker failures after which the run gives up; each restarts from the last checkpoint."""
+    """Worker failures after which the run gives up, -1 for never; each restarts from the last checkpoint."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 is one per epoch."""
     keep_checkpoints: int = 2
@@ -253,6 +255,8 @@ class Config:
             value = self.get(path)
             if not low <= value <= high:
                 raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
+        if min(self.data.std) <= 0:
+            raise UserError(f"data.std is {self.data.std}, but all must be above 0")
         build_schedule(self.text.schedule, self.text.weight, self.train.epochs)
         if (self.data.mixup or self.data.cutmix) and self.train.batch_size % (2 * self.run.num_workers):
             raise UserError(
@@ -296,13 +300,13 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars."""
-        return TypeAdapter(type(self)).dump_python(self, mode="json")
+        return _adapter(type(self)).dump_python(self, mode="json")
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "") -> Self:
         """Reads plain dictionaries; raises UserError on unknown keys and bad values, naming path and `where`."""
         try:
-            return TypeAdapter(cls).validate_python(tree)
+            return _adapter(cls).validate_python(tree)
         except ValidationError as error:
             raise UserError(_first_problem(cls, error, where)) from None
 
@@ -327,6 +331,11 @@ class Config:
     def paths(cls) -> list[str]:
         """All dotted paths, in the order of the tree."""
         return list(_walk(cls()))
+
+
+@cache
+def _adapter(cls: type[Config]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def _walk(node: Any, prefix: str = "") -> list[str]:
@@ -370,7 +379,13 @@ _RANGES = [
     ("head.out_dim", 0, _INF),
     ("model.drop_path", 0, 0.999),
     ("model.drop", 0, 0.999),
+    ("data.cache_gb", 0, _INF),
     ("optim.lr", 0, _INF),
+    ("optim.min_lr", 0, _INF),
+    ("optim.warmup_lr", 0, _INF),
+    ("optim.warmup_epochs", 0, _INF),
+    ("optim.weight_decay", 0, _INF),
+    ("optim.eps", 0, _INF),
     ("optim.grad_clip", 0, _INF),
     ("optim.label_smoothing", 0, 0.999),
     ("train.epochs", 1, _INF),
@@ -380,6 +395,7 @@ _RANGES = [
     ("train.eval_every", 1, _INF),
     ("run.num_workers", 1, _INF),
     ("run.cpus_per_worker", 0, _INF),
+    ("run.max_failures", -1, _INF),
     ("run.checkpoint_every", 0, _INF),
     ("run.keep_checkpoints", 1, _INF),
     ("run.log_every", 1, _INF),

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
 from tt_ray.checkpoint import check_manifest, new_folder, newest_intact
-from tt_ray.cli import run_command
+from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import Config
 from tt_ray.data.transforms import VECTORISED
 from tt_ray.errors import UserError
@@ -37,6 +39,7 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
     model_config = {"num_classes": len(classes), "label_names": list(classes), "label_descriptions": None}
     # Rates of stochastic depth and dropout belong to the training, not to the deployed model.
     model_args = {key: 0.0 for key in ("drop_path_rate", "drop_rate") if key in get_model_args(backbone)}
+    backbone.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last
     with new_folder(path) as folder:
         save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=preprocessing)
 
@@ -48,8 +51,10 @@ def export_checkpoint(source: Path, out: Path) -> None:
     """
     if out.exists():
         raise UserError(f"{out} exists: give another --out")
+    if not source.is_dir():
+        raise UserError(f"no run or checkpoint {source}: give the folder of one")
     path = source
-    if (source / "checkpoints").is_dir():
+    if (source / "checkpoints").is_dir() or not (source / "state.json").exists():
         newest, problems = newest_intact(source / "checkpoints")
         if newest is None:
             raise UserError(f"{source} has no intact checkpoint{': ' if problems else ''}{'; '.join(problems)}")
@@ -61,7 +66,10 @@ def export_checkpoint(source: Path, out: Path) -> None:
     weights = path / "ema.safetensors"
     tensors = load_file(weights if weights.exists() else path / "model.safetensors")
     backbone.load_state_dict({k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)})
-    export_model(backbone, config, classes, out)
+    try:
+        export_model(backbone, config, classes, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {out}: {error}: give another --out") from None
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    given = tyro.cli(Arguments, args=arguments, prog="python -m tt_ray.export")
+    given = read_arguments(Arguments, arguments, "python -m tt_ray.export")
     export_checkpoint(given.run, given.out)
     print(f"exported to {given.out}: timm.create_model('local-dir:{given.out}', pretrained=True)")
 

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Trainer:
             ids = [device.index] if device.type == "cuda" else None
             self.net = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
         self.seconds, self.scores, self.warnings = 0.0, dict[str, float](), list[str]()
+        self.first_step_at: float | None = None
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
@@ -167,13 +169,18 @@ class Trainer:
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.steps), config.data.num_loaders, pin=cuda)
-        book = Logbook(config.run_dir, start) if context.rank == 0 else None
-        began, first_step_at = time.perf_counter() - self.seconds, None
+        with Logbook(config.run_dir, start) if context.rank == 0 else nullcontext() as book:
+            self._steps(start, loaded, held_out, book)
+        return self._finish()
+
+    def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, book: Logbook | None) -> None:
+        config = self.config
+        began = time.perf_counter() - self.seconds
         self.model.train()
         recorder = _Recorder(self, book)
         for step, batch, waited in _timed(loaded, start):
-            recorder.add(step, self.step(batch, step), waited, len(batch.rows) * context.world)
-            first_step_at = first_step_at or time.time()
+            recorder.add(step, self.step(batch, step), waited, len(batch.rows) * self.context.world)
+            self.first_step_at = self.first_step_at or time.time()
             done = step + 1
             self.seconds = time.perf_counter() - began
             if done % config.run.log_every == 0:
@@ -184,9 +191,10 @@ class Trainer:
             if done % (config.run.checkpoint_every or self.order.steps_per_epoch) == 0 or done == self.steps:
                 recorder.flush()
                 self._checkpoint(done, book)
-        return self._finish(book, held_out, first_step_at)
+        if not self.scores:  # resumed after the last step, from a checkpoint without a validation
+            self._validate(held_out, self.steps, book, recorder)
 
-    def _validate(self, held_out: EvalBatches, done: int, book: Logbook | None, recorder: "_Recorder | None") -> None:
+    def _validate(self, held_out: EvalBatches, done: int, book: Logbook | None, recorder: "_Recorder") -> None:
         epoch = done // self.order.steps_per_epoch
         if epoch % self.config.train.eval_every and done != self.steps:
             return
@@ -197,8 +205,7 @@ class Trainer:
         if book is not None:
             book.validation(row)
         self.context.report(row)
-        if recorder is not None:
-            recorder.watch.skip(time.perf_counter() - start)
+        recorder.watch.skip(time.perf_counter() - start)
 
     def _checkpoint(self, done: int, book: Logbook | None) -> None:
         """Worker 0 writes; all workers learn whether it could."""
@@ -232,20 +239,17 @@ class Trainer:
         self.seconds, self.scores = extra["seconds"], extra["scores"]
         return position.step
 
-    def _finish(self, book: Logbook | None, held_out: EvalBatches, first_step_at: float | None) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         """Exports and writes result.json, whose presence means that the run is complete."""
-        if not self.scores:
-            self._validate(held_out, self.steps, book, None)
         result = {
             **self.scores,
             "steps": self.steps,
             "epochs": self.config.train.epochs,
             "train_seconds": self.seconds,
-            "first_step_at": first_step_at,
+            "first_step_at": self.first_step_at,
             "notes": [*self.data.notes, *self.warnings],
         }
-        if book is not None:
-            book.close()
+        if self.context.rank == 0:
             model = self.model if self.ema is None else self.ema.module
             export_model(model.backbone, self.config, self.data.train.classes, self.config.run_dir / "export")
             partial = self.config.run_dir / ".result.partial"

@@ -124,7 +124,21 @@ def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassi
     return TaughtClassifier(backbone, head)
 
 
+@torch.no_grad()
 def check_model(config: Config, num_classes: int) -> None:
-    """Builds the backbone without memory and looks up the optimiser; raises UserError on names that are unknown."""
-    with torch.device("meta"):
-        build_optimizer(config.optim, build_backbone(config, num_classes))
+    """Tries the model and the optimiser before any worker starts; raises UserError on what cannot be trained.
+
+    Some classifiers (EfficientViT-M, VOLO) do more than one linear layer after the pooled feature: training the
+    layer alone would give another model than the one that is deployed.
+    """
+    backbone = build_backbone(config, num_classes).eval()
+    build_optimizer(config.optim, backbone)
+    size = config.data.image_size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        same = torch.equal(TaughtClassifier(backbone, None)(images).logits, backbone(images))
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{config.model.name} does not run on images of {size} px: {text}") from None
+    if not same:
+        raise UserError(f"model.name is {config.model.name!r}, whose logits are more than a linear layer on a feature")

@@ -18,6 +18,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     if config.name not in (names := list_optimizers()):
         raise UserError(f"optim.name is {config.name!r}; {nearest(config.name, names)}")
     kwargs: dict[str, Any] = {"eps": config.eps} if get_optimizer_info(config.name).has_eps else {}
+    if config.name in ("lamb", "lambc"):
+        kwargs["max_grad_norm"] = None  # timm's LAMB would clip at 1 by itself, whatever grad_clip says
     return create_optimizer_v2(model, config.name, lr=config.lr, weight_decay=config.weight_decay, **kwargs)
 
 

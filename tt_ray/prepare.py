@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from tt_ray.captions import read_captions
@@ -16,6 +17,8 @@ from tt_ray.data.targets import TextTargets, build_targets
 from tt_ray.embeddings import EmbeddingStore, embed_captions, open_store
 from tt_ray.errors import UserError
 from tt_ray.text_encoders import load_text_encoder
+
+_CHECK_ROWS = 1024
 
 Show = Callable[[str, int, int], None]
 """Called with what is going on, how much is done, and of how much."""
@@ -38,19 +41,43 @@ def open_data(config: Config, store_path: Path | None) -> Data:
     return join(config, train, val, None if store_path is None else open_store(store_path), notes)
 
 
-def open_images(config: Config) -> tuple[Source, Source, list[str]]:
+def open_images(config: Config, show: Show | None = None) -> tuple[Source, Source, list[str]]:
     """Both splits without unreadable images, and notes on those."""
     data = config.data
     own_captions = config.teaches and not (config.text.captions or config.text.embeddings)
     train, val = open_splits(data, need_captions=own_captions)
     notes: list[str] = []
     if data.on_bad_image == "skip":
-        train, val = drop_unreadable(train), drop_unreadable(val)
+        train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
         for split, name in ((train, data.train_split), (val, data.val_split)):
             if split.skipped:
                 shown = ", ".join(split.skipped[:5])
                 notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {shown}")
     return train, val, notes
+
+
+def check_images(config: Config, train: Source, val: Source, show: Show | None = None) -> None:
+    """Reads the images of splits that training will hold in memory; raises UserError naming the first unreadable one.
+
+    Larger splits would take minutes: their unreadable images stop the run when it comes to them.
+    """
+    data = config.data
+    if data.source == "shapes" or data.on_bad_image == "skip":
+        return
+    for split in (train, val):
+        if len(split) * data.image_size**2 * 3 > data.cache_gb * 2**30:
+            continue
+        for start in range(0, len(split), _CHECK_ROWS):
+            # The smallest size: JPEGs are then decoded at an eighth of their own, which still reads all of the file.
+            split.pixels(np.arange(start, min(start + _CHECK_ROWS, len(split))), 1)
+            if show is not None:
+                show("images checked", min(start + _CHECK_ROWS, len(split)), len(split))
+
+
+def _counter(show: Show | None, of: int) -> Callable[[int], None] | None:
+    if show is None:
+        return None
+    return lambda done: None if done % _CHECK_ROWS and done < of else show("images checked", done, of)
 
 
 def join(config: Config, train: Source, val: Source, store: EmbeddingStore | None, notes: list[str]) -> Data:
@@ -93,7 +120,10 @@ def find_store(config: Config, train: Source, show: Show | None = None) -> Path 
         open_store(path, verify=True)
         return path
     encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
-    embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+    try:
+        embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+    except OSError as error:
+        raise UserError(f"cannot write embedding store {path}: {error.strerror}: give another --run.storage") from None
     return path
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -74,10 +75,11 @@ class ProgressFile:
         self.path = run_dir / "progress.json"
 
     def write(self, standing: Standing) -> None:
-        """Replaces the file in one go."""
+        """Replaces the file in one go; a full disk ends a run where it matters, not here."""
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(standing)))
-        partial.replace(self.path)
+        with suppress(OSError):
+            partial.write_text(json.dumps(asdict(standing)))
+            partial.replace(self.path)
 
     def read(self) -> Standing | None:
         """None before the first step."""

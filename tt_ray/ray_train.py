@@ -8,6 +8,7 @@ from typing import Any
 
 from tt_ray.config import Config
 from tt_ray.errors import UserError
+from tt_ray.run_folder import disk_problems
 
 _QUIET = {
     # The controller takes one report per look; Ray's own interval of 2 s would hold up every epoch that much.
@@ -19,14 +20,18 @@ _QUIET = {
 }
 
 
-def start_ray() -> None:
-    """Joins the cluster of RAY_ADDRESS or of this machine, or starts Ray on this machine."""
+def start_ray(config: Config) -> None:
+    """Joins the cluster of RAY_ADDRESS or of this machine, or starts Ray on this machine.
+
+    Raises UserError when the cluster is too small for the run.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    cpus_per_worker(config, ray.cluster_resources())
 
 
 def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
@@ -35,17 +40,23 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
     share = run.cpus_per_worker or (1 if run.use_gpu else max(int(cpus // run.num_workers), 1))
     wanted = share * run.num_workers
     if wanted > cpus or (run.use_gpu and run.num_workers > gpus):
+        way = "--run.use_gpu False" if run.use_gpu and not gpus else "a lower --run.num_workers"
+        way = "a lower --run.cpus_per_worker" if run.cpus_per_worker > 1 and run.num_workers <= cpus else way
         raise UserError(
-            f"{run.num_workers} workers need {wanted} CPUs{f' and {run.num_workers} GPUs' if run.use_gpu else ''}, "
-            f"but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: lower --run.num_workers"
+            f"run.num_workers {run.num_workers} needs {wanted} CPUs"
+            f"{f' and {run.num_workers} GPUs' if run.use_gpu else ''}, "
+            f"but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: give {way}"
         )
     return share
 
 
 def train_on_ray(config: Config, store: Path | None) -> dict[str, Any]:
-    """Trains on the running Ray cluster; returns what result.json holds. Raises what `loop.train` raises."""
+    """Trains on the running Ray cluster; returns what result.json holds.
+
+    Raises what `loop.train` raises, and RuntimeError when workers fail more often than run.max_failures.
+    """
     import ray
-    from ray.train import FailureConfig, LoggingConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, LoggingConfig, ScalingConfig, WorkerGroupError
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -63,22 +74,58 @@ def train_on_ray(config: Config, store: Path | None) -> dict[str, Any]:
             storage_path=str(config.run_dir),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
             logging_config=LoggingConfig("ERROR"),
+            callbacks=[_no_retry()],
         ),
     )
-    answer = trainer.fit().return_value
+    try:
+        answer = trainer.fit().return_value
+    except ControllerError as error:
+        raise error.controller_failure from error
+    except WorkerGroupError as error:
+        raise RuntimeError(f"{_first_failure(error.worker_failures)}{_logs()}") from error
     assert isinstance(answer, dict), "worker 0 returns a dictionary"
-    if "mistake" in answer:
-        raise UserError(answer["mistake"])
-    if "failure" in answer:
-        raise RuntimeError(answer["failure"])
     return answer
 
 
+def _no_retry() -> Any:
+    """Ends the run at once where starting workers again cannot help.
+
+    An exception here ends it; Ray's own policy would try again `run.max_failures` times. Only a raised exception makes
+    Ray end the other workers: one that returns would leave them waiting for its part of the gradient.
+    """
+    from ray.train import UserCallback
+
+    from tt_ray.loop import NonFiniteLoss
+
+    class NoRetry(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            for _, error in sorted(worker_exceptions.items()):
+                if isinstance(error, UserError | NonFiniteLoss):
+                    raise error
+
+    return NoRetry()
+
+
+def _first_failure(failures: Mapping[int, Exception]) -> str:
+    rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"worker {rank} failed: {lines[0]}"
+
+
+def _logs() -> str:
+    import ray
+
+    node = ray._private.worker._global_node
+    return "" if node is None else f"; workers' logs are in {node.get_logs_dir_path()}/train"
+
+
 def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+    import time
+
     import torch
 
     from tt_ray.context import RayContext
-    from tt_ray.loop import NonFiniteLoss, train
+    from tt_ray.loop import train
     from tt_ray.prepare import open_data
     from tt_ray.progress import ProgressFile
 
@@ -86,11 +133,11 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(arguments["threads"])
     config = Config.from_dict(arguments["config"])
     store = arguments["store"]
-    # Starting again cannot mend these: they are answers, not exceptions, which Ray would retry.
+    context = RayContext(ProgressFile(config.run_dir).write)
     try:
-        data = open_data(config, store and Path(store))
-        return train(config, data, RayContext(ProgressFile(config.run_dir).write))
-    except UserError as error:
-        return {"mistake": str(error)}
-    except NonFiniteLoss as error:
-        return {"failure": str(error)}
+        with disk_problems(config.run_dir):
+            return train(config, open_data(config, store and Path(store)), context)
+    except UserError:
+        # The first exception ends the run. Where all workers stop for the same reason, worker 0 knows most about it.
+        time.sleep(2.0 * (context.rank > 0))
+        raise

@@ -1,13 +1,25 @@
 """The run folder: who may write to it, what it was started with, and how far it is."""
 
+import errno
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from tt_ray.checkpoint import newest_intact
 from tt_ray.config import Config
 from tt_ray.errors import UserError
 
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR),
+}
 # May differ when a run goes on: where and how fast it runs, not what it computes.
 _FREE = ("run.", "data.num_loaders", "data.cache_gb", "train.max_batch_per_worker", "train.compile")
 
@@ -19,7 +31,14 @@ def check_run(config: Config) -> bool:
     is no run.
     """
     folder = config.run_dir
-    if config.run.overwrite or not folder.exists():
+    _check_name(config)
+    if not folder.exists():
+        _check_writable(folder)
+        return False
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: give another --run.name or --run.storage")
+    if config.run.overwrite:
+        _must_be_run(folder)
         return False
     if (folder / "result.json").exists():
         top1 = read_result(folder)["top1"]
@@ -43,17 +62,60 @@ def check_run(config: Config) -> bool:
 def start_run(config: Config) -> None:
     """Makes the folder and writes config.yaml; deletes a run of this name first when told to."""
     folder = config.run_dir
+    _check_name(config)
     if config.run.overwrite and folder.exists():
-        if any(folder.iterdir()) and not (folder / "config.yaml").exists():
-            raise UserError(f"{folder} is not a run of tt-ray: it will not be deleted")
+        _must_be_run(folder)
         shutil.rmtree(folder)
+    partial = folder / ".config.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".config.partial"
         config.to_yaml(partial)
         partial.replace(folder / "config.yaml")
     except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error.strerror}") from None
+        with suppress(OSError):
+            partial.unlink()  # alone in the folder it would look like somebody else's
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror}: give another --run.storage") from None
+
+
+@contextmanager
+def disk_problems(folder: Path) -> Iterator[None]:
+    """Turns a full or read-only disk, met by whatever was written, into a UserError that names the last checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has no error numbers, only Rust's text.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in _DISK_ERRORS:
+            raise
+        path, _ = newest_intact(folder / "checkpoints")
+        last = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+        where = getattr(error, "filename", None) or folder
+        raise UserError(
+            f"cannot write {where}: {os.strerror(number)}; {last}; mend this and give the same command to go on"
+        ) from error
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in folder.parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "not writable" if there.is_dir() else "a file"
+        raise UserError(f"cannot write the run folder {folder}: {there} is {problem}: give another --run.storage")
+
+
+def _check_name(config: Config) -> None:
+    if config.run.name in ("", ".", "..") or "/" in config.run.name:
+        raise UserError(f"run.name is {config.run.name!r}, but must name one folder below run.storage")
+
+
+def _must_be_run(folder: Path) -> None:
+    """Refuses to delete what is not a run: anything but an empty folder or one with a configuration of tt-ray."""
+    if not any(folder.iterdir()):
+        return
+    try:
+        Config.from_yaml(folder / "config.yaml")
+    except UserError as error:
+        raise UserError(f"{folder} is not a run of tt-ray and will not be deleted ({error})") from None
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def build_schedule(spec: str, weight: float, epochs: int) -> Schedule:
     if last < first:
         raise UserError(f"text.schedule is {spec!r}: epoch B = {last} must not come before epoch A = {first}")
 
+    if rest * weight > 1:
+        raise UserError(f"text.schedule is {spec!r}: R = {rest:g} times text.weight {weight:g} is above 1")
+
     def jump(epoch: int) -> float:
         done = min(max(epoch - first, 0) / (last - first), 1) if last > first else float(epoch > first)
         return weight * (1 + done * (rest - 1))

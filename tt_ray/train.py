@@ -8,7 +8,7 @@ from typing import Any
 from tt_ray.cli import read_config, run_command
 from tt_ray.config import Config
 from tt_ray.progress import Display, ProgressFile, Watcher
-from tt_ray.run_folder import check_run, start_run
+from tt_ray.run_folder import check_run, disk_problems, start_run
 
 
 def main(arguments: list[str]) -> None:
@@ -20,12 +20,12 @@ def main(arguments: list[str]) -> None:
         return
     with Display() as display:
         resumes = check_run(config)
-        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
+        store = prepare(config, display)
         from tt_ray.ray_train import start_ray, train_on_ray
 
-        store = prepare(config, display)
+        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
         display.show("starting Ray", 0, 1)
-        start_ray()
+        start_ray(config)
         start_run(config)
         with Watcher(ProgressFile(config.run_dir), display):
             display.show("starting workers", 0, 1)
@@ -38,12 +38,14 @@ def prepare(config: Config, display: Display | None = None) -> Path | None:
     from tt_ray.data.loader import train_order
     from tt_ray.embeddings import open_store
     from tt_ray.model import check_model
-    from tt_ray.prepare import find_store, join, open_images
+    from tt_ray.prepare import check_images, find_store, join, open_images
 
-    train, val, notes = open_images(config)
+    show = None if display is None else display.show
+    train, val, notes = open_images(config, show)
     train_order(config, len(train), 0, config.run.num_workers)
     check_model(config, len(train.classes))
-    store = find_store(config, train, display and display.show)
+    check_images(config, train, val, show)
+    store = find_store(config, train, show)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     train_order(config, len(data.train), 0, config.run.num_workers)
     return store
@@ -66,7 +68,8 @@ def train_under_torchrun(config: Config) -> None:
         if context.world > 1:
             dist.barrier()
         store = find_store(config, open_images(config)[0])
-        result = train(config, open_data(config, store), context)
+        with disk_problems(config.run_dir):
+            result = train(config, open_data(config, store), context)
     if context.rank == 0:
         print(f"top-1 {result['top1']:.2f} %, run folder {config.run_dir}")
     if context.world > 1:

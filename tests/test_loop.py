@@ -1,0 +1,228 @@
+"""The Loop contract of the design: what a step sees, and what a run ends with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+
+from tests.toy import TOY, largest_difference, run_toy, toy_config, weights
+from tt_ray.config import Config
+from tt_ray.data.hashing import seed_of
+from tt_ray.data.loader import TrainBatches, train_order
+from tt_ray.data.mixing import _MIXING_SEED
+from tt_ray.data.transforms import normalize
+from tt_ray.logbook import read_rows
+from tt_ray.loop import _STEP_SEED, NonFiniteLoss, Trainer
+from tt_ray.model import _BACKBONE_SEED
+from tt_ray.prepare import open_data
+
+MIXED: dict[str, Any] = {"data__mixup": 0.8, "data__cutmix": 1.0, "model__drop_path": 0.2}
+
+
+def test_weight_zero_is_plain_timm_bit_for_bit(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, text__weight=0.0, **MIXED)
+    run_toy(config)
+    ours = {name.removeprefix("backbone."): value for name, value in weights(config).items()}
+    assert largest_difference(ours, plain_timm(config)) == 0
+
+
+def plain_timm(config: Config) -> dict[str, torch.Tensor]:
+    """The same training written out with timm and torch alone; only the batches and seeds are the project's."""
+    data = open_data(config, None)
+    batches = TrainBatches(data.train, None, train_order(config, len(data.train), 0, 1), config)
+    torch.manual_seed(seed_of(config.train.seed, _BACKBONE_SEED))
+    model = timm.create_model(
+        config.model.name, num_classes=16, img_size=16, drop_path_rate=0.2, **TOY["model.kwargs"]
+    )
+    optimizer = create_optimizer_v2(model, "adamw", lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=12, lr_min=1e-5, warmup_t=6, warmup_lr_init=1e-6, t_in_epochs=False
+    )
+    mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=16)
+    model.train()
+    for step in range(12):
+        scheduler.step_update(step)
+        batch = batches[step]
+        np.random.seed(seed_of(config.train.seed, _MIXING_SEED, step))
+        images, labels = mixup(normalize(batch.images, config.data.mean, config.data.std), batch.labels)
+        torch.manual_seed(seed_of(config.train.seed, _STEP_SEED, step, 0, 0))
+        F.cross_entropy(model(images), labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip", "dist", "cos"])
+def test_parts_of_a_batch_add_up_to_the_whole(tmp_path: Path, loss: str) -> None:
+    # SGD, since AdamW's first steps turn a rounding error of a tiny gradient into a full step.
+    settings = {"text__loss": loss, "data__cutmix": 1.0, "optim__name": "sgd", "optim__lr": 0.1}
+    whole = toy_config(tmp_path / "whole", **settings)
+    parts = toy_config(tmp_path / "parts", **settings, train__max_batch_per_worker=3)
+    run_toy(whole), run_toy(parts)
+    assert 0 < largest_difference(weights(whole), weights(parts)) < 1e-5
+
+
+def test_text_changes_the_backbone(tmp_path: Path) -> None:
+    taught, plain = toy_config(tmp_path / "a"), toy_config(tmp_path / "b", text__weight=0.0)
+    run_toy(taught), run_toy(plain)
+    backbone = {name: value for name, value in weights(taught).items() if name.startswith("backbone.")}
+    assert largest_difference(backbone, weights(plain)) > 1e-3
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from tests.toy import run_toy
+from tt_ray.config import Config
+import tt_ray.loop as loop
+step = loop.Trainer.step
+def slow(self, batch, number):
+    time.sleep(0.05)
+    return step(self, batch, number)
+loop.Trainer.step = slow
+run_toy(Config.from_yaml(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_ends_bit_identical(tmp_path: Path) -> None:
+    settings = {**MIXED, "train__ema": 0.9, "run__checkpoint_every": 4, "train__epochs": 6, "run__log_every": 1}
+    undisturbed = toy_config(tmp_path / "undisturbed", **settings)
+    run_toy(undisturbed)
+    killed = toy_config(tmp_path / "killed", **settings)
+    killed.to_yaml(tmp_path / "killed.yaml")
+    for kill_after in (7, 18, None):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed.yaml")])
+        while process.poll() is None and kill_after is not None:
+            if sum(row["kind"] == "step" for row in read_rows(killed.run_dir / "metrics.jsonl")) > kill_after:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.01)
+        assert process.wait() == (0 if kill_after is None else -signal.SIGKILL)
+    steps = [row["step"] for row in read_rows(killed.run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert steps == list(range(36))
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert largest_difference(weights(undisturbed, name), weights(killed, name)) == 0
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+from tests.toy import run_toy
+from tt_ray.config import Config
+import torch.distributed as dist
+run_toy(Config.from_yaml(Path(sys.argv[1])))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"text__loss": "clip", "data__cutmix": 1.0},
+        {"text__loss": "siglip", "train__max_batch_per_worker": 3, "text__schedule": "jump-0-1-0"},
+        {"text__loss": "l2", "data__repeats": 2},
+    ],
+)
+def test_two_workers_are_one(tmp_path: Path, settings: dict[str, Any]) -> None:
+    one = toy_config(tmp_path / "one", **settings)
+    result = run_toy(one)
+    two = toy_config(tmp_path / "two", **settings, run__num_workers=2)
+    two.to_yaml(tmp_path / "two.yaml")
+    port = 20000 + os.getpid() % 20000
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-W", "ignore", "-c", WORKER, str(tmp_path / "two.yaml")]
+    workers = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(2)]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    assert largest_difference(weights(one), weights(two)) < 2e-4
+    rows_one, rows_two = (read_rows(config.run_dir / "metrics.jsonl") for config in (one, two))
+    for first, second in zip(rows_one, rows_two, strict=True):
+        for key in ("loss", "loss_cls", "loss_text", "balance", "grad_norm", "top1", "val_images"):
+            assert (key in first) == (key in second)
+            assert first.get(key, 0) == pytest.approx(second.get(key, 0), rel=1e-3)
+    assert result["val_images"] == 37
+
+
+def test_every_step_has_a_row_and_every_epoch_a_validation(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    result = run_toy(config)
+    rows = read_rows(config.run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(12))
+    assert [(row["step"], row["epoch"]) for row in rows if row["kind"] == "validation"] == [(6, 1), (12, 2)]
+    assert result["top1"] == rows[-1]["top1"]
+    named = [row for row in rows if "lr" in row]
+    assert all({"images_per_s", "data_wait_share", "balance", "text_weight"} <= row.keys() for row in named)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_reported(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, run__checkpoint_every=4)
+    run_toy(config)
+    before = weights(config)
+    newest = max((config.run_dir / "checkpoints").iterdir())
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    (config.run_dir / "result.json").unlink()
+    result = run_toy(config)
+    assert any("damaged" in note and "step-00000008" in note for note in result["notes"])
+    assert largest_difference(before, weights(config)) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, run__checkpoint_every=4)
+    original = Trainer._on_device
+
+    def poisoned(self: Trainer, batch: Any, step: int) -> Any:
+        images, labels, text = original(self, batch, step)
+        return images * (float("nan") if step == 9 else 1), labels, text
+
+    monkeypatch.setattr(Trainer, "_on_device", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"step 9 .*loss_cls nan.*step-00000008"):
+        run_toy(config)
+    assert not (config.run_dir / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train__precision": "bf16"},
+        {"train__precision": "fp16"},
+        {"train__channels_last": True, "model__name": "resnet18", "model__kwargs": {}, "data__image_size": 32},
+        {"optim__name": "lamb", "optim__grad_clip": 0.0},
+        {"optim__name": "sgd", "head__kind": "mlp", "head__depth": 3, "head__out_dim": 5},
+        {"data__augment": "three_augment", "data__num_loaders": 0, "data__repeats": 2},
+        {"data__augment": "deit", "data__num_loaders": 1, "data__mixup": 0.8},
+        {"text__loss": "clip_learned", "text__schedule": "cos", "text__balance": False},
+        {"text__normalize_std": "full", "text__control": "shuffle", "data__label_noise": 0.5},
+    ],
+    ids=lambda settings: next(iter(settings.values())),
+)
+def test_settings_train_and_learn_something(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = toy_config(tmp_path, **settings)
+    result = run_toy(config)
+    rows = [row for row in read_rows(config.run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    assert (config.run_dir / "export" / "model.safetensors").exists()
+    assert 0 <= result["top1"] <= 100
+
+
+def test_loader_processes_do_not_change_batches(tmp_path: Path) -> None:
+    settings = {"data__augment": "three_augment", "data__repeats": 3, "data__image_size": 32}
+    alone, helped = (
+        toy_config(tmp_path / str(loaders), data__num_loaders=loaders, **settings) for loaders in (0, 2)
+    )
+    run_toy(alone), run_toy(helped)
+    assert largest_difference(weights(alone), weights(helped)) == 0

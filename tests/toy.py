@@ -1,0 +1,70 @@
+"""Small things that several tests train on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tt_ray.config import Config
+from tt_ray.context import LocalContext
+from tt_ray.embeddings import write_store
+from tt_ray.loop import train
+from tt_ray.prepare import open_data, open_images
+from tt_ray.recipes import RECIPES
+from tt_ray.run_folder import start_run
+
+DIM = 12
+TOY: dict[str, Any] = {
+    "data.shapes.train_size": 48,
+    "data.shapes.val_size": 37,
+    "data.image_size": 16,
+    "model.kwargs": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "run.log_every": 5,
+    "run.name": "toy",
+}
+
+
+def toy_config(storage: Path, recipe: str = "shapes_textteacher", **settings: Any) -> Config:
+    """A recipe at toy size; `settings` are fields, with __ for the dot. Text comes from a store of random numbers."""
+    config = RECIPES[recipe]()
+    for path, value in {**TOY, "run.storage": str(storage)}.items():
+        config = config.override(path, value)
+    for path, value in settings.items():
+        config = config.override(path.replace("__", "."), value)
+    if config.teaches and not config.text.embeddings:
+        config = config.override("text.embeddings", str(random_store(config, storage / "store")))
+    return config
+
+
+def random_store(config: Config, path: Path) -> Path:
+    """An embedding for each training image, in another order than the images."""
+    if not path.exists():
+        ids = pa.array(open_images(config)[0].ids.to_pylist()[::-1])
+        rows = np.random.default_rng(0).normal(1, 1, (len(ids), DIM)).astype(np.float32)
+        write_store(path, ids, [rows], len(ids), DIM, "float32", {"id": "random", "revision": "0"})
+    return path
+
+
+def run_toy(config: Config) -> dict[str, Any]:
+    """Trains in this process, from the start or on from a checkpoint."""
+    torch.set_num_threads(1)
+    start_run(config)
+    store = Path(config.text.embeddings) if config.teaches else None
+    return train(config, open_data(config, store), LocalContext.start(use_gpu=False))
+
+
+def weights(config: Config, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    """Of the last checkpoint, read rather than mapped: tests change the file."""
+    from safetensors.torch import load
+
+    return load((max((config.run_dir / "checkpoints").iterdir()) / name).read_bytes())
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Over all weights; 0 means bit-identical."""
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
