@@ -4,8 +4,8 @@
     python -m benchmarks.what_text_buys emoji-clean --root DIR --seeds 0 1 2
 
 Learning rates are chosen on TUNING_SEED and other validation images than those that are reported: other shapes, or a
-fifth of the emoji of the training split. Controls take TextTeacher's rate, and fewer seeds. Rows go to OUT one by
-one; running again does what is missing.
+fifth of the emoji of the training split; the grid grows by factors of 2 until the best rate is inside it. Controls
+take TextTeacher's rate, and fewer seeds. Rows go to OUT one by one; running again does what is missing.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
 
 TUNING_SEED = 100
-RATES = (0.001, 0.002, 0.004)
+RATES = (0.001, 0.002)
 CONTROL_SEEDS = 3
 PROBE_IMAGES = 4096
 Overrides = dict[str, Any]
@@ -147,6 +147,18 @@ def best_rates(rows: list[dict[str, Any]], arms: list[str]) -> dict[str, float]:
     return {arm: best.get(arm, best["textteacher"]) for arm in arms}
 
 
+def beyond_edges(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """The next rate to try for each arm whose best rate is the lowest or the highest that was tried."""
+    more: list[tuple[str, float]] = []
+    for arm, best in best_rates(rows, list(_TUNED)).items():
+        tried = [row["rate"] for row in rows if row["arm"] == arm and row["seed"] == TUNING_SEED]
+        if best == max(tried):
+            more.append((arm, best * 2))
+        elif best == min(tried):
+            more.append((arm, best / 2))
+    return more
+
+
 def table(rows: list[dict[str, Any]], rates: dict[str, float], seeds: list[int]) -> str:
     """Mean and standard deviation over seeds, and the paired difference to the baseline, as Markdown."""
     arms = {
@@ -204,8 +216,10 @@ def main() -> None:
             ]
 
         grid = [(arm, rate) for arm in _TUNED for rate in given.rates]
-        for _ in run_all(jobs(grid, [TUNING_SEED]), out, given.workers, probes=False):
-            pass
+        while grid:
+            for _ in run_all(jobs(grid, [TUNING_SEED]), out, given.workers, probes=False):
+                pass
+            grid = beyond_edges(read(out))
         rates = best_rates(read(out), arms)
         compared = [pair for pair in rates.items() if pair[0] in _TUNED]
         controls = [pair for pair in rates.items() if pair[0] not in _TUNED]

@@ -147,6 +147,7 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     for parameter, entries in optimizer.state.items():
+        assert isinstance(parameter, nn.Parameter)
         for key, value in entries.items():
             (tensors if isinstance(value, Tensor) else scalars)[f"{names[parameter]}|{key}"] = value
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]

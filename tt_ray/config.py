@@ -258,16 +258,11 @@ class Config:
         if min(self.data.std) <= 0:
             raise UserError(f"data.std is {self.data.std}, but all must be above 0")
         build_schedule(self.text.schedule, self.text.weight, self.train.epochs)
-        if (self.data.mixup or self.data.cutmix) and self.train.batch_size % (2 * self.run.num_workers):
-            raise UserError(
-                f"train.batch_size is {self.train.batch_size}, but mixing pairs images: "
-                f"give a multiple of {2 * self.run.num_workers} (2 x run.num_workers)"
-            )
-        if self.train.batch_size % self.run.num_workers:
-            raise UserError(
-                f"train.batch_size is {self.train.batch_size}, but must be a multiple of run.num_workers, "
-                f"{self.run.num_workers}"
-            )
+        pairs = 2 if self.data.mixup or self.data.cutmix else 1
+        if self.train.batch_size % (pairs * self.run.num_workers):
+            why = "2 x run.num_workers, since mixing pairs images" if pairs == 2 else "run.num_workers"
+            multiple = pairs * self.run.num_workers
+            raise UserError(f"train.batch_size is {self.train.batch_size}, but must be a multiple of {multiple} ({why})")
 
     @property
     def run_dir(self) -> Path:

@@ -58,7 +58,7 @@ class Trainer:
         self.steps = config.train.epochs * self.order.steps_per_epoch
         self.model = build_model(config, len(data.train.classes), data.targets.dim if data.targets else 0)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.model.to(device=device, memory_format=self.memory_format)
+        self.model.to(device).to(memory_format=self.memory_format)
         self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
         if config.train.compile:
             self.model.compile_backbone()
@@ -209,18 +209,11 @@ class Trainer:
 
     def _checkpoint(self, done: int, book: Logbook | None) -> None:
         """Worker 0 writes; all workers learn whether it could."""
-        problem = ""
+        problem, path = "", self._folder / f"step-{done:08d}"
         if book is not None:
             try:
                 book.flush()
-                path = self._folder / f"step-{done:08d}"
-                epoch = done // self.order.steps_per_epoch
-                position = Position(done, epoch, done * self.order.batch_size)
-                extra = {"seconds": self.seconds, "scores": self.scores, "scaler": self.scaler.state_dict()}
-                extra["classes"] = self.data.train.classes
-                ema = None if self.ema is None else self.ema.module
-                yaml = (self.config.run_dir / "config.yaml").read_text()
-                save_checkpoint(path, position, self.model, self.optimizer, ema, extra, yaml)
+                self._save(path, done)
                 prune(self._folder, self.config.run.keep_checkpoints)
             except OSError as error:
                 problem = f"cannot write checkpoint {path}: {error.strerror or error}"
@@ -228,13 +221,23 @@ class Trainer:
         if failed:
             raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self._last_good()}")
 
+    def _save(self, path: Path, done: int) -> None:
+        position = Position(done, done // self.order.steps_per_epoch, done * self.order.batch_size)
+        extra = {
+            "seconds": self.seconds,
+            "scores": self.scores,
+            "scaler": self.scaler.state_dict(),
+            "classes": self.data.train.classes,
+        }
+        yaml = (self.config.run_dir / "config.yaml").read_text()
+        save_checkpoint(path, position, self.model, self.optimizer, self.ema and self.ema.module, extra, yaml)
+
     def _restore(self) -> int:
         path, problems = newest_intact(self._folder)
         self.warnings += [f"{problem}; went on from {path.name if path else 'the start'}" for problem in problems]
         if path is None:
             return 0
-        ema = None if self.ema is None else self.ema.module
-        position, extra = load_checkpoint(path, self.model, self.optimizer, ema)
+        position, extra = load_checkpoint(path, self.model, self.optimizer, self.ema and self.ema.module)
         self.scaler.load_state_dict(extra["scaler"])
         self.seconds, self.scores = extra["seconds"], extra["scores"]
         return position.step

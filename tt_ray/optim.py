@@ -15,7 +15,8 @@ from tt_ray.errors import UserError, nearest
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """timm's optimiser of that name over timm's parameter groups; raises UserError on an unknown name."""
-    if config.name not in (names := list_optimizers()):
+    names = [str(name) for name in list_optimizers()]
+    if config.name not in names:
         raise UserError(f"optim.name is {config.name!r}; {nearest(config.name, names)}")
     kwargs: dict[str, Any] = {"eps": config.eps} if get_optimizer_info(config.name).has_eps else {}
     if config.name in ("lamb", "lambc"):

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     started = time.time()
     config = read_config(arguments, "python -m tt_ray.train")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        train_under_torchrun(config)
+        train_under_torchrun(config, started)
         return
     with Display() as display:
         resumes = check_run(config)
@@ -51,7 +51,7 @@ def prepare(config: Config, display: Display | None = None) -> Path | None:
     return store
 
 
-def train_under_torchrun(config: Config) -> None:
+def train_under_torchrun(config: Config, started: float) -> None:
     """The same loop in processes that torchrun started; worker 0 prepares, the others wait."""
     import torch.distributed as dist
 
@@ -62,8 +62,9 @@ def train_under_torchrun(config: Config) -> None:
     with Display() as display:
         context = LocalContext.start(config.run.use_gpu, display.training)
         if context.rank == 0:
-            check_run(config)
+            resumes = check_run(config)
             prepare(config, display)
+            display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
             start_run(config)
         if context.world > 1:
             dist.barrier()
@@ -71,7 +72,7 @@ def train_under_torchrun(config: Config) -> None:
         with disk_problems(config.run_dir):
             result = train(config, open_data(config, store), context)
     if context.rank == 0:
-        print(f"top-1 {result['top1']:.2f} %, run folder {config.run_dir}")
+        print(summary(config, result, started))
     if context.world > 1:
         dist.destroy_process_group()
 

@@ -1,7 +1,7 @@
 """Batches by step number: which images, how augmented, depends on (seed, epoch, sample) and (seed, step) alone."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -156,8 +156,6 @@ def load(batches: TrainBatches | EvalBatches, steps: range, num_loaders: int, pi
     """Batches of `steps` in order, prepared by loader processes unless the split is in memory."""
     held = batches.pixels is not None
     kwargs: dict[str, Any] = {} if held or not num_loaders else {"num_workers": num_loaders, "prefetch_factor": 4}
-    return iter(DataLoader(batches, batch_size=None, sampler=steps, collate_fn=_as_is, pin_memory=pin, **kwargs))
-
-
-def _as_is(batch: Batch) -> Batch:
-    return batch
+    # Without a batch size, collate_fn gets what the data set gives: a whole batch, to be left as it is.
+    as_is = cast(Any, lambda batch: batch)
+    return iter(DataLoader(batches, batch_size=None, sampler=steps, collate_fn=as_is, pin_memory=pin, **kwargs))

@@ -1,0 +1,82 @@
+"""The benchmarks at toy size: each ends with a finite ratio and a JSON file. What they find here means nothing."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import loop_efficiency, ray_overhead, start_up, step_cost
+from tt_ray.config import Config
+
+_TOY = {
+    "data.shapes.train_size": "64",
+    "data.shapes.val_size": "16",
+    "train.batch_size": "16",
+    "run.log_every": "2",
+}
+SET = [word for path, value in _TOY.items() for word in ("--set", path, value)]
+
+
+def _result(out: Path) -> dict[str, Any]:
+    result = json.loads(out.read_text())
+    assert math.isfinite(result["ratio"]["median"]) and result["ratio"]["median"] > 0
+    low, high = result["ratio"]["quartiles"]
+    assert low <= result["ratio"]["median"] <= high
+    assert len(result["ratio"]["values"]) == result["rounds"]
+    return result
+
+
+def test_step_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "step_cost.json"
+    size = ["--model", "vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "4", "--classes", "5"]
+    step_cost.main([*size, "--embedding-dim", "8", "--repeats", "2", "--warm-up", "1", "--out", str(out)])
+    result = _result(out)
+    assert set(result["sides"]) == {"with the text loss", "baseline"}
+    assert "| ratio |" in capsys.readouterr().out
+
+
+def test_loop_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "loop_efficiency.json"
+    loop_efficiency.main([*SET, "--embedding-dim", "8", "--steps", "3", "--repeats", "2", "--out", str(out)])
+    result = _result(out)
+    assert result["rounds"] == 2
+    assert result["settle"] == 0  # no loader processes for what is in memory
+    assert "| loop |" in capsys.readouterr().out
+
+
+def test_loop_efficiency_lets_loader_processes_settle(tmp_path: Path) -> None:
+    calls: list[int] = []
+    blocks = loop_efficiency.Blocks(steps=4, settle=3, repeats=2, batch_size=16, bare=calls.append)
+    standing = [loop_efficiency.Progress(step, 100, 0, 0.0, 0.0, 0.0, None) for step in range(2, 40, 2)]
+    with pytest.raises(loop_efficiency.Enough):
+        for progress in standing:
+            blocks(progress)
+    assert calls == [3, 4, 3, 4]
+    assert len(blocks.loop_rates) == len(blocks.bare_rates) == 2
+
+
+def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:
+    config = Config().override("train.batch_size", 10)
+    rows = [{"step": step, "images_per_s": rate} for step, rate in ((19, 1.0), (39, 50.0), (47, 7.0), (67, 60.0))]
+    assert ray_overhead.window_rates([{"step": 3}, *rows], config) == [5.0, 6.0]
+    with pytest.raises(RuntimeError, match="raise --steps"):
+        ray_overhead.window_rates(rows[:1], config)
+
+
+@pytest.mark.slow
+def test_ray_overhead(tmp_path: Path) -> None:
+    out = tmp_path / "ray_overhead.json"
+    arguments = ["--workers", "1", "--threads", "1", "--steps", "8", "--repeats", "1", "--warm-up", "0"]
+    ray_overhead.main([*SET, *arguments, "--embedding-dim", "8", "--out", str(out)])
+    assert set(_result(out)["sides"]) == {"Ray Train", "torchrun"}
+
+
+@pytest.mark.slow
+def test_start_up(tmp_path: Path) -> None:
+    out = tmp_path / "start_up.json"
+    start_up.main([*SET, "--repeats", "1", "--warm-up", "0", "--out", str(out)])
+    phases = _result(out)["phases"]["with a store"]
+    assert all(phases[phase] > 0 for phase in start_up.PHASES)
+    assert math.isclose(sum(phases[phase] for phase in start_up.PHASES), phases["total"])

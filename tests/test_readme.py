@@ -1,0 +1,31 @@
+"""The README keeps its word: the paths that it names exist, and its test command is what CI runs."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tour_names_five_files_that_exist() -> None:
+    tour = README.split("## Tour")[1].split("\n## ")[0]
+    files = re.findall(r"\]\(([^)]+\.py)\)", tour)
+    assert len(files) == 5
+    assert all((ROOT / file).is_file() for file in files)
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_set_up_is_two_commands_and_ci_runs_the_second() -> None:
+    commands = re.findall(r"^(?:git clone .*&& )?python3\.11 -m venv .*$", README, re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text()
+
+
+def test_modules_that_the_readme_runs_exist() -> None:
+    modules = set(re.findall(r"python -m ((?:tt_ray|benchmarks)[\w.]*)", README))
+    assert "tt_ray.train" in modules and "tt_ray.export" in modules
+    assert all((ROOT / (module.replace(".", "/") + ".py")).is_file() for module in modules)
