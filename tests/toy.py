@@ -17,6 +17,7 @@ from tt_ray.run_folder import start_run
 
 DIM = 12
 TOY: dict[str, Any] = {
+    "data.label_noise": 0.0,
     "data.shapes.train_size": 48,
     "data.shapes.val_size": 37,
     "data.image_size": 16,

@@ -22,8 +22,8 @@ def validate(
 ) -> dict[str, float]:
     """Top-1 (and top-5 from 6 classes on) in percent, and mean cross-entropy, over the whole split."""
     model.eval()
-    # correct, correct among five, summed loss, images; float64 counts images exactly.
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    # correct, correct among five, summed loss; float64 counts images exactly.
+    totals, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
     for batch in load(batches, range(len(batches)), config.data.num_loaders, device.type == "cuda"):
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
@@ -31,10 +31,10 @@ def validate(
             logits = model(normalize(images, config.data.mean, config.data.std)).logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        counts = (best[:, 0].sum(), best.sum(), loss, torch.tensor(len(labels), device=device))
-        totals += torch.stack([count.double() for count in counts])
+        totals += torch.stack([count.double() for count in (best[:, 0].sum(), best.sum(), loss)])
+        seen += len(labels)
     model.train()
-    top1, top5, loss_sum, images = sum_over_workers(totals).tolist()
+    top1, top5, loss_sum, images = sum_over_workers(torch.cat([totals, totals.new_tensor([seen])])).tolist()
     result = {"top1": 100 * top1 / images, "val_loss": loss_sum / images, "val_images": int(images)}
     if model.backbone.num_classes > 5:  # type: ignore[operator]
         result["top5"] = 100 * top5 / images

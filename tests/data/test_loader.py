@@ -1,0 +1,92 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toy import toy_config
+from tt_ray.data.loader import EvalBatches, Order, TrainBatches, load, train_order
+from tt_ray.errors import UserError
+from tt_ray.prepare import open_data
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [8, 12, 16])
+def test_workers_share_a_batch_and_partners_stay_together(world: int, batch_size: int) -> None:
+    parts = [Order(100, batch_size, 1, 0, rank, world).part() for rank in range(world)]
+    assert sorted(np.concatenate(parts)) == list(range(batch_size))
+    assert len({len(part) for part in parts}) == 1
+    if batch_size % (2 * world) == 0:
+        for part in parts:
+            assert (part[::-1] == batch_size - 1 - part).all()
+
+
+def test_one_worker_takes_the_batch_in_order() -> None:
+    assert (Order(10, 6, 1, 0).part() == np.arange(6)).all()
+
+
+def test_an_epoch_has_every_image_once_and_another_epoch_another_order() -> None:
+    order = Order(50, 8, 1, seed=3)
+    first, second = order.epoch_rows(0)[0], order.epoch_rows(1)[0]
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert (first != second).any()
+    assert (first == Order(50, 8, 1, seed=3).epoch_rows(0)[0]).all()
+    assert (first != Order(50, 8, 1, seed=4).epoch_rows(0)[0]).any()
+
+
+def test_repeats_keep_the_length_of_an_epoch() -> None:
+    rows, copies = Order(48, 8, 3, 0).epoch_rows(0)
+    assert len(rows) == 48
+    assert (np.unique(rows, return_counts=True)[1] == 3).all()
+    assert (copies.reshape(-1, 3) == [0, 1, 2]).all()
+
+
+def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    data = open_data(config, Path(config.text.embeddings))
+    order = train_order(config, len(data.train), 0, 1)
+    batches = TrainBatches(data.train, data.targets, order, config)
+    forward = [batches[step] for step in (0, 7, 3)]
+    fresh = TrainBatches(data.train, data.targets, order, config)
+    for step, batch in zip((0, 7, 3), forward, strict=True):
+        again = fresh[step]
+        assert torch.equal(batch.images, again.images) and torch.equal(batch.rows, again.rows)
+        assert batch.text is not None and again.text is not None and torch.equal(batch.text, again.text)
+        assert torch.equal(batch.labels, torch.from_numpy(data.train.labels[batch.rows.numpy()]))
+
+
+def test_copies_of_an_image_are_augmented_differently(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__repeats=4, text__weight=0.0)
+    data = open_data(config, None)
+    batch = TrainBatches(data.train, None, train_order(config, len(data.train), 0, 1), config)[0]
+    assert len(set(batch.rows.tolist())) == 2
+    assert len({image.numpy().tobytes() for image in batch.images}) > 2
+
+
+def test_images_that_are_not_held_are_the_same(tmp_path: Path) -> None:
+    held, streamed = (toy_config(tmp_path, text__weight=0.0, data__cache_gb=gb) for gb in (1.0, 0.0))
+    batches = []
+    for config in (held, streamed):
+        data = open_data(config, None)
+        batches.append(TrainBatches(data.train, None, train_order(config, len(data.train), 0, 1), config))
+    assert batches[0].pixels is not None and batches[1].pixels is None
+    assert torch.equal(batches[0][5].images, batches[1][5].images)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_validation_sees_every_image_once(tmp_path: Path, world: int) -> None:
+    config = toy_config(tmp_path, text__weight=0.0)
+    data = open_data(config, None)
+    rows: list[int] = []
+    for rank in range(world):
+        batches = EvalBatches(data.val, config, rank, world, batch_size=5)
+        rows += [row for batch in load(batches, range(len(batches)), 0, False) for row in batch.rows.tolist()]
+    assert sorted(rows) == list(range(37))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, text__weight=0.0)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=64))
+    with pytest.raises(UserError, match=r"train\.batch_size is 64, but there are only 48 training images"):
+        train_order(config, 48, 0, 1)

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.toy import DIM, toy_config
+from tt_ray.embeddings import open_store
+from tt_ray.errors import UserError
+from tt_ray.prepare import find_store, open_data, open_images
+
+
+def test_captions_are_embedded_once_for_runs_that_share_them(tmp_path: Path) -> None:
+    config = toy_config(tmp_path).override("text.embeddings", "")
+    train = open_images(config)[0]
+    shown: list[tuple[str, int, int]] = []
+    path = find_store(config, train, lambda *news: shown.append(news))
+    assert path is not None and path.parent == tmp_path / "embeddings"
+    store = open_store(path, verify=True)
+    assert (len(store), store.dim) == (48, 384) and shown[-1][1] == shown[-1][2]
+    assert (store.rows_of(train.ids) >= 0).all()
+    del shown[:]
+    other = config.override("run.name", "other").override("optim.lr", 1.0)
+    assert find_store(other, train, lambda *news: shown.append(news)) == path and not shown
+    less = config.override("data.shapes.caption", "class")
+    assert find_store(less, open_images(less)[0]) != path
+
+
+def test_the_baseline_needs_no_captions(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, text__weight=0.0)
+    assert find_store(config, open_images(config)[0]) is None
+    assert open_data(config, None).targets is None
+
+
+def test_label_noise_is_exact_and_spares_validation_and_text(tmp_path: Path) -> None:
+    clean, noisy = toy_config(tmp_path), toy_config(tmp_path, data__label_noise=0.5)
+    store = Path(clean.text.embeddings)
+    before, after = open_data(clean, store), open_data(noisy, store)
+    assert (before.train.labels != after.train.labels).sum() == 24
+    assert (before.val.labels == after.val.labels).all()
+    assert any("24 of 48" in note for note in after.notes)
+    rows = np.arange(48)
+    assert before.targets is not None and after.targets is not None
+    assert (before.targets[rows] == after.targets[rows]).all() and after.targets.dim == DIM
+
+
+def test_random_class_vectors_follow_the_clean_label(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__label_noise=0.5, text__control="random_class")
+    data = open_data(config, Path(config.text.embeddings))
+    clean = open_images(config)[0].labels
+    assert data.targets is not None
+    vectors = data.targets[np.arange(48)].numpy()
+    for label in np.unique(clean):
+        assert (vectors[clean == label] == vectors[clean == label][0]).all()
+    assert len(np.unique(vectors, axis=0)) == len(np.unique(clean))
+
+
+def test_a_damaged_store_is_found_before_training(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    file = Path(config.text.embeddings) / "embeddings.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="checksum|damaged|sha256"):
+        find_store(config, open_images(config)[0])

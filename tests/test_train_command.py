@@ -1,0 +1,272 @@
+"""The main command as users run it: a process of its own, under Ray Train and under torchrun."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_bad_input import draw, one_line
+from tests.toy import largest_difference, weights
+from tt_ray.cli import read_config
+from tt_ray.config import Config
+from tt_ray.context import LocalContext
+from tt_ray.logbook import read_rows
+from tt_ray.loop import train
+from tt_ray.prepare import open_data
+from tt_ray.run_folder import read_result, start_run
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[1]
+TOY = ["--data.shapes.train_size", "256", "--data.shapes.val_size", "64", "--model.kwargs", "depth", "1"]
+TOY += ["--train.epochs", "2", "--run.log_every", "2", "--run.cpus_per_worker", "1"]
+OUR_LINES = re.compile(r"(starting|going on with) run /|(starting Ray|starting workers|captions embedded|training): ")
+TAGS = {
+    *("loss/total", "loss/classification", "loss/text", "text/weight", "text/balance_w"),
+    *("optim/grad_norm", "optim/lr", "speed/images_per_s", "speed/data_wait_share"),
+    *("val/top1", "val/top5", "val/loss"),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended, and its configuration."""
+
+    config: Config
+    code: int
+    out: str
+    err: str
+
+
+def command(arguments: list[str], launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launcher, "-m", "tt_ray.train", *arguments]
+
+
+def run(arguments: list[str], launcher: tuple[str, ...] = (), timeout: float = 240) -> Done:
+    """Runs a command to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if launcher else None
+    done = subprocess.run(
+        command(arguments, launcher),
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return Done(read_config(arguments, "prog"), done.returncode, done.stdout, done.stderr)
+
+
+def run_here(arguments: list[str], store: Path, name: str) -> Config:
+    """The same training in this process, without Ray, as run `name`; one thread, as --run.cpus_per_worker says."""
+    config = read_config([*arguments, "--run.name", name], "prog")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        start_run(config)
+        train(config, open_data(config, store), LocalContext.start(use_gpu=False))
+    finally:
+        torch.set_num_threads(threads)
+    return config
+
+
+def assert_quiet(err: str) -> None:
+    """Nothing on stderr but the command's own lines."""
+    strange = [line for line in err.splitlines() if not OUR_LINES.match(line)]
+    assert not strange
+
+
+def steps(config: Config) -> list[int]:
+    rows = read_rows(config.run_dir / "metrics.jsonl")
+    assert len(rows) == (config.run_dir / "metrics.jsonl").read_text().count("\n"), "no broken line"
+    return [row["step"] for row in rows if row["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared, so that captions are embedded once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def taught(storage: Path) -> Done:
+    """One worker, with the text encoder, from the start to the end."""
+    return run(["shapes_textteacher", *TOY, "--run.storage", str(storage)])
+
+
+@pytest.fixture(scope="module")
+def store(taught: Done, storage: Path) -> Path:
+    """The embedding store that the first run has made."""
+    (path,) = (storage / "embeddings").iterdir()
+    return path
+
+
+def test_a_run_ends_with_a_summary(taught: Done) -> None:
+    assert taught.code == 0, taught.err
+    assert_quiet(taught.err)
+    lines, result = taught.out.splitlines(), read_result(taught.config.run_dir)
+    assert lines[0] == f"top-1 {result['top1']:.2f} % on 64 validation images after 2 epochs"
+    assert lines[-1].startswith("next: ") and "python -m tt_ray.train shapes_baseline" in lines[-1]
+    paths = re.findall(rf"{taught.config.run_dir}[^\s']*", taught.out)
+    assert len(paths) == 7 and all(Path(path).exists() for path in paths)
+
+
+def test_the_run_folder_is_complete(taught: Done) -> None:
+    folder, config = taught.config.run_dir, taught.config
+    assert Config.from_yaml(folder / "config.yaml") == config
+    assert steps(config) == list(range(8))
+    validations = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "validation"]
+    assert [row["step"] for row in validations] == [4, 8]
+    assert validations[-1]["top1"] == read_result(folder)["top1"]
+    kept = sorted((folder / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-00000004", "step-00000008"]
+    assert all((path / "manifest.json").exists() for path in kept)
+    assert {"model.safetensors", "config.json"} == {path.name for path in (folder / "export").iterdir()}
+    leftovers = [path for path in folder.rglob("*") if "partial" in path.name]
+    assert not leftovers
+
+
+def test_tensorboard_has_the_scalars(taught: Done) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(taught.config.run_dir / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == TAGS
+    assert [event.step for event in events.Scalars("loss/total")] == [1, 3, 5, 7]
+    assert [event.step for event in events.Scalars("val/top1")] == [4, 8]
+    assert events.Scalars("text/weight")[0].value == taught.config.text.weight
+    assert all(0 <= event.value <= 1 for event in events.Scalars("speed/data_wait_share"))
+
+
+def test_a_finished_run_is_refused(taught: Done, storage: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in storage.rglob("*")}
+    again = run(["shapes_textteacher", *TOY, "--run.storage", str(storage)])
+    assert (again.code, again.out) == (2, "")
+    assert "is finished" in one_line(again.err) and "--run.overwrite" in again.err
+    assert before == {path: path.stat().st_mtime_ns for path in storage.rglob("*")}
+
+
+def test_ray_changes_no_bit(taught: Done, store: Path, storage: Path) -> None:
+    here = run_here(["shapes_textteacher", *TOY, "--run.storage", str(storage)], store, "here")
+    assert largest_difference(weights(taught.config), weights(here)) == 0
+    assert read_result(here.run_dir)["top1"] == read_result(taught.config.run_dir)["top1"]
+
+
+@pytest.fixture(scope="module")
+def two_workers(store: Path, storage: Path) -> Done:
+    where = ["--run.storage", str(storage), "--run.name", "two"]
+    return run(["shapes_textteacher", *TOY, *where, "--run.num_workers", "2"])
+
+
+def test_two_workers_agree_with_one(taught: Done, two_workers: Done) -> None:
+    assert two_workers.code == 0, two_workers.err
+    assert_quiet(two_workers.err)
+    assert steps(two_workers.config) == list(range(8))
+    assert largest_difference(weights(taught.config), weights(two_workers.config)) < 1e-4
+    for key in ("top1", "val_images"):
+        assert read_result(two_workers.config.run_dir)[key] == read_result(taught.config.run_dir)[key]
+
+
+def test_torchrun_runs_the_same_loop(two_workers: Done, storage: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    arguments = ["shapes_textteacher", *TOY, "--run.storage", str(storage), "--run.name", "torchrun"]
+    done = run([*arguments, "--run.num_workers", "2"], launcher)
+    assert done.code == 0, done.err
+    assert done.out.count("top-1") == 1 and "deployed model" in done.out
+    assert steps(done.config) == list(range(8))
+    assert largest_difference(weights(two_workers.config), weights(done.config)) == 0
+
+
+# Runs that do not get to their end
+
+
+def test_a_killed_run_goes_on_where_it_was(store: Path, storage: Path) -> None:
+    many = ["--train.epochs", "60", "--train.eval_every", "100", "--run.checkpoint_every", "4"]
+    arguments = ["shapes_textteacher", *TOY, *many, "--run.storage", str(storage)]
+    named = [*arguments, "--run.name", "killed"]
+    config = read_config(named, "prog")
+    done_before = kill_in_the_middle(named, config, lambda: len(steps_so_far(config)) >= 40)
+    assert 40 <= done_before < 240
+    assert not (config.run_dir / "result.json").exists()
+    again = run(named)
+    assert again.code == 0, again.err
+    assert_quiet(again.err)
+    assert again.err.startswith(f"going on with run {config.run_dir}\n")
+    assert steps(config) == list(range(240))
+    uninterrupted = run_here(arguments, store, "uninterrupted")
+    assert largest_difference(weights(config), weights(uninterrupted)) == 0
+
+
+def steps_so_far(config: Config) -> list[dict[str, Any]]:
+    if not any((config.run_dir / "checkpoints").glob("step-*/manifest.json")):
+        return []
+    return [row for row in read_rows(config.run_dir / "metrics.jsonl") if row["kind"] == "step"]
+
+
+def kill_in_the_middle(arguments: list[str], config: Config, reached: Callable[[], bool]) -> int:
+    """Kills the driver and its process group once `reached`; returns when its Ray processes have ended as well."""
+    mark = f"TT_RAY_TEST={uuid.uuid4()}"
+    process = subprocess.Popen(
+        command(arguments),
+        cwd=REPOSITORY,
+        env={**os.environ, "TT_RAY_TEST": mark.partition("=")[2]},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: reached() or process.poll() is not None, 180)
+        assert process.poll() is None, "it ended by itself"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = len(steps_so_far(config))
+    wait_until(lambda: not processes_with(mark), 60)
+    return done
+
+
+def processes_with(mark: str) -> list[str]:
+    """Process ids that have `mark` in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(reached: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, f"waited {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_mistake_that_one_of_two_workers_meets_ends_both(tmp_path: Path) -> None:
+    """The other one must not be left waiting for it, and nothing is tried again."""
+    for name in ("cat", "dog"):
+        for number in range(8):
+            draw(tmp_path / "images" / "train" / name / f"{number}.png", number)
+        draw(tmp_path / "images" / "test" / name / "0.png")
+    (tmp_path / "images" / "train" / "dog" / "5.png").write_bytes(b"no image")
+    where = ["--data.source", "imagefolder", "--data.root", str(tmp_path / "images"), "--run.storage", str(tmp_path)]
+    small = ["--model.kwargs", "depth", "1", "--train.batch_size", "4", "--train.epochs", "1"]
+    large_split = ["--data.cache_gb", "0", "--data.num_loaders", "1", "--run.num_workers", "2"]
+    done = run(["shapes_baseline", *where, *small, *large_split, "--run.cpus_per_worker", "1"])
+    assert (done.code, done.out) == (2, "")
+    first, _, rest = done.err.partition("\n")
+    assert first == f"starting run {done.config.run_dir}"
+    text = one_line(rest)
+    assert text.startswith("cannot read image") and "train/dog/5.png" in text
+    assert not (done.config.run_dir / "result.json").exists()
