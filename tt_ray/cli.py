@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tt_ray.config import Config
 from tt_ray.errors import UserError, nearest
 from tt_ray.recipes import RECIPES
+
 _OPTION = re.compile(r"^(--[^=\s]+)=")
 T = TypeVar("T")
 

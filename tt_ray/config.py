@@ -261,8 +261,8 @@ class Config:
         pairs = 2 if self.data.mixup or self.data.cutmix else 1
         if self.train.batch_size % (pairs * self.run.num_workers):
             why = "2 x run.num_workers, since mixing pairs images" if pairs == 2 else "run.num_workers"
-            multiple = pairs * self.run.num_workers
-            raise UserError(f"train.batch_size is {self.train.batch_size}, but must be a multiple of {multiple} ({why})")
+            of = f"{pairs * self.run.num_workers} ({why})"
+            raise UserError(f"train.batch_size is {self.train.batch_size}, but must be a multiple of {of}")
 
     @property
     def run_dir(self) -> Path:

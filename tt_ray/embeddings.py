@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -222,10 +223,8 @@ def fit_pca(store: EmbeddingStore, out_dim: int, std: Literal["none", "full"] = 
     table = _load_pca(cache, dim, out_dim)
     if table is None:
         table = _principal_axes(store, scale)
-        try:
+        with suppress(OSError):  # a store that cannot be written to is read all the same
             _save_whole(cache, table)
-        except OSError:
-            pass  # a store that cannot be written to is read all the same
     return Pca(store.mean / scale, table[1 : out_dim + 1], table[0, :out_dim])
 
 

@@ -31,7 +31,7 @@ def shapes_baseline() -> Config:
     python -m tt_ray.train shapes_baseline
     """
     config = _baseline(shapes_textteacher(), "shapes_baseline")
-    return replace(config, optim=replace(config.optim, lr=1e-3))
+    return replace(config, optim=replace(config.optim, lr=5e-4))
 
 
 def in1k_vit_s_textteacher() -> Config:

@@ -28,11 +28,8 @@ POOLING = {
     "bert": "cls",
     "clip": "eos",
     "clip_text_model": "eos",
-    **dict.fromkeys(
-        ("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "phi3")
-        + ("qwen2", "qwen3", "smollm3"),
-        "last",
-    ),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral"), "last"),
+    **dict.fromkeys(("olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3"), "last"),
 }
 _MODEL_CLASSES = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}
 _SENTENCE_POOLING = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
