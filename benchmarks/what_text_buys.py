@@ -38,6 +38,9 @@ _ARMS: dict[str, Overrides] = {
 }
 
 
+_SHAPES_ARMS: dict[str, Overrides] = {**_ARMS, "captions tell the class only": {"data.shapes.caption": "class"}}
+
+
 @dataclass(frozen=True)
 class Study:
     """A data setting, and the arms that are compared in it."""
@@ -54,8 +57,8 @@ _EMOJI: Overrides = {
     "optim.warmup_epochs": 3.0,
 }
 STUDIES: dict[str, Study] = {
-    "shapes-clean": Study({"data.label_noise": 0.0}, _ARMS),
-    "shapes-noise": Study({"data.label_noise": 0.5}, _ARMS),
+    "shapes-clean": Study({"data.label_noise": 0.0}, _SHAPES_ARMS),
+    "shapes-noise": Study({"data.label_noise": 0.5}, _SHAPES_ARMS),
     "emoji-clean": Study({**_EMOJI, "data.label_noise": 0.0}, _ARMS),
     "emoji-noise": Study({**_EMOJI, "data.label_noise": 0.5}, _ARMS),
 }

@@ -118,7 +118,7 @@ def test_a_run_ends_with_a_summary(taught: Done) -> None:
     assert lines[0] == f"top-1 {result['top1']:.2f} % on 64 validation images after 2 epochs"
     assert lines[-1].startswith("next: ") and "python -m tt_ray.train shapes_baseline" in lines[-1]
     paths = re.findall(rf"{taught.config.run_dir}[^\s']*", taught.out)
-    assert len(paths) == 7 and all(Path(path).exists() for path in paths)
+    assert len(paths) == 6 and all(Path(path).exists() for path in paths)
 
 
 def test_the_run_folder_is_complete(taught: Done) -> None:

@@ -44,16 +44,17 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
         save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=preprocessing)
 
 
-def export_checkpoint(source: Path, out: Path) -> None:
+def export_checkpoint(source: Path, out: Path) -> tuple[Path, list[str]]:
     """Exports a checkpoint folder, or the newest intact checkpoint of a run folder; the EMA where there is one.
 
+    Returns the checkpoint, and what is wrong with newer ones.
     Raises UserError when `source` is neither, is damaged, or `out` exists.
     """
     if out.exists():
         raise UserError(f"{out} exists: give another --out")
     if not source.is_dir():
         raise UserError(f"no run or checkpoint {source}: give the folder of one")
-    path = source
+    path, problems = source, list[str]()
     if (source / "checkpoints").is_dir() or not (source / "state.json").exists():
         newest, problems = newest_intact(source / "checkpoints")
         if newest is None:
@@ -70,6 +71,7 @@ def export_checkpoint(source: Path, out: Path) -> None:
         export_model(backbone, config, classes, out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}: give another --out") from None
+    return path, problems
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """The command."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.export")
-    export_checkpoint(given.run, given.out)
-    print(f"exported to {given.out}: timm.create_model('local-dir:{given.out}', pretrained=True)")
+    checkpoint, problems = export_checkpoint(given.run, given.out)
+    for problem in problems:
+        print(f"note: {problem}")
+    print(f"exported {checkpoint} to {given.out}: timm.create_model('local-dir:{given.out}', pretrained=True)")
 
 
 if __name__ == "__main__":
