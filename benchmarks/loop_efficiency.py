@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.step_cost import RESULTS, Side, compare, report, synchronize
 from tt_ray.config import Config
-from tt_ray.context import LocalContext, Progress
+from tt_ray.context import LocalContext
 from tt_ray.data.loader import Batch, TrainBatches
 from tt_ray.data.source import Source
 from tt_ray.data.transforms import normalize
@@ -32,6 +32,7 @@ from tt_ray.embeddings import EmbeddingStore, write_store
 from tt_ray.errors import UserError
 from tt_ray.loop import Trainer, train
 from tt_ray.prepare import Data, join, open_images
+from tt_ray.progress import Standing
 from tt_ray.recipes import RECIPES
 
 _NEVER = 1_000_000_000
@@ -53,7 +54,7 @@ class Blocks:
         self._start: tuple[int, float] | None = None
         self._ready_at = settle
 
-    def __call__(self, standing: Progress) -> None:
+    def __call__(self, standing: Standing) -> None:
         """Called between two steps of the loop, which has waited for the device. The first steps warm up."""
         now = time.perf_counter()
         if self._start is None:

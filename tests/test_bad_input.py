@@ -504,9 +504,7 @@ def test_an_unreadable_image_of_a_large_split_stops_the_run_when_it_comes(loader
         (None, ["--text.weight", "0.5", "--text.embeddings", "/none/such"], "no embedding store /none/such"),
     ],
 )
-def test_as_a_process(
-    spoil: Callable[[Command], None] | None, more: list[str], part: str, command: Command
-) -> None:
+def test_as_a_process(spoil: Callable[[Command], None] | None, more: list[str], part: str, command: Command) -> None:
     if spoil is not None:
         spoil(command)
     before = listing(command.storage)

@@ -49,7 +49,7 @@ def test_loop_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_loop_efficiency_lets_loader_processes_settle(tmp_path: Path) -> None:
     calls: list[int] = []
     blocks = loop_efficiency.Blocks(steps=4, settle=3, repeats=2, batch_size=16, bare=calls.append)
-    standing = [loop_efficiency.Progress(step, 100, 0, 0.0, 0.0, 0.0, None) for step in range(2, 40, 2)]
+    standing = [loop_efficiency.Standing(step, 100, 0, 0.0, 0.0, 0.0, None) for step in range(2, 40, 2)]
     with pytest.raises(loop_efficiency.Enough):
         for progress in standing:
             blocks(progress)

@@ -23,8 +23,9 @@ from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import TrainBatches, train_order
 from tt_ray.data.mixing import _MIXING_SEED
 from tt_ray.data.transforms import normalize
+from tt_ray.errors import NonFiniteLoss
 from tt_ray.logbook import read_rows
-from tt_ray.loop import _STEP_SEED, NonFiniteLoss, Trainer
+from tt_ray.loop import _STEP_SEED, Trainer
 from tt_ray.model import _BACKBONE_SEED
 from tt_ray.prepare import open_data
 

@@ -9,18 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; sent every few steps."""
-
-    step: int
-    steps: int
-    epoch: int
-    images_per_s: float
-    eta_s: float
-    loss: float
-    top1: float | None
+from tt_ray.progress import Standing
 
 
 class Context(Protocol):
@@ -33,7 +22,7 @@ class Context(Protocol):
     def report(self, metrics: dict[str, Any]) -> None:
         """Metrics of a finished epoch; every worker calls it."""
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, standing: Standing) -> None:
         """Shows where the run stands; called on worker 0, must not block."""
 
 
@@ -44,10 +33,10 @@ class LocalContext:
     rank: int
     world: int
     device: torch.device
-    show: Callable[[Progress], None] | None = None
+    show: Callable[[Standing], None] | None = None
 
     @classmethod
-    def start(cls, use_gpu: bool, show: Callable[[Progress], None] | None = None) -> "LocalContext":
+    def start(cls, use_gpu: bool, show: Callable[[Standing], None] | None = None) -> "LocalContext":
         """Joins torchrun's process group when its environment variables are there."""
         world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
@@ -60,15 +49,15 @@ class LocalContext:
     def report(self, metrics: dict[str, Any]) -> None:
         """Nobody listens."""
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, standing: Standing) -> None:
         if self.show is not None and self.rank == 0:
-            self.show(progress)
+            self.show(standing)
 
 
 class RayContext:
     """A Ray Train worker. Ray has set up the process group."""
 
-    def __init__(self, show: Callable[[Progress], None]) -> None:
+    def __init__(self, show: Callable[[Standing], None]) -> None:
         import ray.train
         import ray.train.torch
 
@@ -80,8 +69,8 @@ class RayContext:
     def report(self, metrics: dict[str, Any]) -> None:
         self._report(metrics)
 
-    def progress(self, progress: Progress) -> None:
-        self._show(progress)
+    def progress(self, standing: Standing) -> None:
+        self._show(standing)
 
 
 class Stopwatch:

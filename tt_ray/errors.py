@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user, and the help that goes into its text."""
+"""Exceptions that commands report in one line, and the help that goes into their text."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Something the user can mend: commands print its text as one line and exit with code 2."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or NaN: says at which step, from which part, and where the last good state is."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tt_ray.checkpoint import Position, load_checkpoint, newest_intact, prune, save_checkpoint
 from tt_ray.config import Config
-from tt_ray.context import Context, Progress, Stopwatch
+from tt_ray.context import Context, Stopwatch
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load, train_order
 from tt_ray.data.mixing import build_mixing
 from tt_ray.data.transforms import normalize
-from tt_ray.errors import UserError
+from tt_ray.errors import NonFiniteLoss, UserError
 from tt_ray.export import export_model
 from tt_ray.logbook import STEP_COLUMNS, Logbook
 from tt_ray.model import Outputs, build_model
@@ -28,15 +28,12 @@ from tt_ray.objective import Objective
 from tt_ray.optim import build_optimizer, build_scheduler, clip_gradients, learning_rate
 from tt_ray.parallel import sum_over_workers
 from tt_ray.prepare import Data
+from tt_ray.progress import Standing
 from tt_ray.schedules import build_schedule
 from tt_ray.validation import validate
 
 _STEP_SEED = 6
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or NaN: says at which step, from which part, and where the last good state is."""
 
 
 def train(config: Config, data: Data, context: Context) -> dict[str, Any]:
@@ -152,7 +149,11 @@ class Trainer:
             self.net.require_backward_grad_sync = value
 
     def _seed(self, step: int, part: int) -> None:
-        torch.manual_seed(seed_of(self.config.train.seed, _STEP_SEED, step, self.context.rank, part))
+        seed = seed_of(self.config.train.seed, _STEP_SEED, step, self.context.rank, part)
+        # torch.manual_seed seeds every kind of device there is, which takes ten times as long.
+        torch.default_generator.manual_seed(seed)
+        if self.context.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
@@ -304,7 +305,7 @@ class _Recorder:
         done = self.first + count
         eta = (trainer.steps - done) * trainer.order.batch_size / rate
         epoch, top1 = done // trainer.order.steps_per_epoch, trainer.scores.get("top1")
-        trainer.context.progress(Progress(done, trainer.steps, epoch, rate, eta, rows[-1]["loss"], top1))
+        trainer.context.progress(Standing(done, trainer.steps, epoch, rate, eta, rows[-1]["loss"], top1))
 
     def _row(self, step: int, values: list[float]) -> dict[str, float]:
         epoch = step // self.trainer.order.steps_per_epoch

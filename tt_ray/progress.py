@@ -4,16 +4,27 @@ import json
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tt_ray.context import Progress as Standing
-
 _LOG_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands; sent every few steps."""
+
+    step: int
+    steps: int
+    epoch: int
+    images_per_s: float
+    eta_s: float
+    loss: float
+    top1: float | None
 
 
 class Display:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.config import Config
-from tt_ray.errors import UserError
+from tt_ray.errors import NonFiniteLoss, UserError
 from tt_ray.run_folder import disk_problems
 
 _QUIET = {
@@ -17,6 +17,9 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Idle workers started beforehand cannot serve Ray Train, whose processes have an environment of their own.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
 }
 
 
@@ -95,7 +98,6 @@ def _no_retry() -> Any:
     """
     from ray.train import UserCallback
 
-    from tt_ray.loop import NonFiniteLoss
 
     class NoRetry(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
