@@ -38,7 +38,11 @@ _ARMS: dict[str, Overrides] = {
 }
 
 
-_SHAPES_ARMS: dict[str, Overrides] = {**_ARMS, "captions tell the class only": {"data.shapes.caption": "class"}}
+_SHAPES_ARMS: dict[str, Overrides] = {
+    **_ARMS,
+    "captions tell everything": {"data.shapes.caption": "full"},
+    "captions tell the class only": {"data.shapes.caption": "class"},
+}
 
 
 @dataclass(frozen=True)

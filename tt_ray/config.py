@@ -32,8 +32,8 @@ class ShapesConfig:
     """Number of validation images."""
     label: Literal["shape", "colour", "count", "relation", "background"] = "shape"
     """The attribute that is the label."""
-    caption: Literal["full", "class"] = "full"
-    """What captions tell: every attribute, or only the main object's shape."""
+    caption: Literal["full", "brief", "class"] = "brief"
+    """What captions tell: every attribute, the main object's shape and one more attribute, or the shape alone."""
     seed: int = 0
     """Seed of the images; an image is a function of (seed, index)."""
 

@@ -108,9 +108,20 @@ def test_full_captions_tell_every_attribute():
         assert len(caption.split()) < 30
 
 
+def test_brief_captions_tell_the_shape_and_true_things():
+    captions = describe(SCENES, "brief")
+    for row, caption in enumerate(captions):
+        assert tuple(SHAPES)[SCENES.shape[row, 0]] in caption
+        told = [name for name in shapes.COLOURS if f" in {name}" in caption]
+        assert told in ([], [tuple(shapes.COLOURS)[SCENES.colour[row, 0]]])
+        told = [name for name in BACKGROUNDS if f"on a {name} background" in caption]
+        assert told in ([], [BACKGROUNDS[SCENES.background[row]]])
+    assert len(set(captions)) > 5 * len(SHAPES)
+
+
 def test_class_captions_tell_the_shape_alone():
     captions = describe(SCENES, "class")
-    assert len(set(captions)) == len(SHAPES) * len(shapes.CLASS_TEMPLATES)
+    assert len(set(captions)) == len(SHAPES) * len(shapes.TEMPLATES["class"])
     for shape, caption in zip(SCENES.shape[:, 0], captions, strict=True):
         assert caption.split()[-1] == tuple(SHAPES)[shape]
     assert {"an arrow", "an ellipse", "a star"} <= set(captions)

@@ -54,13 +54,19 @@ POSITIONS = (
     "in the top left", "at the top", "in the top right", "on the left", "in the centre", "on the right",
     "in the bottom left", "at the bottom", "in the bottom right",
 )  # fmt: skip
-FULL_TEMPLATES = (
-    "a {size} {colour} {shape} {position}, {relation}{others}, on a {background} background",
-    "on a {background} background, a {size} {colour} {shape} {position}, {relation}{others}",
-    "a {size} {colour} {shape} on a {background} background, {position}, {relation}{others}",
-    "a {background} picture of a {size} {colour} {shape} that is {position}, {relation}{others}",
-)
-CLASS_TEMPLATES = ("a picture of {shape}", "an image that shows {shape}", "{shape}")
+TEMPLATES = {
+    "full": (
+        "a {size} {colour} {shape} {position}, {relation}{others}, on a {background} background",
+        "on a {background} background, a {size} {colour} {shape} {position}, {relation}{others}",
+        "a {size} {colour} {shape} on a {background} background, {position}, {relation}{others}",
+        "a {background} picture of a {size} {colour} {shape} that is {position}, {relation}{others}",
+    ),
+    "brief": (  # as people caption: what it is, and one thing that they notice
+        *("{a_shape} in {colour}", "a {size} {shape}", "{a_shape} {position}"),
+        *("{a_shape} on a {background} background", "{a_shape}, {relation}", "{a_shape}{others}"),
+    ),
+    "class": ("a picture of {a_shape}", "an image that shows {a_shape}", "{a_shape}"),
+}
 
 
 # Signed distances to the outline in units of the radius, negative inside; y up, everything inside the unit circle.
@@ -312,15 +318,12 @@ def _paint_ground(scenes: Scenes, size: int) -> Floats:
             continue
         u = pixels * cos[at] + pixels[:, None] * sin[at]
         v = pixels[:, None] * cos[at] - pixels * sin[at]
-        if name == "gradient":
-            share[at] = 0.5 + 0.5 * u
-            continue
         rise = np.sin(wave[at] * u + phase_u[at])
         if name == "checked":
             rise *= np.sin(wave[at] * v + phase_v[at])
         elif name == "dotted":
             rise += np.sin(wave[at] * v + phase_v[at]) - np.float32(0.8)
-        share[at] = np.clip(0.5 + sharp[at] * rise, 0, 1)
+        share[at] = 0.5 + 0.5 * u if name == "gradient" else np.clip(0.5 + sharp[at] * rise, 0, 1)
     first, second = scenes.ground_rgb.transpose(1, 0, 2)[..., None, None]
     return first + share[:, None] * (second - first)
 
@@ -357,20 +360,17 @@ def _paint_objects(canvas: Floats, scenes: Scenes, column: int) -> None:
         flat[at] = under + cover * (rgb[:, channel, None, None] * bright - under)
 
 
-def describe(scenes: Scenes, detail: Literal["full", "class"]) -> list[str]:
-    """One caption per scene, with every attribute or with the main object's shape alone."""
-    shapes, colours = tuple(SHAPES), tuple(COLOURS)
-    templates = CLASS_TEMPLATES if detail == "class" else FULL_TEMPLATES
+def describe(scenes: Scenes, detail: Literal["full", "brief", "class"]) -> list[str]:
+    """One caption per scene: every attribute, the main object's shape and one more, or the shape alone."""
+    shapes, colours, templates = tuple(SHAPES), tuple(COLOURS), TEMPLATES[detail]
     texts = [templates[int(share * len(templates))] for share in scenes.template.tolist()]
-    if detail == "class":
-        names = [("an " if name[0] in "aeiou" else "a ") + name for name in shapes]
-        return [text.format(shape=names[main]) for text, main in zip(texts, scenes.shape[:, 0].tolist(), strict=True)]
     others = ("", "", ", with one more object", ", with two more objects")
-    columns = (scenes.shape, scenes.colour, scenes.size, scenes.position, scenes.count, scenes.relation)
-    lists = [column.tolist() for column in (*columns, scenes.background)]
+    told = "shape colour size position count relation background".split()
+    lists = [getattr(scenes, name).tolist() for name in told]
     return [
         text.format(
             shape=shapes[shape[0]],
+            a_shape=("an " if shapes[shape[0]][0] in "aeiou" else "a ") + shapes[shape[0]],
             colour=colours[colour[0]],
             size=SIZES[size],
             position=POSITIONS[position],
