@@ -148,10 +148,11 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def best_rates(rows: list[dict[str, Any]], arms: list[str]) -> dict[str, float]:
-    """The learning rate with the best top-1 on the tuning seed; controls take TextTeacher's."""
-    tuned = {arm: [row for row in rows if row["arm"] == arm and row["seed"] == TUNING_SEED] for arm in _TUNED}
-    best = {arm: max(found, key=lambda row: row["top1"])["rate"] for arm, found in tuned.items()}
-    return {arm: best.get(arm, best["textteacher"]) for arm in arms}
+    """The learning rate with the best top-1 on the tuning seed; arms that have not been tuned take TextTeacher's."""
+    tuning = [row for row in rows if row["seed"] == TUNING_SEED]
+    taught = [row for row in tuning if row["arm"] == "textteacher"]
+    found = {arm: [row for row in tuning if row["arm"] == arm] or taught for arm in arms}
+    return {arm: max(found[arm], key=lambda row: row["top1"])["rate"] for arm in arms}
 
 
 def beyond_edges(rows: list[dict[str, Any]]) -> list[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """The main command as users run it: a process of its own, under Ray Train and under torchrun."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import pytest
 import torch
@@ -189,49 +190,85 @@ def test_torchrun_runs_the_same_loop(two_workers: Done, storage: Path) -> None:
 # Runs that do not get to their end
 
 
-def test_a_killed_run_goes_on_where_it_was(store: Path, storage: Path) -> None:
-    many = ["--train.epochs", "60", "--train.eval_every", "100", "--run.checkpoint_every", "4"]
-    arguments = ["shapes_textteacher", *TOY, *many, "--run.storage", str(storage)]
-    named = [*arguments, "--run.name", "killed"]
-    config = read_config(named, "prog")
-    done_before = kill_in_the_middle(named, config, lambda: len(steps_so_far(config)) >= 40)
-    assert 40 <= done_before < 240
-    assert not (config.run_dir / "result.json").exists()
-    again = run(named)
+LONG = ["--train.epochs", "60", "--train.eval_every", "100", "--run.checkpoint_every", "4"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store: Path, storage: Path) -> Config:
+    """What the interrupted runs below must end with."""
+    return run_here(["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage)], store, "uninterrupted")
+
+
+def test_a_killed_run_goes_on_where_it_was(uninterrupted: Config, storage: Path) -> None:
+    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "killed"]
+    with Started(arguments) as started:
+        started.wait_for_steps(40)
+    config = started.config
+    assert 40 <= steps_so_far(config) < 240 and not (config.run_dir / "result.json").exists()
+    again = run(arguments)
     assert again.code == 0, again.err
     assert_quiet(again.err)
     assert again.err.startswith(f"going on with run {config.run_dir}\n")
     assert steps(config) == list(range(240))
-    uninterrupted = run_here(arguments, store, "uninterrupted")
     assert largest_difference(weights(config), weights(uninterrupted)) == 0
 
 
-def steps_so_far(config: Config) -> list[dict[str, Any]]:
+def test_a_killed_worker_is_started_again(uninterrupted: Config, storage: Path) -> None:
+    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "worker"]
+    with Started(arguments) as started:
+        started.wait_for_steps(40)
+        (worker,) = (
+            pid
+            for pid in processes_with(started.mark)
+            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(int(worker), signal.SIGKILL)
+        out, err = started.process.communicate(timeout=240)
+    assert started.process.returncode == 0, err
+    assert out.startswith("top-1"), "nothing of Ray's on stdout"
+    assert_quiet(err)
+    assert steps(started.config) == list(range(240))
+    assert largest_difference(weights(started.config), weights(uninterrupted)) == 0
+
+
+def steps_so_far(config: Config) -> int:
+    """Steps in metrics.jsonl, once there is a checkpoint."""
     if not any((config.run_dir / "checkpoints").glob("step-*/manifest.json")):
-        return []
-    return [row for row in read_rows(config.run_dir / "metrics.jsonl") if row["kind"] == "step"]
+        return 0
+    return sum(row["kind"] == "step" for row in read_rows(config.run_dir / "metrics.jsonl"))
 
 
-def kill_in_the_middle(arguments: list[str], config: Config, reached: Callable[[], bool]) -> int:
-    """Kills the driver and its process group once `reached`; returns when its Ray processes have ended as well."""
-    mark = f"TT_RAY_TEST={uuid.uuid4()}"
-    process = subprocess.Popen(
-        command(arguments),
-        cwd=REPOSITORY,
-        env={**os.environ, "TT_RAY_TEST": mark.partition("=")[2]},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_until(lambda: reached() or process.poll() is not None, 180)
-        assert process.poll() is None, "it ended by itself"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = len(steps_so_far(config))
-    wait_until(lambda: not processes_with(mark), 60)
-    return done
+class Started:
+    """A command in a process group of its own, whose processes are found by their environment."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.config = read_config(arguments, "prog")
+        self.mark = f"TT_RAY_TEST={uuid.uuid4()}"
+        self.process = subprocess.Popen(
+            command(arguments),
+            cwd=REPOSITORY,
+            env={**os.environ, "TT_RAY_TEST": self.mark.partition("=")[2]},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends what is still running, and waits for the end of the Ray processes, which end by themselves."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+        wait_until(lambda: not processes_with(self.mark), 60)
+
+    def wait_for_steps(self, count: int) -> None:
+        """Until so many are written down, with a checkpoint."""
+        wait_until(lambda: steps_so_far(self.config) >= count or self.process.poll() is not None, 300)
+        assert self.process.poll() is None, "it ended by itself"
 
 
 def processes_with(mark: str) -> list[str]:

@@ -34,6 +34,8 @@ def start_ray(config: Config) -> None:
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    # Ray prints what happens to its processes to stdout, whatever log_to_driver is; its debugger keeps it off like this.
+    ray._private.worker._worker_logs_enabled = False
     cpus_per_worker(config, ray.cluster_resources())
 
 
@@ -110,8 +112,10 @@ def _no_retry() -> Any:
 
 def _first_failure(failures: Mapping[int, Exception]) -> str:
     rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"worker {rank} failed: {lines[0]}"
+    if hasattr(error, "health_check_failure"):  # Ray's name for a process that is gone
+        return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command goes on"
+    lines = str(error).strip().splitlines() or [""]
+    return f"worker {rank} failed: {type(error).__name__}: {lines[0]}"
 
 
 def _logs() -> str:

@@ -19,7 +19,6 @@ def shapes_textteacher() -> Config:
             "vit_tiny_patch16_224",
             {"patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3, "global_pool": "avg", "class_token": False},
         ),
-        optim=OptimConfig(lr=2e-3),
         train=TrainConfig(epochs=14, batch_size=64),
         run=RunConfig(name="shapes_textteacher"),
     )
