@@ -116,15 +116,16 @@ def configure(study: Study, arm: str, rate: float, seed: int, extra: Overrides, 
 
 def _tuning_split(root: Path, folder: Path) -> Path:
     """A data root of the training split alone: a fifth of its emoji, by a hash of their names, are its test split."""
-    rows = (root / "train" / "metadata.jsonl").read_text().splitlines()
-    for split, wanted in (("train", range(1, 5)), ("test", range(1))):
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        for vendor in (path for path in (root / "train").iterdir() if path.is_dir()):
-            link = folder / split / vendor.name
-            if not link.exists():
-                link.symlink_to(vendor)
-        chosen = [row for row in rows if crc32(json.loads(row)["name"].encode()) % 5 in wanted]
-        (folder / split / "metadata.jsonl").write_text("\n".join(chosen) + "\n")
+    if folder.exists():
+        return folder
+    for line in (root / "train" / "metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        split = folder / ("train" if crc32(row["name"].encode()) % 5 else "test")
+        image = split / row["file_name"]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.symlink_to(root / "train" / row["file_name"])
+        with (split / "metadata.jsonl").open("a") as file:
+            file.write(line + "\n")
     return folder
 
 

@@ -30,6 +30,8 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[1]
 TOY = ["--data.shapes.train_size", "256", "--data.shapes.val_size", "64", "--model.kwargs", "depth", "1"]
+# Named here, as recipes are tuned now and then.
+TOY += ["--data.label_noise", "0", "--optim.lr", "2e-3", "--train.batch_size", "64"]
 TOY += ["--train.epochs", "2", "--run.log_every", "2", "--run.cpus_per_worker", "1"]
 OUR_LINES = re.compile(r"(starting|going on with) run /|(starting Ray|starting workers|captions embedded|training): ")
 TAGS = {

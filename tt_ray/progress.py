@@ -124,5 +124,3 @@ class Watcher:
             if standing is not None and standing != last:
                 last = standing
                 self.display.training(standing)
-
-

@@ -31,11 +31,12 @@ def start_ray(config: Config) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray._private import worker
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    # Ray prints what happens to its processes to stdout, whatever log_to_driver is; its debugger keeps it off like this.
-    ray._private.worker._worker_logs_enabled = False
+    # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
+    worker._worker_logs_enabled = False
     cpus_per_worker(config, ray.cluster_resources())
 
 
@@ -100,7 +101,6 @@ def _no_retry() -> Any:
     """
     from ray.train import UserCallback
 
-
     class NoRetry(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
             for _, error in sorted(worker_exceptions.items()):
@@ -111,17 +111,19 @@ def _no_retry() -> Any:
 
 
 def _first_failure(failures: Mapping[int, Exception]) -> str:
-    rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
-    if hasattr(error, "health_check_failure"):  # Ray's name for a process that is gone
+    gone = {rank: error for rank, error in failures.items() if hasattr(error, "health_check_failure")}
+    if gone:  # others then fail as well, for lack of their peer
+        rank = min(gone)
         return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command goes on"
+    rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
     lines = str(error).strip().splitlines() or [""]
     return f"worker {rank} failed: {type(error).__name__}: {lines[0]}"
 
 
 def _logs() -> str:
-    import ray
+    from ray._private import worker
 
-    node = ray._private.worker._global_node
+    node = worker._global_node
     return "" if node is None else f"; workers' logs are in {node.get_logs_dir_path()}/train"
 
 
