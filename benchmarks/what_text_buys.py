@@ -26,7 +26,7 @@ from tt_ray.recipes import RECIPES
 
 TUNING_SEED = 100
 RATES = (0.001, 0.002)
-CONTROL_SEEDS = 3
+CONTROL_SEEDS = 2
 PROBE_IMAGES = 4096
 Overrides = dict[str, Any]
 _TUNED = ("baseline", "textteacher")
