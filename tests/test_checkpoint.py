@@ -240,7 +240,7 @@ def test_prune_keeps_the_newest(keep: int, three: Path, tmp_path: Path) -> None:
     assert checkpoints(folder) == expected and (folder / "other").exists()
 
 
-@pytest.mark.parametrize("failing", ["save_file", "write_manifest", "_sync"])
+@pytest.mark.parametrize("failing", ["save_file", "write_manifest", "sync"])
 def test_a_failed_write_leaves_nothing_behind(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _save(tmp_path / "step-1", step=1)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}

@@ -1,8 +1,6 @@
 """The whole training state in a folder: safetensors and JSON, nothing pickled, the manifest last, strict on loading."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tt_ray.errors import UserError
+from tt_ray.files import sha256, sync
 
 FORMAT = 1
 
@@ -38,10 +37,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for file in [*partial.iterdir(), partial]:
-            _sync(file)
+            sync(file)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -67,12 +66,6 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         if not file.is_file() or file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
             raise UserError(f"{file} is damaged: it is not what manifest.json says")
     return manifest
-
-
-def sha256(file: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_checkpoint(
@@ -171,11 +164,3 @@ def _restore_optimizer(
     # JSON has no tuples; optimisers compare and unpack betas either way, but equal state is easier to check.
     groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in groups]
     optimizer.load_state_dict({"state": by_number, "param_groups": groups})
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

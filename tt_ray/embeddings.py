@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tt_ray.errors import UserError
+from tt_ray.files import sha256, sync
 
 FORMAT_VERSION = 1
 _FILES = ("embeddings.npy", "ids.parquet", "stats.npy")
@@ -129,19 +130,19 @@ def write_store(
         digest, stats = _write_embeddings(temporary / "embeddings.npy", blocks, rows, dim, np.dtype(dtype))
         np.save(temporary / "stats.npy", stats)
         pq.write_table(pa.table({"image_id": ids}), temporary / "ids.parquet")
-        sums = {"embeddings.npy": digest} | {name: _sha256(temporary / name) for name in _FILES[1:]}
+        sums = {"embeddings.npy": digest} | {name: sha256(temporary / name) for name in _FILES[1:]}
         files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sums[name]} for name in _FILES}
         manifest = {"format_version": FORMAT_VERSION, "encoder": encoder, "rows": rows, "dim": dim, "dtype": dtype}
         (temporary / "manifest.json").write_text(json.dumps(manifest | {"files": files}, indent=2) + "\n")
         for name in (*_FILES, "manifest.json", "."):
-            _fsync(temporary / name)
+            sync(temporary / name)
         temporary.chmod(0o755)  # mkdtemp's folders are for their owner alone
         try:
             temporary.rename(path)
         except OSError:
             if not (path / "manifest.json").is_file():
                 raise
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return open_store(path)
@@ -161,7 +162,7 @@ def open_store(path: str | Path, verify: bool = False) -> EmbeddingStore:
         if size != expected["bytes"]:
             has = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
             raise UserError(f"embedding store {path} is damaged: {name} {has}; write it again")
-        if verify and _sha256(path / name) != expected["sha256"]:
+        if verify and sha256(path / name) != expected["sha256"]:
             raise UserError(f"embedding store {path} is damaged: wrong checksum of {name}; write it again")
     try:
         embeddings = np.load(path / "embeddings.npy", mmap_mode="r", allow_pickle=False)
@@ -340,17 +341,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not {"encoder", "rows", "dim", "dtype", "files"} <= manifest.keys() or manifest["files"].keys() != set(_FILES):
         raise UserError(f"{path / 'manifest.json'} lacks entries: write the embedding store again")
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    """Waits until the file or folder is on disk: a manifest must not outlive the data through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
