@@ -196,15 +196,35 @@ def embed_captions(
     if not len(ids):
         raise UserError("there are no captions to embed")
     distinct = captions.dictionary_encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"id": encoder.name, "revision": encoder.revision}
-    about |= {"pooling": encoder.pooling, "max_tokens": encoder.max_tokens}
     blocks = _encode(distinct.dictionary, encoder, progress or (lambda done, total: None))
+    return write_distinct(path, ids, distinct, blocks, encoder.dim, describe(encoder))
+
+
+def describe(encoder: Encoder) -> dict[str, Any]:
+    """What a store's manifest tells of its encoder."""
+    about = {"id": encoder.name, "revision": encoder.revision}
+    return about | {"pooling": encoder.pooling, "max_tokens": encoder.max_tokens}
+
+
+def write_distinct(
+    path: Path,
+    ids: pa.StringArray,
+    captions: pa.DictionaryArray,
+    blocks: Iterable[np.ndarray],
+    dim: int,
+    encoder: dict[str, Any],
+) -> EmbeddingStore:
+    """A float16 store of all `ids` from the embeddings of their distinct captions.
+
+    `blocks`, each (n, dim), are those of `captions.dictionary`, in its order; `captions` has the length of `ids`.
+    Raises UserError as `write_store` does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.tmp-", dir=path.parent) as scratch:
-        if len(distinct.dictionary) < len(ids):
+        if len(captions.dictionary) < len(ids):
             held = Path(scratch) / "distinct.npy"
-            blocks = _repeat(blocks, distinct.indices.to_numpy(), len(distinct.dictionary), encoder.dim, held)
-        return write_store(path, ids, blocks, len(ids), encoder.dim, "float16", about)
+            blocks = _repeat(blocks, captions.indices.to_numpy(), len(captions.dictionary), dim, held)
+        return write_store(path, ids, blocks, len(ids), dim, "float16", encoder)
 
 
 def fit_pca(store: EmbeddingStore, out_dim: int, std: Literal["none", "full"] = "none") -> Pca:

@@ -24,10 +24,15 @@ _QUIET = {
 
 
 def start_ray(config: Config) -> None:
-    """Joins the cluster of RAY_ADDRESS or of this machine, or starts Ray on this machine.
+    """Joins or starts Ray as `join_ray` does; raises UserError when the cluster is too small for the run."""
+    join_ray()
+    import ray
 
-    Raises UserError when the cluster is too small for the run.
-    """
+    cpus_per_worker(config, ray.cluster_resources())
+
+
+def join_ray() -> None:
+    """Joins the cluster of RAY_ADDRESS or of this machine, or starts Ray on this machine; quietly."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -37,7 +42,6 @@ def start_ray(config: Config) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
     worker._worker_logs_enabled = False
-    cpus_per_worker(config, ray.cluster_resources())
 
 
 def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:

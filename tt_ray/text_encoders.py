@@ -136,7 +136,7 @@ def find_encoder(name: str) -> Path:
 
 
 def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
-    """Loads a frozen encoder: safetensors weights only, no code from outside, float32 on CPUs.
+    """Loads a frozen encoder: safetensors weights only, no code from outside; float32 on CPUs, bfloat16 on GPUs.
 
     Raises UserError when it cannot be found, read, or used as a text encoder without guessing.
     """
@@ -152,7 +152,7 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
                 raise
             raise UserError(f"cannot load text encoder {name} from {folder}: {_one_line(error)}") from None
         settings.pooling = settings.pooling or pooling
-        return TextEncoder(name, _revision(settings.folder), model, tokenizer, settings, device)
+        return TextEncoder(name, revision_of(settings.folder), model, tokenizer, settings, device)
 
 
 class _Settings:
@@ -218,7 +218,7 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
         use_safetensors=True,
         output_loading_info=True,
         # Half precision is for GPUs: on CPUs it is slow and loses digits.
-        dtype=torch.float32 if torch.device(device).type == "cpu" else "auto",
+        dtype=torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16,
         **safe,
     )
     # A pooler is not used here, and folders of masked language models lack it.
@@ -297,7 +297,7 @@ def _from_hub(name: str) -> Path:
     )
 
 
-def _revision(folder: Path) -> str:
+def revision_of(folder: Path) -> str:
     """Commit hash of a folder in the hub's cache (.../snapshots/<hash>), else a hash of the weights."""
     for part in (folder, *folder.parents):
         if part.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", part.name):
