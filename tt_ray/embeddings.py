@@ -340,6 +340,8 @@ def _repeat(
 ) -> Iterator[np.ndarray]:
     """Rows `index` of the concatenated blocks, (rows, dim), which wait in a file: they can be larger than memory."""
     held = np.lib.format.open_memmap(file, "w+", np.dtype(np.float32), (rows, dim))
+    with file.open("r+b") as whole:  # a full disk is an error here, but a deadly signal when mapped pages meet it
+        os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
     start = 0
     for block in blocks:
         held[start : start + len(block)] = block
