@@ -144,13 +144,13 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
     settings = _read_settings(folder)
     # Set, it keeps the tokenizers library quiet when a process that used its threads forks loader processes.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with _quiet():
+    with quiet_transformers():
         try:
             model, tokenizer, pooling = _load(settings.folder, device)
         except (OSError, ValueError, ImportError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"cannot load text encoder {name} from {folder}: {_one_line(error)}") from None
+            raise UserError(f"cannot load text encoder {name} from {folder}: {one_line(error)}") from None
         settings.pooling = settings.pooling or pooling
         return TextEncoder(name, revision_of(settings.folder), model, tokenizer, settings, device)
 
@@ -280,7 +280,7 @@ def _from_hub(name: str) -> Path:
         try:
             folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
         except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = _one_line(error)
+            cause = one_line(error)
             continue
         usable = (folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))
         # Transformers alone caches a model without modules.json, so that its absence proves nothing: with the wrong
@@ -324,12 +324,13 @@ def _json(path: Path, required: bool = False) -> Any:
         raise UserError(f"{path} is missing or not JSON: fetch the text encoder again") from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error of transformers, which often has a page; its type where it has no text."""
     return " ".join((str(error).strip() or type(error).__name__).split("\n", 1)[0].split())
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silences transformers' log and progress bars while a model loads."""
     from transformers.utils import logging
 
