@@ -20,7 +20,8 @@ from timm.scheduler import CosineLRScheduler
 from tests.toy import TOY, largest_difference, run_toy, toy_config, weights
 from tt_ray.config import Config
 from tt_ray.data.hashing import seed_of
-from tt_ray.data.loader import TrainBatches, train_order
+from tt_ray.data.loader import TrainBatches
+from tt_ray.data.order import train_order
 from tt_ray.data.mixing import _MIXING_SEED
 from tt_ray.data.transforms import normalize
 from tt_ray.errors import NonFiniteLoss

@@ -17,8 +17,9 @@ from tt_ray.checkpoint import Position, load_checkpoint, newest_intact, prune, s
 from tt_ray.config import Config
 from tt_ray.context import Context, Stopwatch
 from tt_ray.data.hashing import seed_of
-from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load, train_order
+from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
 from tt_ray.data.mixing import build_mixing
+from tt_ray.data.order import train_order
 from tt_ray.data.transforms import normalize
 from tt_ray.errors import NonFiniteLoss, UserError
 from tt_ray.export import export_model

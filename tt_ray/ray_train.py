@@ -11,10 +11,11 @@ from tt_ray.errors import NonFiniteLoss, UserError
 from tt_ray.run_folder import disk_problems
 
 _QUIET = {
-    # The controller takes one report per look; Ray's own interval of 2 s would hold up every epoch that much.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # How soon the end of training is noticed; each look wakes every worker.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Idle workers started beforehand cannot serve Ray Train, whose processes have an environment of their own.
@@ -40,8 +41,18 @@ def join_ray() -> None:
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _warm_up()
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
     worker._worker_logs_enabled = False
+
+
+def _warm_up() -> None:
+    """Starts an actor that Ray Train would otherwise wait for later on."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    get_or_create_autoscaling_coordinator()
 
 
 def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
@@ -68,13 +79,14 @@ def train_on_ray(config: Config, store: Path | None) -> dict[str, Any]:
     import ray
     from ray.train import ControllerError, FailureConfig, LoggingConfig, ScalingConfig, WorkerGroupError
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from tt_ray.ray_trainer import ImportAhead, LeanTrainer, TorchBackendConfig
 
     share = cpus_per_worker(config, ray.cluster_resources())
-    trainer = TorchTrainer(
+    trainer = LeanTrainer(
         _train_worker,
         train_loop_config={"config": config.to_dict(), "store": store and str(store), "threads": share},
-        torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
+        backend_config=TorchBackendConfig("nccl" if config.run.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.run.num_workers, use_gpu=config.run.use_gpu, resources_per_worker={"CPU": share}
         ),
@@ -84,7 +96,7 @@ def train_on_ray(config: Config, store: Path | None) -> dict[str, Any]:
             storage_path=str(config.run_dir),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
             logging_config=LoggingConfig("ERROR"),
-            callbacks=[_no_retry()],
+            callbacks=[_no_retry(), ImportAhead()],
         ),
     )
     try:

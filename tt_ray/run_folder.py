@@ -12,7 +12,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tt_ray.checkpoint import newest_intact
 from tt_ray.config import Config
 from tt_ray.errors import UserError
 
@@ -88,6 +87,8 @@ def disk_problems(folder: Path) -> Iterator[None]:
         number = int(found[1]) if found else getattr(error, "errno", None)
         if number not in _DISK_ERRORS:
             raise
+        from tt_ray.checkpoint import newest_intact  # torch takes two seconds to import
+
         path, _ = newest_intact(folder / "checkpoints")
         last = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
         where = getattr(error, "filename", None) or folder

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ def main(arguments: list[str]) -> None:
         return
     with Display() as display:
         resumes = check_run(config)
-        store = prepare(config, display)
         from tt_ray.ray_train import start_ray, train_on_ray
 
-        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
         display.show("starting Ray", 0, 1)
-        start_ray(config)
+        with ThreadPoolExecutor(1) as pool:
+            # Ray's start is mostly waiting, and what is checked first of all needs seconds of imports.
+            prepared = pool.submit(prepare, config, display)
+            start_ray(config)
+            store = prepared.result()
+        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
         start_run(config)
         with Watcher(ProgressFile(config.run_dir), display):
             display.show("starting workers", 0, 1)
@@ -35,15 +39,13 @@ def main(arguments: list[str]) -> None:
 
 def prepare(config: Config, display: Display | None = None) -> Path | None:
     """Checks everything that can be checked before workers start, and makes the embedding store where it is missing."""
-    from tt_ray.data.loader import train_order
+    from tt_ray.data.order import train_order
     from tt_ray.embeddings import open_store
-    from tt_ray.model import check_model
     from tt_ray.prepare import check_images, find_store, join, open_images
 
     show = None if display is None else display.show
     train, val, notes = open_images(config, show)
     train_order(config, len(train), 0, config.run.num_workers)
-    check_model(config, len(train.classes))
     check_images(config, train, val, show)
     store = find_store(config, train, show)
     data = join(config, train, val, None if store is None else open_store(store), notes)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.toy import toy_config
-from tt_ray.data.loader import EvalBatches, Order, TrainBatches, load, train_order
+from tt_ray.data.loader import EvalBatches, TrainBatches, load
+from tt_ray.data.order import Order, train_order
 from tt_ray.errors import UserError
 from tt_ray.prepare import open_data
 

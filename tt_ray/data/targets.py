@@ -1,17 +1,20 @@
 """What the text head is to reach: a split joined with an embedding store, once; then rows in, tensors out."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from tt_ray.config import Config, TextConfig
 from tt_ray.data.hashing import uniform
 from tt_ray.data.source import Source
 from tt_ray.embeddings import EmbeddingStore, fit_pca
 from tt_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHUFFLE_KEY, _RANDOM_CLASS_KEY = 0x5EED5, 0x5EEDC
 _EXAMPLES = 5
@@ -61,8 +64,10 @@ class TextTargets:
         """Length D' of a target."""
         return self.store.dim if self.projection is None else len(self.projection)
 
-    def __getitem__(self, rows: npt.ArrayLike) -> torch.Tensor:
+    def __getitem__(self, rows: npt.ArrayLike) -> "Tensor":
         """Targets of the rows, float32, shape (len(rows), D')."""
+        import torch  # takes two seconds, which the driver, who only joins, does not have
+
         chosen = self.index[np.asarray(rows)]
         embeddings = (self.store.embeddings if self.table is None else self.table)[chosen].astype(np.float32)
         embeddings -= self.shift

@@ -1,0 +1,82 @@
+"""Ray Train's TorchTrainer without what delays the first step and disturbs the others."""
+
+import importlib
+import threading
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+
+class LeanTrainer(DataParallelTrainer):
+    """Without two helper processes.
+
+    One would feed Ray Data sets to workers; there are none. The other asks the dashboard every second whether the
+    controller lives, to free its workers' places if not; the end of the driver, which follows, frees them as well.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = DatasetsCallback | PlacementGroupCleanerCallback
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
+class TorchBackendConfig(BackendConfig):
+    """Ray's TorchConfig, imported by workers only.
+
+    Torch takes seconds to import: the driver needs it for nothing, and the controller not before its workers, who
+    import it at the same time, are there.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        """nccl or gloo."""
+
+    @property
+    def backend_cls(self) -> type["TorchBackend"]:
+        return TorchBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        return _on_own_device
+
+
+def _on_own_device() -> AbstractContextManager[None]:
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig().train_func_context()
+
+
+class TorchBackend(Backend):
+    """Hands every call on to Ray's own backend for torch."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: TorchBackendConfig) -> None:
+        backend, config = _torch(backend_config)
+        backend.on_start(worker_group, config)
+
+    def on_training_start(self, worker_group: Any, backend_config: TorchBackendConfig) -> None:
+        backend, config = _torch(backend_config)
+        backend.on_training_start(worker_group, config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchBackendConfig) -> None:
+        backend, config = _torch(backend_config)
+        backend.on_shutdown(worker_group, config)
+
+
+class ImportAhead(WorkerGroupCallback):
+    """Imports what the controller needs of torch while its workers start."""
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
+
+
+def _torch(config: TorchBackendConfig) -> tuple[Any, Any]:
+    from ray.train.torch import TorchConfig
+
+    torch_config = TorchConfig(backend=config.backend)
+    return torch_config.backend_cls(), torch_config
