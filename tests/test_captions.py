@@ -81,6 +81,39 @@ def test_problems_carry_file_and_line(tmp_path: Path) -> None:
         read_captions(path, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("in_m_0_of_1.csv", "a.png:\ta sign:\tno: entry, please\n"),
+        ("c.csv", 'image_id,caption\na.png,"a sign:\tno: entry, please"\n'),
+        ("c.tsv", 'image_id\tcaption\na.png\t"a sign:\tno: entry, please"\n'),
+    ],
+)
+def test_a_caption_with_the_separator_in_it(tmp_path: Path, name: str, text: str) -> None:
+    table = read_captions(_write(tmp_path / name, text), strict=True)
+    assert _pairs(table) == {"a.png": "a sign:\tno: entry, please"}
+
+
+def test_an_unquoted_separator_is_a_problem(tmp_path: Path) -> None:
+    for name, separator in (("c.csv", ","), ("c.tsv", "\t")):
+        lines = ["image_id caption", "a red{0}ball", "b fine"]
+        text = "\n".join(line.replace(" ", separator).format(separator) for line in lines)
+        table = read_captions(_write(tmp_path / name, text))
+        assert _pairs(table) == {"b": "fine"}
+        assert table.problems == (f"{tmp_path / name}:2: 3 columns instead of 2",)
+
+
+def test_several_captions_are_kept_when_asked_for(tmp_path: Path) -> None:
+    path = _write(tmp_path / "c.csv", "image_id,caption\na,one\nb,one\na,two\na,one\na,two\na,three\nc,\n")
+    table = read_captions(path, several=True)
+    pairs = list(zip(table.ids.to_pylist(), table.captions.to_pylist(), strict=True))
+    assert pairs == [("a", "one"), ("b", "one"), ("a", "two"), ("a", "three")]
+    assert table.problems == (f"{path}:8: no caption for c",)
+    assert [p.rsplit(":", 2)[1] for p in read_captions(path).problems] == ["4", "6", "7", "8"]
+    with pytest.raises(UserError, match="4 malformed rows"):
+        read_captions(path, strict=True)
+
+
 def test_unclosed_quote_is_a_problem(tmp_path: Path) -> None:
     path = _write(tmp_path / "c.csv", 'image_id,caption\na,fine\nb,"' + "long " * 40_000 + "\n")
     table = read_captions(path)

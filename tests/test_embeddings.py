@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,11 +160,51 @@ def test_write_refuses(tmp_path: Path) -> None:
         write_store(path, _ids(), [_values()], ROWS, DIM, "float32", ENCODER)
     with pytest.raises(UserError, match="none twice"):
         write_store(tmp_path / "b", pa.array(["a", "a"]), [_values()[:2]], 2, DIM, "float32", ENCODER)
-    with pytest.raises(UserError, match="rows 0 to 2 is not finite as float16"):
-        write_store(tmp_path / "b", _ids(2), [np.full((2, DIM), 7e4)], 2, DIM, "float16", ENCODER)
+    with pytest.raises(UserError, match="none twice"):
+        write_store(tmp_path / "b", pa.array(["a", None]), [_values()[:2]], 2, DIM, "float32", ENCODER)
     with pytest.raises(AssertionError, match="49 embeddings for 50 ids"):
         write_store(tmp_path / "b", _ids(), [_values()[:-1]], ROWS, DIM, "float32", ENCODER)
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(7e4, "float16"), (np.nan, "float32"), (np.inf, "float16")])
+def test_the_image_whose_embedding_is_not_finite_is_named(
+    tmp_path: Path, value: float, dtype: Literal["float16", "float32"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "_BLOCK", 9)
+    values = _values()
+    values[31, 2] = value
+    with pytest.raises(UserError, match=f"the embedding of image image 31 is not finite as {dtype}") as caught:
+        write_store(tmp_path / "b", _ids(), [values[:20], values[20:]], ROWS, DIM, dtype, ENCODER)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_store_that_is_being_written_cannot_be_opened(tmp_path: Path) -> None:
+    def blocks() -> Iterator[np.ndarray]:
+        yield _values()[:5]
+        for verify in (False, True):
+            with pytest.raises(UserError, match="no embedding store .*store: it is being written.*; wait for it"):
+                open_store(tmp_path / "store", verify)
+        yield _values()[5:]
+
+    assert len(write_store(tmp_path / "store", _ids(), blocks(), ROWS, DIM, "float32", ENCODER)) == ROWS
+    (tmp_path / "other.unfinished").mkdir()
+    with pytest.raises(UserError, match="it is being written"):
+        open_store(tmp_path / "other")
+
+
+def test_a_full_disk_leaves_nothing(mounted: Path) -> None:
+    rows = 700_000  # 5.6 MB for 4 MiB
+    blocks = (np.zeros((7000, 4), np.float32) for _ in range(100))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_store(mounted / "store", _ids(rows), blocks, rows, 4, "float16", ENCODER)
+    assert list(mounted.iterdir()) == []
+
+
+def test_statistics_can_be_given(tmp_path: Path) -> None:
+    stats = np.arange(2.0 * DIM).reshape(2, DIM)
+    store = write_store(tmp_path / "s", _ids(), [_values()], ROWS, DIM, "float32", ENCODER, stats)
+    np.testing.assert_array_equal([store.mean, store.std], stats)
 
 
 def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
@@ -189,6 +230,24 @@ def test_pca_matches_svd(tmp_path: Path, std: Literal["none", "full"]) -> None:
     np.testing.assert_allclose(pca.variance, singular[:4] ** 2 / ROWS, rtol=1e-5)
     np.testing.assert_allclose(np.abs(pca.components @ axes[:4].T), np.eye(4), atol=1e-5)
     assert (np.take_along_axis(pca.components, np.abs(pca.components).argmax(1)[:, None], 1) > 0).all()
+
+
+class Counted(np.ndarray):
+    """Counts the rows that are read from it."""
+
+    read = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        part = np.asarray(self)[key]
+        Counted.read += len(part)
+        return part
+
+
+def test_pca_is_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_BLOCK", 9)
+    store = _store(tmp_path / "store")
+    fit_pca(replace(store, embeddings=store.embeddings.view(Counted)), 3)
+    assert Counted.read == ROWS
 
 
 def test_pca_is_cached_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +300,24 @@ def test_embed_captions(tmp_path: Path, captions: list[str | None], monkeypatch:
     np.testing.assert_array_equal(store.embeddings, ToyEncoder().encode([text for _, text in kept]))
     assert store.manifest["encoder"] == {"id": "toy", "revision": "1", "pooling": "mean", "max_tokens": 8}
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
+
+
+def test_several_captions_of_an_image_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_BLOCK", 2)
+    ids = pa.array(["a", "b", "a", "c", "a", "d", "c"])
+    captions = ["cat", "a dog", "bird", "cat", "cat", None, "no"]
+    encoder = ToyEncoder()
+    store = embed_captions(ids, pa.array(captions, pa.string()), encoder, tmp_path / "store")
+    assert encoder.seen == ["cat", "a dog", "bird", "no"]
+    assert store.ids.to_pylist() == ["a", "b", "c"]
+    parts = [["cat", "bird", "cat"], ["a dog"], ["cat", "no"]]
+    expected = [ToyEncoder().encode(part).mean(0) for part in parts]
+    np.testing.assert_allclose(store.embeddings, expected, rtol=1e-3)
+
+
+def test_captions_without_image_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 captions have no image id"):
+        embed_captions(pa.array(["a", None]), pa.array(["x", "y"]), ToyEncoder(), tmp_path / "store")
 
 
 def test_embed_no_captions(tmp_path: Path) -> None:

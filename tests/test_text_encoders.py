@@ -150,7 +150,7 @@ def test_qwen3_embedding_layout(tmp_path: Path) -> None:
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
-    flags = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True, "include_prompt": True}
+    flags = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(flags))
     prompts = {"prompts": {"query": "red ", "document": ""}, "default_prompt_name": None}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))

@@ -29,7 +29,7 @@ Rows = Iterator[tuple[int, Row | str]]
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """One caption per image; ids are unique, no caption is empty."""
+    """One caption per image, unless several were asked for; none is empty."""
 
     ids: pa.StringArray
     """Image ids, length N."""
@@ -44,13 +44,14 @@ class CaptionTable:
         return len(self.ids)
 
 
-def read_captions(path: str | Path, strict: bool = False) -> CaptionTable:
+def read_captions(path: str | Path, strict: bool = False, several: bool = False) -> CaptionTable:
     """Reads a caption table.
 
     `path` is a Parquet, CSV, TSV or JSONL file with image_id (or file_name), caption (or text) and optionally source;
     an official CSV of `<image file name>:\\t<caption>` lines; or a folder of such shards, named
-    `<dataset>_<model>_<i>_of_<n>.csv`, or with a metadata.jsonl. Malformed rows, empty captions and second captions of
-    the same image are left out and listed in `problems`; a repeated equal caption is no problem.
+    `<dataset>_<model>_<i>_of_<n>.csv`, or with a metadata.jsonl. Malformed rows, empty captions and further
+    captions of the same image are left out and listed in `problems`; a repeated equal caption is no problem. With
+    `several`, further captions are kept as rows of their own, with the id repeated.
 
     Raises UserError when there is no such file, no known format, a missing shard, no caption at all, or, with
     `strict`, any problem.
@@ -61,18 +62,24 @@ def read_captions(path: str | Path, strict: bool = False) -> CaptionTable:
     sources: list[str] = []
     problems: list[str] = []
     first: dict[str, int] = {}
+    further: set[tuple[str, str]] = set()
     for file in _files(path):
         for line, row in _rows(file):
             problem = row if isinstance(row, str) else _problem(row)
             if isinstance(row, tuple) and not problem:
                 image, caption, source = row[0], row[1].strip(), row[2]
                 known = first.setdefault(image, len(ids))
-                if known == len(ids):
+                again = known < len(ids)
+                if again and (captions[known] == caption or (image, caption) in further):
+                    continue
+                if again and not several:
+                    problem = f"a second, different caption for {image}"
+                else:
                     ids.append(image)
                     captions.append(caption)
                     sources.append(source)
-                elif captions[known] != caption:
-                    problem = f"a second, different caption for {image}"
+                if again and several:
+                    further.add((image, caption))
             if problem:
                 problems.append(f"{file}:{line}: {problem}")
     if problems and (strict or not ids):

@@ -110,12 +110,14 @@ def write_store(
     dim: int,
     dtype: Literal["float16", "float32"],
     encoder: dict[str, Any],
+    stats: np.ndarray | None = None,
 ) -> EmbeddingStore:
     """Streams `blocks`, each (n, dim), `rows` in total and in the order of `ids`, into a new store at `path`.
 
-    `encoder` tells where they come from: id, revision, pooling, max_tokens. The folder appears complete or not at all;
-    of several writers of the same path the first one wins. Raises UserError when `path` is taken, ids repeat, or a
-    value does not fit `dtype`.
+    `encoder` tells where they come from: id, revision, pooling, max_tokens. `stats`, mean and std of shape (2, dim),
+    stand in for those of the values as written. The folder appears complete or not at all; of several writers of the
+    same path the first one wins. Raises UserError when `path` is taken, ids repeat, or a value is not finite in
+    `dtype`, and OSError when the disk is full.
     """
     path = Path(path).expanduser().absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -127,8 +129,8 @@ def write_store(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     try:
-        digest, stats = _write_embeddings(temporary / "embeddings.npy", blocks, rows, dim, np.dtype(dtype))
-        np.save(temporary / "stats.npy", stats)
+        digest, own = _write_embeddings(temporary / "embeddings.npy", blocks, ids, dim, np.dtype(dtype))
+        np.save(temporary / "stats.npy", own if stats is None else stats.astype(np.float32))
         pq.write_table(pa.table({"image_id": ids}), temporary / "ids.parquet")
         sums = {"embeddings.npy": digest} | {name: sha256(temporary / name) for name in _FILES[1:]}
         files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sums[name]} for name in _FILES}
@@ -155,7 +157,7 @@ def open_store(path: str | Path, verify: bool = False) -> EmbeddingStore:
     """
     path = Path(path).expanduser().absolute()
     if not path.is_dir():
-        raise UserError(f"no embedding store {path}: there is no such folder")
+        raise UserError(f"no embedding store {path}: {_why_absent(path)}")
     manifest = _read_manifest(path)
     for name, expected in manifest["files"].items():
         size = (path / name).stat().st_size if (path / name).is_file() else -1
@@ -185,7 +187,7 @@ def embed_captions(
     path: str | Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> EmbeddingStore:
-    """Encodes each distinct caption once and writes a float16 store of all images that have one.
+    """Encodes each distinct caption once and writes a float16 store of all images that have one, or several.
 
     `progress` is called with the numbers of captions done and in all. Raises UserError as `write_store` does, and when
     there are no captions.
@@ -214,17 +216,21 @@ def write_distinct(
     dim: int,
     encoder: dict[str, Any],
 ) -> EmbeddingStore:
-    """A float16 store of all `ids` from the embeddings of their distinct captions.
+    """A float16 store of all distinct `ids` from the embeddings of their distinct captions.
 
-    `blocks`, each (n, dim), are those of `captions.dictionary`, in its order; `captions` has the length of `ids`.
+    `blocks`, each (n, dim), are those of `captions.dictionary`, in its order; `captions` has the length of `ids`. An
+    id that occurs several times gets the average of its captions' embeddings, which is not normalised again.
     Raises UserError as `write_store` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    images = ids.dictionary_encode()
+    if ids.null_count:
+        raise UserError(f"{ids.null_count} captions have no image id: leave them out")
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.tmp-", dir=path.parent) as scratch:
-        if len(captions.dictionary) < len(ids):
-            held = Path(scratch) / "distinct.npy"
-            blocks = _repeat(blocks, captions.indices.to_numpy(), len(captions.dictionary), dim, held)
-        return write_store(path, ids, blocks, len(ids), dim, "float16", encoder)
+        if len(captions.dictionary) < len(ids) or len(images.dictionary) < len(ids):
+            held = _hold(blocks, len(captions.dictionary), dim, Path(scratch) / "distinct.npy")
+            blocks = _average(held, captions.indices.to_numpy(), images.indices.to_numpy())
+        return write_store(path, images.dictionary, blocks, len(images.dictionary), dim, "float16", encoder)
 
 
 def fit_pca(store: EmbeddingStore, out_dim: int, std: Literal["none", "full"] = "none") -> Pca:
@@ -291,10 +297,10 @@ def _save_whole(path: Path, array: np.ndarray) -> None:
 
 
 def _write_embeddings(
-    path: Path, blocks: Iterable[np.ndarray], rows: int, dim: int, dtype: np.dtype[Any]
+    path: Path, blocks: Iterable[np.ndarray], ids: pa.StringArray, dim: int, dtype: np.dtype[Any]
 ) -> tuple[str, npt.NDArray[np.float32]]:
-    """Writes the .npy file; returns its SHA-256 and the statistics (2, dim) of the values as written."""
-    digest = hashlib.sha256()
+    """Writes the .npy file; returns its SHA-256 and the statistics (2, dim) of the values as written, in one pass."""
+    digest, rows = hashlib.sha256(), len(ids)
     done, mean, squares = 0, np.zeros(dim), np.zeros(dim)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(
@@ -306,8 +312,12 @@ def _write_embeddings(
             assert block.ndim == 2 and block.shape[1] == dim, (block.shape, dim)
             with np.errstate(over="ignore"):
                 block = np.ascontiguousarray(block, dtype)
-            if not np.isfinite(block).all():
-                raise UserError(f"an embedding of rows {done} to {done + len(block)} is not finite as {dtype}")
+            if not (finite := np.isfinite(block).all(1)).all():
+                image = ids[done + int(finite.argmin())]
+                raise UserError(
+                    f"the embedding of image {image} is not finite as {dtype}: it is NaN or infinite, or too large for "
+                    "it; mend or leave out its caption, or write float32"
+                )
             file.write(block.data)
             digest.update(block.data)
             # Chan, Golub and LeVeque's update (1979): sums of squares would cancel where the mean is large.
@@ -335,10 +345,8 @@ def _encode(captions: pa.StringArray, encoder: Encoder, progress: Callable[[int,
         progress(min(start + _BLOCK, len(captions)), len(captions))
 
 
-def _repeat(
-    blocks: Iterable[np.ndarray], index: npt.NDArray[np.integer], rows: int, dim: int, file: Path
-) -> Iterator[np.ndarray]:
-    """Rows `index` of the concatenated blocks, (rows, dim), which wait in a file: they can be larger than memory."""
+def _hold(blocks: Iterable[np.ndarray], rows: int, dim: int, file: Path) -> npt.NDArray[np.float32]:
+    """The concatenated blocks, (rows, dim), in a file: they can be larger than memory."""
     held = np.lib.format.open_memmap(file, "w+", np.dtype(np.float32), (rows, dim))
     with file.open("r+b") as whole:  # a full disk is an error here, but a deadly signal when mapped pages meet it
         os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
@@ -346,8 +354,26 @@ def _repeat(
     for block in blocks:
         held[start : start + len(block)] = block
         start += len(block)
-    for start in range(0, len(index), _BLOCK):
-        yield held[index[start : start + _BLOCK]]
+    return held
+
+
+def _average(
+    held: npt.NDArray[np.float32], index: npt.NDArray[np.integer], images: npt.NDArray[np.integer]
+) -> Iterator[np.ndarray]:
+    """For each image 0..max(images), the average of those rows `index` of `held` that `images` gives to it."""
+    order = images.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(images[order], prepend=-1, append=len(images)))
+    for first in range(0, len(starts) - 1, _BLOCK):
+        edges = starts[first : first + _BLOCK + 1]
+        captions = held[index[order[edges[0] : edges[-1]]]]
+        yield np.add.reduceat(captions, edges[:-1] - edges[0], axis=0) / np.diff(edges)[:, None]
+
+
+def _why_absent(path: Path) -> str:
+    begun = (f".{path.name}.tmp-", f"{path.name}.unfinished")
+    if path.parent.is_dir() and any(entry.name.startswith(begun) for entry in path.parent.iterdir()):
+        return "it is being written, or its writer was stopped; wait for it, or write it again"
+    return "there is no such folder"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -363,3 +389,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not {"encoder", "rows", "dim", "dtype", "files"} <= manifest.keys() or manifest["files"].keys() != set(_FILES):
         raise UserError(f"{path / 'manifest.json'} lacks entries: write the embedding store again")
     return manifest
+
+
+if __name__ == "__main__":
+    from tt_ray.cli import run_command
+    from tt_ray.store_commands import main
+
+    run_command(main)
