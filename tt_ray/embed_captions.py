@@ -1,0 +1,140 @@
+"""Caption table -> embedding store, over Ray Data: `python -m tt_ray.embed_captions TABLE --out STORE`."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from tt_ray.actor_pool import Pool, PoolOptions, do_missing
+from tt_ray.captions import CaptionTable, read_captions
+from tt_ray.cli import read_arguments, run_command
+from tt_ray.embeddings import describe, open_store, write_distinct
+from tt_ray.encoder_files import MINILM, find_encoder
+from tt_ray.errors import UserError
+from tt_ray.progress import Display
+from tt_ray.shards import Shards, digest_of, disk_problems, open_shards
+from tt_ray.text_encoders import load_text_encoder
+
+# Captions that are encoded together, sorted by length among themselves, and lost together when killed. The make-up of
+# batches follows from this number, so rounding does too.
+_SHARD = 2048
+_DIGEST = "captions_sha256"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Caption table -> embedding store for --text.embeddings. Killed, the same command goes on where it stopped."""
+
+    captions: tyro.conf.Positional[Path]
+    """Caption table: Parquet, CSV, TSV or JSONL with image_id and caption, or a folder of official CSV shards."""
+    out: Path
+    """Folder of the new embedding store. <out>.unfinished beside it keeps what is done until all is."""
+    encoder: str = MINILM
+    """Text encoder: a Hugging Face id or a local folder."""
+    strict: bool = False
+    """Refuse the table if any row is malformed; otherwise such rows are left out and counted."""
+    average: bool = False
+    """Average the embeddings of an image's different captions; otherwise only the first one counts."""
+    batch_size: int = 128
+    """Captions in one forward pass; lower it when an actor runs out of memory."""
+    pool: Annotated[PoolOptions, tyro.conf.arg(name="")] = field(default_factory=PoolOptions)
+
+
+class CaptionEncoder:
+    """Encodes a shard's captions; its answer is an .npz of embeddings and of the number of captions cut off."""
+
+    def __init__(self, name: str, batch_size: int, pool: Pool) -> None:
+        self._encoder, self._batch_size = load_text_encoder(name, device=pool.device), batch_size
+        self.about: dict[str, Any] = describe(self._encoder) | {"precision": "bfloat16" if pool.gpu else "float32"}
+
+    def __call__(self, items: list[str]) -> bytes:
+        """Raises UserError naming a caption whose embedding is not finite."""
+        before = self._encoder.truncated
+        vectors = self._encoder.encode(items, self._batch_size)
+        with np.errstate(over="ignore"):
+            halves = vectors.astype(np.float16)
+        wrong = np.flatnonzero(~np.isfinite(halves).all(1))
+        if len(wrong):
+            raise UserError(
+                f"text encoder {self._encoder.name} gives embeddings that are not finite as float16 to {len(wrong)} of "
+                f"{len(items)} captions, such as {items[wrong[0]][:80]!r}: give another --encoder, or leave them out"
+            )
+        content = io.BytesIO()
+        np.savez(content, embeddings=halves, truncated=self._encoder.truncated - before)
+        return content.getvalue()
+
+
+def embed(given: Arguments, display: Display) -> str:
+    """Makes the store; returns a sentence for the user. Raises UserError on anything wrong with what was given."""
+    out = given.out.expanduser().absolute()
+    if given.batch_size < 1:
+        raise UserError(f"--batch_size is {given.batch_size}: give at least 1")
+    find_encoder(given.encoder)  # a wrong name costs no start of Ray
+    table = read_captions(given.captions, strict=given.strict, several=given.average)
+    if table.problems:
+        display.say(f"{len(table.problems)} rows of {given.captions} are left out, the first: {table.problems[0]}")
+    folder = out.with_name(f"{out.name}.unfinished")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        _must_be_this(out, given.encoder, table)
+        shutil.rmtree(folder, ignore_errors=True)  # killed between the last two steps
+        return f"embedding store {out} is complete: there is nothing to do"
+    distinct = table.captions.dictionary_encode()
+    texts = distinct.dictionary.to_pylist()
+    items = [texts[start : start + _SHARD] for start in range(0, len(texts), _SHARD)]
+    work = {"captions": digest_of(distinct.dictionary), "captions per shard": _SHARD}
+    with open_shards(folder, work, len(items)) as shards:
+        if shards.about:
+            shards.check(shards.about | {"id": given.encoder})
+            display.say(f"going on with {folder}: {shards.done} of {shards.count} shards are there")
+        make = partial(CaptionEncoder, given.encoder, given.batch_size)
+        do_missing(shards, items, make, given.pool, display, "captions embedded")
+        images, truncated = _assemble(shards, out, table, distinct)
+        shards.remove()
+    cut = f", {truncated} of them longer than the encoder takes and cut off" if truncated else ""
+    return f"embedding store {out}: {images} images, {len(texts)} distinct captions{cut}"
+
+
+def _assemble(shards: Shards, out: Path, table: CaptionTable, distinct: pa.DictionaryArray) -> tuple[int, int]:
+    """Writes the store from finished shards; returns the numbers of images and of captions that were cut off."""
+    truncated = 0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal truncated
+        for shard in range(shards.count):
+            with np.load(io.BytesIO(shards.read(shard)), allow_pickle=False) as content:
+                truncated += int(content["truncated"])
+                yield content["embeddings"]
+
+    assert shards.about is not None, "there is at least one shard"
+    with np.load(io.BytesIO(shards.read(0)), allow_pickle=False) as content:
+        dim = content["embeddings"].shape[1]
+    about = shards.about | {_DIGEST: digest_of(table.ids, table.captions)}
+    with disk_problems(out):
+        store = write_distinct(out, table.ids, distinct, blocks(), dim, about)
+    return len(store), truncated
+
+
+def _must_be_this(out: Path, encoder: str, table: CaptionTable) -> None:
+    """Raises UserError unless the store holds this table's captions, by this encoder."""
+    about = open_store(out, verify=True).manifest["encoder"] if out.is_dir() else {}
+    if (about.get("id"), about.get(_DIGEST)) != (encoder, digest_of(table.ids, table.captions)):
+        raise UserError(f"{out} exists already, made of something else: delete it or give another --out")
+
+
+def main(arguments: list[str]) -> None:
+    """The command; raises UserError on anything wrong with what was asked for."""
+    given = read_arguments(Arguments, arguments, "python -m tt_ray.embed_captions")
+    with Display() as display:
+        sentence = embed(given, display)
+    print(sentence)
+
+
+if __name__ == "__main__":
+    run_command(main)
