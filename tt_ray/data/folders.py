@@ -66,6 +66,13 @@ def folder_source(config: DataConfig, split: str, need_captions: bool) -> Source
     return _source(root, ids, labels, classes, None)
 
 
+def folder_images(config: DataConfig, split: str) -> FolderImages:
+    """The images below `<data.root>/<split>` by id, labelled or not; raises UserError on a missing folder."""
+    root = split_folder(config, split)
+    ids = sorted(name for name in list_files(root) if name.lower().endswith(_SUFFIXES))
+    return FolderImages(root, pa.array(ids, pa.string()))
+
+
 def split_folder(config: DataConfig, split: str) -> Path:
     """The folder of a split; raises UserError listing the folders there are."""
     if not config.root:

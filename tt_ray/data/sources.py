@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+from PIL import Image
 
 from tt_ray.config import DataConfig
 from tt_ray.data.classes import common_classes, some
@@ -68,6 +70,27 @@ def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source
             )
         return dataclasses.replace(source, captions=None)
     return source
+
+
+def open_images(config: DataConfig, split: Split) -> tuple[pa.StringArray, Callable[[int], Image.Image]]:
+    """Ids of a split's images, and what reads the image of a row as `Source.read` does; no labels are needed.
+
+    Raises UserError when the split is missing or has no images.
+    """
+    name = split_name(config, split)
+    if config.source == "imagefolder":
+        from tt_ray.data.folders import folder_images
+
+        images = folder_images(config, name)
+    elif config.source == "datasets":
+        from tt_ray.data.tables import table_images
+
+        images = table_images(config, name)
+    else:  # these have labels anyway
+        images = open_source(config, split, need_captions=False)
+    if not len(images.ids):
+        raise UserError(f"split {name!r} of {_place(config)} has no images: check --data.root and --data.{split}_split")
+    return images.ids, images.read
 
 
 def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,8 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
     Raises UserError when the data set, its split or a column is missing, and on rows without label or with a
     repeated id.
     """
-    if not config.root:
-        raise UserError("data.root is empty: give a folder, a .parquet or .arrow file, or a hub id with --data.root")
-    with _quiet():
-        table = _load(config, split)
-    where = f"{config.root} ({split})"
-    wanted = [("image_column", config.image_column), ("label_column", config.label_column)]
-    if config.id_column:
-        wanted.append(("id_column", config.id_column))
-    for field, column in wanted:
-        if column not in table.column_names:
-            raise absent("column", column, table.column_names, where, f"--data.{field}")
+    fields = ("image_column", "label_column", *(("id_column",) if config.id_column else ()))
+    table, where = _open(config, split, fields)
     if need_captions and config.caption_column not in table.column_names:
         options = "--data.caption_column, or give a caption table with --text.captions"
         raise absent("column", config.caption_column, table.column_names, where, options)
@@ -76,6 +67,27 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
         read=images.read,
         pixels=images.pixels,
     )
+
+
+def table_images(config: DataConfig, split: str) -> TableImages:
+    """The images of one split by id, labelled or not; raises UserError when the data set or a column is missing."""
+    table, where = _open(config, split, ("image_column", *(("id_column",) if config.id_column else ())))
+    images = _image_table(table, config.image_column, where)
+    return TableImages(images, config.image_column, where, _ids(table, config.id_column, where))
+
+
+def _open(config: DataConfig, split: str, fields: Sequence[str]) -> tuple[datasets.Dataset, str]:
+    """The split, which has the columns that these fields of the configuration name, and what errors call it."""
+    if not config.root:
+        raise UserError("data.root is empty: give a folder, a .parquet or .arrow file, or a hub id with --data.root")
+    with _quiet():
+        table = _load(config, split)
+    where = f"{config.root} ({split})"
+    for field in fields:
+        column = getattr(config, field)
+        if column not in table.column_names:
+            raise absent("column", column, table.column_names, where, f"--data.{field}")
+    return table, where
 
 
 @contextmanager

@@ -1,0 +1,226 @@
+"""Images -> caption table: the same whoever does it, bad images listed, class names without a model."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from tests.test_bad_input import one_line
+from tests.test_captioners import IMAGES, git, llava
+from tests.test_embed_captions import WITH_RAY, Recorder, cluster, do_here, one_thread
+from tt_ray import caption_images
+from tt_ray.actor_pool import PoolOptions
+from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption
+from tt_ray.captioners import CaptionerOptions, load_captioner
+from tt_ray.captions import read_captions
+from tt_ray.cli import run_command
+from tt_ray.errors import UserError
+
+__all__ = ["cluster", "one_thread"]  # fixtures
+SHARD = 4
+NAMES = [f"{name}/{number}.png" for name in ("big_cat", "dog") for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("captioner")
+    llava(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images in two classes, in split `train`; one file is no image."""
+    root = tmp_path_factory.mktemp("images")
+    for number, name in enumerate(NAMES):
+        (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        IMAGES[number % len(IMAGES)].save(root / "train" / name)
+    (root / "train" / "dog" / "2.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_images, "_SHARD", SHARD)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_images, "do_missing", do_here)
+
+
+def arguments(out: Path, root: Path, captioner: str, **options: Any) -> Arguments:
+    writer = CaptionerOptions(captioner, max_tokens=6)
+    return Arguments(out, Images(root=str(root)), captioner=writer, batch_size=3, **options)
+
+
+def expected(captioner: str, root: Path) -> dict[str, str]:
+    """Captions image by image."""
+    writer = load_captioner(CaptionerOptions(captioner, max_tokens=6))
+    images = {name: root / "train" / name for name in NAMES if name != "dog/2.png"}
+    return {name: writer.caption([Image.open(path).convert("RGB")])[0] for name, path in images.items()}
+
+
+def written(out: Path) -> dict[str, str]:
+    table = read_captions(out, strict=True)
+    return dict(zip(table.ids.to_pylist(), table.captions.to_pylist(), strict=True))
+
+
+# Without Ray
+
+
+def test_every_image_gets_its_caption_and_bad_ones_are_listed(
+    tmp_path: Path, root: Path, captioner: str, no_ray: None
+) -> None:
+    out = tmp_path / "captions.parquet"
+    sentence = caption(arguments(out, root, captioner), Recorder())
+    assert written(out) == expected(captioner, root) and len(set(written(out).values())) > 2
+    revision = load_captioner(CaptionerOptions(captioner)).revision
+    assert set(read_captions(out).source.to_pylist()) == {f"{captioner}@{revision}"}
+    listed = (tmp_path / "captions.parquet.skipped.tsv").read_text()
+    assert listed.startswith("dog/2.png\tcannot read image") and listed.count("\n") == 1
+    assert "9 images; 1 without a caption are listed in" in sentence and "--data" not in sentence
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, f"{out.name}.skipped.tsv"]
+
+
+@pytest.mark.parametrize("column", ["", "name"])
+def test_a_parquet_without_labels(tmp_path: Path, captioner: str, no_ray: None, column: str) -> None:
+    names = [f"image {number}" for number in range(len(IMAGES))]
+    (tmp_path / "data").mkdir()
+    rows = datasets.Dataset.from_dict({"picture": IMAGES, "name": names}).cast_column("picture", datasets.Image())
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
+    data = Images("datasets", str(tmp_path / "data" / "train.parquet"), image_column="picture", id_column=column)
+    out = tmp_path / "captions.parquet"
+    caption(replace(arguments(out, tmp_path, captioner), data=data), Recorder())
+    whole = load_captioner(CaptionerOptions(captioner, max_tokens=6)).caption(IMAGES)
+    assert written(out) == dict(zip(names if column else map(str, range(len(IMAGES))), whole, strict=True))
+
+
+def test_a_folder_without_splits_and_labels(tmp_path: Path, captioner: str, no_ray: None) -> None:
+    for number, image in enumerate(IMAGES):
+        image.save(tmp_path / f"{number}.png")
+    out = tmp_path / "captions.parquet"
+    given = replace(arguments(out, tmp_path, captioner), data=Images(root=str(tmp_path), train_split="."))
+    caption(given, Recorder())
+    assert set(written(out)) == {f"{number}.png" for number in range(len(IMAGES))}
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, root: Path, captioner: str, no_ray: None) -> None:
+    caption(arguments(tmp_path / "whole", root, captioner), Recorder())
+    given, display = arguments(tmp_path / "captions", root, captioner), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        caption(given, Recorder(stop_at=SHARD, what="images captioned"))
+    unfinished = tmp_path / "captions.unfinished"
+    assert len(list(unfinished.glob("0*.shard"))) == 1 and not given.out.exists()
+    other = replace(given, captioner=replace(given.captioner, prompt="a red"))
+    with pytest.raises(UserError, match=r"was begun with other prompt \(, now a red\)"):
+        caption(other, Recorder())
+    caption(given, display)
+    assert display.said == [f"going on with {unfinished}: 1 of 3 shards are there"]
+    assert display.shown == [("images captioned", 4, 6), ("images captioned", 6, 6)]
+    assert given.out.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_captioner_that_cannot_take_an_image_captions_the_others(captioner: str) -> None:
+    class Picky:
+        options = CaptionerOptions()
+
+        def caption(self, images: list[Image.Image], seed: int) -> list[str]:
+            if any(image.size == (1, 1) for image in images):
+                raise ValueError("too\nsmall")
+            return ["" if image.size == (2, 2) else f"{image.size[0]} wide" for image in images]
+
+    worker = ImageCaptioner.__new__(ImageCaptioner)
+    images = [Image.new("RGB", (side, side)) for side in (3, 1, 4, 2, 5)]
+    worker._captioner, worker._read, worker._batch_size, worker._threads = Picky(), images.__getitem__, 3, 2  # type: ignore[assignment]
+    assert json.loads(worker(list(range(5)))) == [
+        ["3 wide", ""],
+        ["", "the captioner cannot take it: too small"],
+        ["4 wide", ""],
+        ["", "the captioner wrote nothing"],
+        ["5 wide", ""],
+    ]
+
+
+def test_no_readable_image(tmp_path: Path, captioner: str, no_ray: None) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(6):
+        (tmp_path / "train" / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of 6 images got a caption; 0.png: cannot read image"):
+        caption(arguments(tmp_path / "out", tmp_path, captioner), Recorder())
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+# Class names
+
+
+def test_class_names_in_a_template_need_no_model(tmp_path: Path, root: Path) -> None:
+    given = Arguments(tmp_path / "captions.parquet", Images(root=str(root)), template="a photo of a {label}")
+    assert "10 images" in caption(given, Recorder())
+    assert written(given.out) == {name: f"a photo of a {name.split('/')[0].replace('_', ' ')}" for name in NAMES}
+    assert set(read_captions(given.out).source.to_pylist()) == {"template: a photo of a {label}"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give either a captioner with --model, or --template"),
+        (["--model", "./none", "--template", "a {label}"], "give either a captioner with --model, or --template"),
+        (["--model", "./none"], "no such folder"),
+        (["--template", "a photo"], "has no {label}"),
+        (["--template", "a {label}", "--data.root", "none"], "data.root none is not a folder"),
+        (["--template", "a {label}", "--data.train_split", "val"], "--data.train_split"),
+        (["--model", "x", "--max_tokens", "0"], "--max_tokens 0"),
+        (["--model", "x", "--batch_size", "0"], "--batch_size is 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = ["--out", "captions.parquet", "--data.root", str(root)]
+    monkeypatch.setattr(sys, "argv", ["prog", *where, *words])
+    with pytest.raises(SystemExit) as stop:
+        run_command(caption_images.main)
+    assert stop.value.code == 2 and message in one_line(capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_table_is_left_alone(tmp_path: Path, root: Path) -> None:
+    out = tmp_path / "captions.parquet"
+    out.write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        caption(Arguments(out, Images(root=str(root)), template="a {label}"), Recorder())
+    assert out.read_text() == "mine"
+
+
+# With Ray
+
+
+@WITH_RAY
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [llava, git], ids=lambda build: build.__name__)
+def test_actors_write_what_one_process_writes(
+    tmp_path: Path, root: Path, cluster: None, build: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path / "captioner")
+    given = arguments(tmp_path / "here", root, str(tmp_path / "captioner"))
+    with monkeypatch.context() as patch:
+        patch.setattr(caption_images, "do_missing", do_here)
+        caption(given, Recorder())
+    display = Recorder()
+    caption(replace(given, out=tmp_path / "actors", pool=PoolOptions(actors=2)), display)
+    assert (tmp_path / "actors").read_bytes() == (tmp_path / "here").read_bytes()
+    assert (tmp_path / "actors.skipped.tsv").read_text() == (tmp_path / "here.skipped.tsv").read_text()
+    assert display.shown[-1] == ("images captioned", 10, 10)
