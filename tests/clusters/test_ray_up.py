@@ -1,5 +1,7 @@
 """The `ray up` files, by Ray's own schema, and what they promise about machines, versions and who may reach them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,17 @@ def test_nodes_install_what_the_constraints_pin(kind: str) -> None:
     assert all(source.is_file() for source in sources.values())
     installs = [command for command in config["setup_commands"] if "uv pip install" in command]
     assert len(installs) == 1 and "-r pyproject.toml --extra demo --constraint constraints.txt" in installs[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shellcheck_has_nothing_to_say_of_its_commands(kind: str) -> None:
+    config = read(kind)
+    commands = [command for key, value in config.items() if key.endswith("_commands") for command in value]
+    for node in config.get("available_node_types", {}).values():
+        commands += node.get("initialization_commands", [])
+    shellcheck = [Path(sys.executable).parent / "shellcheck", "--shell=bash", "-"]
+    answer = subprocess.run(shellcheck, input="\n".join([*commands, ""]), capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
 
 
 def test_the_clouds_workers_are_spot_and_their_heads_are_not() -> None:
