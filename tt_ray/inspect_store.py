@@ -31,6 +31,8 @@ class Sample:
     """Rows of the store, rising, (n,)."""
     centred: Floats
     """Their embeddings less the store's mean, as the alignment loss sees them, (n, D)."""
+    groups: Ints
+    """Numbers that rows share when their embeddings are equal, bit for bit, (n,)."""
     labels: Ints | None
     """Class numbers, (n,); None without labels."""
     classes: tuple[str, ...]
@@ -51,6 +53,8 @@ class Report:
     """Embeddings, of all, that an earlier row has already, bit for bit."""
     knn: float | None
     """Share of the sample whose class the 10 nearest others name; None without labels."""
+    knn_distinct: float | None
+    """The same among other embeddings alone: equal captions may well be of the same thing."""
     chance: float | None
     """What naming the most frequent class gives."""
 
@@ -62,11 +66,14 @@ def draw_sample(store: EmbeddingStore, labels: pa.StringArray | None, size: int,
     known = np.arange(len(store)) if labels is None else np.flatnonzero(labels.is_valid().to_numpy(False))
     chosen = np.random.default_rng(seed).choice(len(known), min(size, len(known)), replace=False)
     rows = known[np.sort(chosen)]
-    centred = store.embeddings[rows].astype(np.float32) - store.mean
+    stored = store.embeddings[rows]
+    centred = stored.astype(np.float32) - store.mean
+    groups = np.unique(stored.view(f"V{stored.shape[1] * stored.itemsize}")[:, 0], return_inverse=True)[1]
     if labels is None:
-        return Sample(rows, centred, None, ())
+        return Sample(rows, centred, groups, None, ())
     encoded = labels.take(pa.array(rows)).dictionary_encode()
-    return Sample(rows, centred, encoded.indices.to_numpy().astype(np.int64), tuple(encoded.dictionary.to_pylist()))
+    numbers = encoded.indices.to_numpy().astype(np.int64)
+    return Sample(rows, centred, groups, numbers, tuple(encoded.dictionary.to_pylist()))
 
 
 def inspect(store: EmbeddingStore, sample: Sample, show: Show) -> Report:
@@ -77,11 +84,14 @@ def inspect(store: EmbeddingStore, sample: Sample, show: Show) -> Report:
     variance, axes = np.linalg.eigh((rest.T @ rest).astype(np.float64))
     share = np.maximum(variance, 0) / max(variance.clip(0).sum(), 1e-30)
     entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
-    knn = chance = None
+    knn = knn_distinct = chance = None
     if sample.labels is not None:
-        knn = _knn_accuracy(sample.centred, sample.labels, len(sample.classes), show)
+        alone = np.arange(len(sample.rows))
+        knn, knn_distinct = (_knn_accuracy(sample, groups, show) for groups in (alone, sample.groups))
         chance = float(np.bincount(sample.labels).max() / len(sample.labels))
-    return Report(norms, float(np.exp(entropy)), axes[:, ::-1], count_duplicates(store, show), knn, chance)
+    return Report(
+        norms, float(np.exp(entropy)), axes[:, ::-1], count_duplicates(store, show), knn, knn_distinct, chance
+    )
 
 
 def count_duplicates(store: EmbeddingStore, show: Show) -> int:
@@ -94,26 +104,32 @@ def count_duplicates(store: EmbeddingStore, show: Show) -> int:
     return len(hashes) - len(np.unique(hashes))
 
 
-def nearest(centred: Floats, queries: Ints, count: int) -> tuple[Ints, Floats]:
-    """For rows `queries` the `count` other rows of largest cosine, and these cosines, both (len(queries), count)."""
+def nearest(centred: Floats, groups: Ints, queries: Ints, count: int) -> tuple[Ints, Floats]:
+    """For rows `queries` the `count` rows of other groups with the largest cosines, and these, (len(queries), count).
+
+    Where other groups have fewer, the cosines of what stands in are minus infinity.
+    """
     units = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     similarity = units[queries] @ units.T
-    similarity[np.arange(len(queries)), queries] = -np.inf
+    similarity[groups[queries][:, None] == groups] = -np.inf
     found = np.argpartition(similarity, -count, axis=1)[:, -count:]
     values = np.take_along_axis(similarity, found, 1)
     order = (-values).argsort(1, kind="stable")
     return np.take_along_axis(found, order, 1), np.take_along_axis(values, order, 1)
 
 
-def _knn_accuracy(centred: Floats, labels: Ints, classes: int, show: Show) -> float:
-    """Each row's class by vote of its nearest others; of tied classes the one with the larger cosines."""
+def _knn_accuracy(sample: Sample, groups: Ints, show: Show) -> float:
+    """Each row's class by vote of its nearest of other groups; of tied classes the one with the larger cosines."""
+    assert sample.labels is not None
+    labels = sample.labels
     count, right = min(NEIGHBOURS, len(labels) - 1), 0
     for start in range(0, len(labels), _QUERIES):
         queries = np.arange(start, min(start + _QUERIES, len(labels)))
-        found, cosines = nearest(centred, queries, count)
-        votes = np.zeros((len(queries), classes), np.float32)
-        np.add.at(votes, (np.arange(len(queries))[:, None], labels[found]), 1 + cosines / 1000)
-        right += int((votes.argmax(1) == labels[queries]).sum())
+        found, cosines = nearest(sample.centred, groups, queries, count)
+        votes = np.zeros((len(queries), len(sample.classes)), np.float32)
+        weights = np.where(np.isfinite(cosines), 1 + cosines / 1000, 0)
+        np.add.at(votes, (np.arange(len(queries))[:, None], labels[found]), weights)
+        right += int(((votes.argmax(1) == labels[queries]) & (votes.max(1) > 0)).sum())
         show("finding nearest embeddings", start + len(queries), len(labels))
     return right / len(labels)
 

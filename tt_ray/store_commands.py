@@ -163,8 +163,9 @@ def _describe(store: EmbeddingStore, sample: Sample, report: Report) -> list[str
         lines[-1] += "; more rows than that would give more"
     if report.knn is not None:
         lines.append(
-            f"classes: {report.knn:.1%} told by the {min(NEIGHBOURS, n - 1)} nearest others, of {len(sample.classes)} "
-            f"classes; {report.chance:.1%} by naming the most frequent one ({of})"
+            f"classes: {report.knn:.1%} told by the {min(NEIGHBOURS, n - 1)} nearest others, "
+            f"{report.knn_distinct:.1%} without those that are equal, {report.chance:.1%} by naming the most frequent "
+            f"of {len(sample.classes)} ({of})"
         )
     return lines
 
@@ -172,19 +173,19 @@ def _describe(store: EmbeddingStore, sample: Sample, report: Report) -> list[str
 def _neighbours(
     store: EmbeddingStore, sample: Sample, texts: tuple[pa.StringArray, pa.StringArray] | None, examples: int
 ) -> list[str]:
-    """A few rows of the sample with the three nearest of the others."""
+    """A few rows of the sample with the three nearest others that differ from them."""
     if examples < 1:
         return []
     queries = np.linspace(0, len(sample.rows) - 1, examples).astype(np.int64)
-    found, cosines = nearest(sample.centred, queries, min(3, len(sample.rows) - 1))
+    found, cosines = nearest(sample.centred, sample.groups, queries, min(3, len(sample.rows) - 1))
 
     def name(row: int) -> str:
         image = store.ids[int(sample.rows[row])].as_py()
         at = texts[0].index(image).as_py() if texts else -1
         return f"{image}: {texts[1][at].as_py()}" if texts and at >= 0 else image
 
-    lines = ["nearest, by cosine:"]
+    lines = ["nearest others that differ, by cosine:"]
     for query, others, values in zip(queries, found, cosines, strict=True):
         lines.append(f"  {name(query)}")
-        lines += [f"    {value:.3f} {name(other)}" for other, value in zip(others, values, strict=True)]
+        lines += [f"    {value:.3f} {name(other)}" for other, value in zip(others, values, strict=True) if value > -1.1]
     return lines
