@@ -17,8 +17,8 @@ from tt_ray.checkpoint import (
     load_checkpoint,
     new_folder,
     newest_intact,
-    prune,
     save_checkpoint,
+    snapshot,
 )
 from tt_ray.config import OptimConfig
 from tt_ray.errors import UserError
@@ -55,7 +55,7 @@ def _trained(name: str = "adamw", hidden: int = 4) -> tuple[nn.Module, Optimizer
 
 def _save(path: Path, name: str = "adamw", step: int = 2, ema: nn.Module | None = None) -> tuple[nn.Module, Optimizer]:
     model, optimizer = _trained(name)
-    save_checkpoint(path, Position(step, 1, 8 * step), model, optimizer, ema, EXTRA, "train: {}\n")
+    save_checkpoint(path, Position(step, 1, 8 * step), snapshot(model, optimizer, ema), EXTRA, "train: {}\n")
     return model, optimizer
 
 
@@ -97,7 +97,7 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
     model[3].requires_grad_(False)
     optimizer = _optimizer(model)
     _step(model, optimizer, 0)
-    save_checkpoint(tmp_path / "step-1", POSITION, model, optimizer, None, EXTRA, "")
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None), EXTRA, "")
     again = _net(seed=1)
     again[3].requires_grad_(False)
     restored = _optimizer(again)
@@ -108,7 +108,7 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
 def test_channels_last_weights_come_back(tmp_path: Path) -> None:
     model, optimizer = _trained()
     model.to(memory_format=torch.channels_last)
-    save_checkpoint(tmp_path / "step-1", POSITION, model, optimizer, None, EXTRA, "")
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None), EXTRA, "")
     again = _net(seed=1).to(memory_format=torch.channels_last)
     load_checkpoint(tmp_path / "step-1", again, _optimizer(again), None)
     assert again[0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -178,8 +178,8 @@ def _copy(three: Path, tmp_path: Path) -> Path:
 def test_newest_comes_first(three: Path) -> None:
     names = ["step-00000010", "step-00000002", "step-00000001"]
     assert [path.name for path in checkpoints(three)] == names
-    assert newest_intact(three) == (three / names[0], [])
-    assert newest_intact(three / "none") == (None, [])
+    assert newest_intact(checkpoints(three)) == (three / names[0], [])
+    assert newest_intact(checkpoints(three / "none")) == (None, [])
 
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"]
@@ -197,7 +197,7 @@ def test_damage_is_noticed_and_the_one_before_is_used(name: str, damage: str, th
         file.unlink()
     else:
         file.write_bytes({"truncated": content[:-1], "empty": b"", "longer": content + b"\n"}[damage])
-    path, problems = newest_intact(folder)
+    path, problems = newest_intact(checkpoints(folder))
     assert path == folder / "step-00000002"
     assert len(problems) == 1 and str(file) in problems[0] and "damaged" in problems[0]
 
@@ -207,7 +207,7 @@ def test_a_manifest_that_is_no_manifest_means_not_complete(content: str, three: 
     folder = _copy(three, tmp_path)
     (folder / "step-00000010" / "manifest.json").write_text(content)
     (folder / "step-00000002" / "manifest.json").unlink()
-    path, problems = newest_intact(folder)
+    path, problems = newest_intact(checkpoints(folder))
     assert path == folder / "step-00000001" and len(problems) == 2
 
 
@@ -216,28 +216,19 @@ def test_any_flipped_byte_of_the_manifest_is_survived(three: Path, tmp_path: Pat
     manifest = folder / "step-00000010" / "manifest.json"
     for position in range(len(manifest.read_bytes())):
         _flip(manifest, position)
-        path, problems = newest_intact(folder)
+        path, problems = newest_intact(checkpoints(folder))
         assert path in (folder / "step-00000010", folder / "step-00000002")
         assert len(problems) == (path == folder / "step-00000002")
         _flip(manifest, position)
-    assert newest_intact(folder)[1] == []
+    assert newest_intact(checkpoints(folder))[1] == []
 
 
 def test_all_damaged_means_none(three: Path, tmp_path: Path) -> None:
     folder = _copy(three, tmp_path)
     for path in checkpoints(folder):
         _flip(path / "state.json", 0)
-    path, problems = newest_intact(folder)
+    path, problems = newest_intact(checkpoints(folder))
     assert path is None and len(problems) == 3
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3, 5])
-def test_prune_keeps_the_newest(keep: int, three: Path, tmp_path: Path) -> None:
-    folder = _copy(three, tmp_path)
-    (folder / "other").mkdir()
-    expected = checkpoints(folder)[:keep]
-    prune(folder, keep)
-    assert checkpoints(folder) == expected and (folder / "other").exists()
 
 
 @pytest.mark.parametrize("failing", ["save_file", "write_manifest", "sync"])
@@ -266,7 +257,7 @@ def test_left_overs_of_a_killed_writer_do_not_disturb(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
     _save(tmp_path / "step-2")
     assert "junk" not in {file.name for file in tmp_path.rglob("*")}
-    assert newest_intact(tmp_path) == (tmp_path / "step-2", [])
+    assert newest_intact(checkpoints(tmp_path)) == (tmp_path / "step-2", [])
 
 
 def test_new_folder_appears_only_when_filled(tmp_path: Path) -> None:

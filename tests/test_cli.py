@@ -95,7 +95,7 @@ def test_a_saved_run_reads_back(tmp_path: Path) -> None:
         (["--run.use_gpu"], ["--run.use_gpu needs a value"]),
         (["--run.use_gpu", "--train.epochs", "3"], ["--run.use_gpu needs a value"]),
         (["--data.mean", "0.5", "0.5"], ["data.mean"]),
-        (["--run.num_workers", "3"], ["train.batch_size", "multiple of 3"]),
+        (["--run.num_workers", "99"], ["train.batch_size", "run.num_workers, 99"]),
         (["shapes_baseline", "extra"], ["extra"]),
     ],
 )

@@ -153,11 +153,11 @@ def test_paths_are_the_leaves_of_the_dictionary() -> None:
     assert len(set(Config.paths())) == len(Config.paths())
 
 
-@pytest.mark.parametrize(("path", "low", "high"), tt_ray.config._RANGES)
+@pytest.mark.parametrize(("path", "low", "high"), tt_ray.ranges.RANGES)
 def test_ranges_hold_at_their_ends_and_not_beyond(path: str, low: float, high: float) -> None:
     kind = type(Config().get(path))
     config = Config().override("run.num_workers", 1)
-    if path not in ("run.num_workers", "train.batch_size"):
+    if path != "train.batch_size":
         assert config.override(path, kind(low)).get(path) == low
     beyond = [low - 1, float("nan")] if kind is float else [low - 1]
     if high < float("inf"):
@@ -172,17 +172,20 @@ def test_ranges_hold_at_their_ends_and_not_beyond(path: str, low: float, high: f
     ("batch", "workers", "cutmix", "fine"),
     [
         (12, 3, 0.0, True),
-        (12, 5, 0.0, False),
-        (9, 3, 0.0, True),
+        (12, 5, 0.0, True),
         (9, 3, 1.0, False),
-        (12, 3, 1.0, True),
+        (12, 7, 1.0, False),
+        (12, "1:7", 1.0, False),
+        (12, "1:6", 1.0, True),
         (1, 1, 0.0, True),
         (1, 1, 1.0, False),
         (2, 1, 1.0, True),
         (2, 4, 0.0, False),
     ],
 )
-def test_batch_is_shared_evenly_and_mixing_needs_pairs(batch: int, workers: int, cutmix: float, fine: bool) -> None:
+def test_each_worker_gets_an_image_and_with_mixing_a_pair(
+    batch: int, workers: int | str, cutmix: float, fine: bool
+) -> None:
     def build() -> Config:
         train, run = TrainConfig(batch_size=batch), RunConfig(num_workers=workers)
         return Config(data=DataConfig(cutmix=cutmix), train=train, run=run)
@@ -190,8 +193,21 @@ def test_batch_is_shared_evenly_and_mixing_needs_pairs(batch: int, workers: int,
     if fine:
         assert build().train.batch_size == batch
         return
-    with pytest.raises(UserError, match=rf"train\.batch_size is {batch}.*run\.num_workers"):
+    with pytest.raises(
+        UserError, match=rf"train\.batch_size is {batch}, but must be|train\.batch_size is {batch}, but mixing"
+    ):
         build()
+
+
+@pytest.mark.parametrize(("given", "fewest", "most"), [(3, 3, 3), ("3", 3, 3), ("1:4", 1, 4), ("2:2", 2, 2)])
+def test_workers_are_a_number_or_a_range(given: int | str, fewest: int, most: int) -> None:
+    assert Config().override("run.num_workers", given).workers == (fewest, most)
+
+
+@pytest.mark.parametrize("given", [0, -1, "", "0:2", "4:1", "1:", ":4", "1-4", "all", "1:2:3"])
+def test_other_numbers_of_workers_are_refused(given: int | str) -> None:
+    with pytest.raises(UserError, match=r"run\.num_workers is .*MIN:MAX"):
+        Config().override("run.num_workers", given)
 
 
 def test_nothing_can_be_changed() -> None:

@@ -33,7 +33,9 @@ TOY = ["--data.shapes.train_size", "256", "--data.shapes.val_size", "64", "--mod
 # Named here, as recipes are tuned now and then.
 TOY += ["--data.label_noise", "0", "--optim.lr", "2e-3", "--train.batch_size", "64"]
 TOY += ["--train.epochs", "2", "--run.log_every", "2", "--run.cpus_per_worker", "1"]
-OUR_LINES = re.compile(r"(starting|going on with) run /|(starting Ray|starting workers|captions embedded|training): ")
+OUR_LINES = re.compile(
+    r"(starting|going on with) run /|workers were started again: |(starting Ray|starting workers|captions embedded|training): "
+)
 TAGS = {
     *("loss/total", "loss/classification", "loss/text", "text/weight", "text/balance_w"),
     *("optim/grad_norm", "optim/lr", "speed/images_per_s", "speed/data_wait_share"),
@@ -229,6 +231,21 @@ def test_a_killed_worker_is_started_again(uninterrupted: Config, storage: Path) 
     assert started.process.returncode == 0, err
     assert out.startswith("top-1"), "nothing of Ray's on stdout"
     assert_quiet(err)
+    assert err.count("workers were started again") == 1
+    assert steps(started.config) == list(range(240))
+    assert largest_difference(weights(started.config), weights(uninterrupted)) == 0
+
+
+def test_a_run_that_is_told_to_stop_has_a_checkpoint(uninterrupted: Config, storage: Path) -> None:
+    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "stopped"]
+    with Started(arguments) as started:
+        started.wait_for_steps(40)
+        started.process.send_signal(signal.SIGTERM)
+        out, err = started.process.communicate(timeout=60)
+    assert (started.process.returncode, out) == (128 + signal.SIGTERM, "")
+    (done,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command goes on$", err, re.MULTILINE)
+    assert steps(started.config) == list(range(int(done))), "not a step is lost"
+    assert run(arguments).code == 0
     assert steps(started.config) == list(range(240))
     assert largest_difference(weights(started.config), weights(uninterrupted)) == 0
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from tt_ray.errors import UserError
@@ -26,6 +28,16 @@ class Position:
     step: int
     epoch: int
     samples_seen: int
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint after `step` steps; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Steps that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step-"))
 
 
 @contextmanager
@@ -68,24 +80,35 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def save_checkpoint(
-    path: Path,
-    position: Position,
-    model: nn.Module,
-    optimizer: Optimizer,
-    ema: nn.Module | None,
-    extra: dict[str, Any],
-    config_yaml: str,
-) -> None:
-    """Writes the folder `path`; `extra` is JSON. Raises OSError (disk full, say) and leaves nothing half-written."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the training state in main memory, which further steps do not change."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """By file (model, optimizer, ema) and name."""
+    optimizer: dict[str, Any]
+    """What of the optimiser is no tensor."""
+
+
+def snapshot(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> Snapshot:
+    """Copies the state; where it is sharded every worker must call, and each gets the whole."""
+    for module in (model, ema):
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a validation leaves the outermost parameters whole
     tensors, state = _optimizer_state(model, optimizer)
+    files = {"model": model.state_dict(), "optimizer": tensors}
+    if ema is not None:
+        files["ema"] = ema.state_dict()
+    return Snapshot({file: {k: _copy(v) for k, v in entries.items()} for file, entries in files.items()}, state)
+
+
+def save_checkpoint(path: Path, position: Position, state: Snapshot, extra: dict[str, Any], config_yaml: str) -> None:
+    """Writes the folder `path`; `extra` is JSON. Raises OSError (disk full, say) and leaves nothing half-written."""
     with new_folder(path) as folder:
-        save_file(_on_cpu(model.state_dict()), folder / "model.safetensors")
-        save_file(tensors, folder / "optimizer.safetensors")
-        if ema is not None:
-            save_file(_on_cpu(ema.state_dict()), folder / "ema.safetensors")
-        state = {"position": asdict(position), "optimizer": state, "extra": extra}
-        (folder / "state.json").write_text(json.dumps(state, default=Tensor.item))
+        for file, tensors in state.tensors.items():
+            save_file(tensors, folder / f"{file}.safetensors")
+        entries = {"position": asdict(position), "optimizer": state.optimizer, "extra": extra}
+        (folder / "state.json").write_text(json.dumps(entries, default=Tensor.item))
         (folder / "config.yaml").write_text(config_yaml)
         write_manifest(folder, step=position.step)
 
@@ -95,9 +118,10 @@ def load_checkpoint(
 ) -> tuple[Position, dict[str, Any]]:
     """Fills model, optimiser and EMA in place; raises UserError unless names and shapes agree exactly."""
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        if ema is not None:
-            ema.load_state_dict(load_file(path / "ema.safetensors"))
+        for module, file in ((model, "model"), (ema, "ema")):
+            if module is not None:
+                saved, current = load_file(path / f"{file}.safetensors"), module.state_dict()
+                module.load_state_dict({name: _as(value, current.get(name)) for name, value in saved.items()})
         state = json.loads((path / "state.json").read_text())
         tensors = load_file(path / "optimizer.safetensors")
         _restore_optimizer(model, optimizer, tensors, state["optimizer"])
@@ -111,10 +135,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that agrees with its manifest, and what is wrong with newer ones."""
+def newest_intact(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
+    """The first of `paths`, newest first, that agrees with its manifest, and what is wrong with those before it."""
     problems: list[str] = []
-    for path in checkpoints(folder):
+    for path in paths:
         try:
             check_manifest(path)
         except UserError as error:
@@ -124,14 +148,17 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
-    for path in checkpoints(folder)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
+def _copy(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, in main memory, not shared with it."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().to("cpu", copy=True).contiguous()
 
 
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+def _as(value: Tensor, current: Tensor | None) -> Tensor:
+    """`value`, sharded as `current` is. Every worker has read all of it, so that none needs to send."""
+    if not isinstance(current, DTensor):
+        return value
+    return distribute_tensor(value, current.device_mesh, current.placements, src_data_rank=None)
 
 
 def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -144,7 +171,7 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
         for key, value in entries.items():
             (tensors if isinstance(value, Tensor) else scalars)[f"{names[parameter]}|{key}"] = value
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
-    return _on_cpu(tensors), {"scalars": scalars, "groups": groups}
+    return tensors, {"scalars": scalars, "groups": groups}
 
 
 def _restore_optimizer(
@@ -156,8 +183,11 @@ def _restore_optimizer(
         raise KeyError("the optimiser's parameters differ")
     numbers = {name: number for number, name in enumerate(name for group in saved for name in group)}
     by_number: dict[int, dict[str, Any]] = {}
+    parameters = dict(model.named_parameters())
     for key, value in [*tensors.items(), *state["scalars"].items()]:
         name, entry = key.rsplit("|", 1)
+        if isinstance(value, Tensor) and value.shape == parameters[name].shape:
+            value = _as(value, parameters[name])
         by_number.setdefault(numbers[name], {})[entry] = value
     current = optimizer.state_dict()["param_groups"]
     groups = [{**saved, "params": now["params"]} for saved, now in zip(state["groups"], current, strict=True)]

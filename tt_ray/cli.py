@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tt_ray.config import Config
-from tt_ray.errors import UserError, nearest
+from tt_ray.errors import Stopped, UserError, nearest
 from tt_ray.recipes import RECIPES
 
 _OPTION = re.compile(r"^(--[^=\s]+)=")
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and exits: 0, 2 after the user's mistake, 1 after a failure, 130 after Ctrl-C.
+    """Runs a command and exits: 0, 2 after the user's mistake, 1 after a failure, 130 after Ctrl-C, 143 after SIGTERM.
 
     Errors are one line on stderr; `--debug` anywhere on the command line shows where they come from.
     """
@@ -31,6 +31,9 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         main(arguments)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.code) from None
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -4,6 +4,7 @@ Nothing changes after parsing: what follows from a field is a property, and `ove
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,9 @@ import yaml
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from tt_ray.errors import UserError, nearest
+from tt_ray.ranges import RANGES
 from tt_ray.schedules import build_schedule
+from tt_ray.storage import is_uri, local_root
 
 _STRICT = ConfigDict(extra="forbid")
 # Strict, so that 1 stays 1 and true stays true; the lax float reads 1e-4, which YAML 1.1 takes for a string.
@@ -216,11 +219,13 @@ class RunConfig:
     name: str = ""
     """Run's name, its folder below storage; empty takes the recipe's name."""
     storage: str = "runs"
-    """Folder of runs."""
-    num_workers: int = 1
-    """Ray Train workers, one process (and one GPU) each."""
+    """Folder of runs that all nodes see, or a URI of pyarrow.fs (s3://, gs://)."""
+    num_workers: int | str = 1
+    """Ray Train workers, one process (and one GPU) each; MIN:MAX for as many as the cluster has at the time."""
     use_gpu: bool = False
     """One GPU per worker."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How workers share the model: each holds all of it, or (FSDP2) a part, for models that do not fit on one GPU."""
     cpus_per_worker: int = 0
     """CPUs per worker; 0 shares all CPUs of the cluster among CPU workers, and asks for 1 beside a GPU."""
     max_failures: int = 3
@@ -231,6 +236,10 @@ class RunConfig:
     """Checkpoints kept."""
     log_every: int = 20
     """Steps between writes of metrics and progress."""
+    resize_every: float = 60.0
+    """Seconds between looks for nodes that have joined, when num_workers is MIN:MAX."""
+    async_validation: bool = False
+    """Validate in a Ray task beside the training, on a CPU or GPU that the workers leave free; the last one is not."""
     overwrite: bool = False
     """Delete a run of this name and start anew."""
 
@@ -251,23 +260,50 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError, naming the path, for values that no run could use."""
-        for path, low, high in _RANGES:
+        for path, low, high in RANGES:
             value = self.get(path)
             if not low <= value <= high:
                 raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
         if min(self.data.std) <= 0:
             raise UserError(f"data.std is {self.data.std}, but all must be above 0")
         build_schedule(self.text.schedule, self.text.weight, self.train.epochs)
-        pairs = 2 if self.data.mixup or self.data.cutmix else 1
-        if self.train.batch_size % (pairs * self.run.num_workers):
-            why = "2 x run.num_workers, since mixing pairs images" if pairs == 2 else "run.num_workers"
-            of = f"{pairs * self.run.num_workers} ({why})"
-            raise UserError(f"train.batch_size is {self.train.batch_size}, but must be a multiple of {of}")
+        if self.run.strategy == "fsdp" and self.train.precision == "fp16":
+            raise UserError("run.strategy fsdp does not scale fp16's losses: give --train.precision bf16")
+        mixes = bool(self.data.mixup or self.data.cutmix)
+        if mixes and self.train.batch_size % 2:
+            raise UserError(f"train.batch_size is {self.train.batch_size}, but mixing pairs images: it must be even")
+        if self.train.batch_size < (1 + mixes) * self.workers[1]:
+            of = f"{'2 x ' * mixes}run.num_workers, {self.workers[1]}"
+            raise UserError(f"train.batch_size is {self.train.batch_size}, but must be at least {of}")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The fewest and the most workers; raises UserError when run.num_workers is neither N nor MIN:MAX."""
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.run.num_workers))
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= low <= high:
+            raise UserError(
+                f"run.num_workers is {self.run.num_workers!r}, but must be a number, or MIN:MAX such as 1:4"
+            )
+        return low, high
 
     @property
     def run_dir(self) -> Path:
-        """The run folder, absolute: workers start in another folder."""
-        return Path(self.run.storage).expanduser().absolute() / self.run.name
+        """The run folder on this machine, absolute: workers start in another folder."""
+        return local_root(self.run.storage) / self.run.name
+
+    @property
+    def storage_place(self) -> str:
+        """Where runs live, for other processes: the absolute folder, or the URI."""
+        return self.run.storage if is_uri(self.run.storage) else str(local_root(self.run.storage))
+
+    @property
+    def run_place(self) -> str:
+        """Where users find the run: its folder, or its URI."""
+        if not is_uri(self.run.storage):
+            return str(self.run_dir)
+        base, mark, query = self.run.storage.partition("?")
+        return f"{base.rstrip('/')}/{self.run.name}{mark}{query}"
 
     @property
     def teaches(self) -> bool:
@@ -356,42 +392,3 @@ def _first_problem(cls: type[Config], error: ValidationError, where: str) -> str
 
 
 _GROUPS = ("data", "text", "head", "model", "optim", "train", "run")
-_INF = float("inf")
-_RANGES = [
-    ("data.image_size", 1, _INF),
-    ("data.crop_pct", 1e-3, 1),
-    ("data.mixup", 0, _INF),
-    ("data.cutmix", 0, _INF),
-    ("data.repeats", 1, _INF),
-    ("data.label_noise", 0, 1),
-    ("data.num_loaders", 0, _INF),
-    ("data.shapes.train_size", 1, _INF),
-    ("data.shapes.val_size", 1, _INF),
-    ("text.weight", 0, 1),
-    ("text.max_missing", 0, 1),
-    ("head.hidden_dim", 1, _INF),
-    ("head.depth", 1, _INF),
-    ("head.out_dim", 0, _INF),
-    ("model.drop_path", 0, 0.999),
-    ("model.drop", 0, 0.999),
-    ("data.cache_gb", 0, _INF),
-    ("optim.lr", 0, _INF),
-    ("optim.min_lr", 0, _INF),
-    ("optim.warmup_lr", 0, _INF),
-    ("optim.warmup_epochs", 0, _INF),
-    ("optim.weight_decay", 0, _INF),
-    ("optim.eps", 0, _INF),
-    ("optim.grad_clip", 0, _INF),
-    ("optim.label_smoothing", 0, 0.999),
-    ("train.epochs", 1, _INF),
-    ("train.batch_size", 1, _INF),
-    ("train.max_batch_per_worker", 0, _INF),
-    ("train.ema", 0, 0.999999999),
-    ("train.eval_every", 1, _INF),
-    ("run.num_workers", 1, _INF),
-    ("run.cpus_per_worker", 0, _INF),
-    ("run.max_failures", -1, _INF),
-    ("run.checkpoint_every", 0, _INF),
-    ("run.keep_checkpoints", 1, _INF),
-    ("run.log_every", 1, _INF),
-]

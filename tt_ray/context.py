@@ -3,13 +3,21 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Standing
+
+T = TypeVar("T")
+
+
+REQUESTS = ("stop", "pause", "preempted")
+"""What a runner may want of the loop, each after a checkpoint: to end the command, to start again with more or fewer
+workers, to leave machines that are about to be taken away."""
 
 
 class Context(Protocol):
@@ -18,12 +26,19 @@ class Context(Protocol):
     rank: int
     world: int
     device: torch.device
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        """Metrics of a finished epoch; every worker calls it."""
+    has_others: bool
+    """Whether `beside` has machines to use."""
 
     def progress(self, standing: Standing) -> None:
         """Shows where the run stands; called on worker 0, must not block."""
+
+    def requested(self) -> str:
+        """One of REQUESTS that has reached this worker, or nothing. Called by all workers after the same step."""
+        ...
+
+    def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
+        """Runs `function` elsewhere. The answer, told whether to wait, gives its result, None before it is there."""
+        ...
 
 
 @dataclass
@@ -34,6 +49,8 @@ class LocalContext:
     world: int
     device: torch.device
     show: Callable[[Standing], None] | None = None
+    request: str = ""
+    has_others: bool = False
 
     @classmethod
     def start(cls, use_gpu: bool, show: Callable[[Standing], None] | None = None) -> "LocalContext":
@@ -46,31 +63,48 @@ class LocalContext:
             dist.init_process_group("nccl" if use_gpu else "gloo")
         return cls(rank, world, device, show)
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        """Nobody listens."""
-
     def progress(self, standing: Standing) -> None:
         if self.show is not None and self.rank == 0:
             self.show(standing)
+
+    def requested(self) -> str:
+        return self.request
+
+    def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
+        raise NotImplementedError("there is nothing but this process")
 
 
 class RayContext:
     """A Ray Train worker. Ray has set up the process group."""
 
-    def __init__(self, show: Callable[[Standing], None]) -> None:
+    has_others = True
+
+    def __init__(self, mailbox: Mailbox) -> None:
         import ray.train
         import ray.train.torch
+        from ray.train.v2._internal.execution.context import get_train_context
 
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._report, self._show = ray.train.report, show
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        self._report(metrics)
+        self._mailbox = mailbox
+        self._notice = get_train_context().preemption_context
 
     def progress(self, standing: Standing) -> None:
-        self._show(standing)
+        self._mailbox.put("progress", asdict(standing))
+
+    def requested(self) -> str:
+        # What ray.train.get_preemption_info() gives on worker 0, without its barrier: the loop asks all workers anyway.
+        if self._notice.preemption_info is not None:
+            return "preempted"
+        return (self._mailbox.get("request") or "") if self.rank == 0 else ""
+
+    def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
+        import ray
+
+        task = ray.remote(num_cpus=1, num_gpus=int(self.device.type == "cuda"), max_retries=2)(function)
+        answer = task.remote(*arguments)
+        return lambda wait: ray.get(answer) if wait or ray.wait([answer], timeout=0)[0] else None
 
 
 class Stopwatch:

@@ -12,6 +12,22 @@ class NonFiniteLoss(RuntimeError):
     """The loss became infinite or NaN: says at which step, from which part, and where the last good state is."""
 
 
+class Interrupted(RuntimeError):
+    """Training has stopped because it was asked to; its checkpoint holds every step that was taken."""
+
+    def __init__(self, request: str, step: int) -> None:
+        super().__init__(request, step)
+        self.request, self.step = request, step
+
+
+class Stopped(RuntimeError):
+    """A command was told to end, and has ended well: commands print its text and exit with `code`."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Ends an error about an unknown name: the closest known names, or all of them when none is close."""
     known = sorted(names)

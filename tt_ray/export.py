@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
-from tt_ray.checkpoint import check_manifest, new_folder, newest_intact
+from tt_ray.checkpoint import check_manifest, checkpoints, new_folder, newest_intact
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import Config
 from tt_ray.data.transforms import VECTORISED
@@ -56,22 +56,32 @@ def export_checkpoint(source: Path, out: Path) -> tuple[Path, list[str]]:
         raise UserError(f"no run or checkpoint {source}: give the folder of one")
     path, problems = source, list[str]()
     if (source / "checkpoints").is_dir() or not (source / "state.json").exists():
-        newest, problems = newest_intact(source / "checkpoints")
+        newest, problems = newest_intact(checkpoints(source / "checkpoints"))
         if newest is None:
             raise UserError(f"{source} has no intact checkpoint{': ' if problems else ''}{'; '.join(problems)}")
         path = newest
     check_manifest(path)
-    config = Config.from_yaml(path / "config.yaml")
-    classes = tuple(json.loads((path / "state.json").read_text())["extra"]["classes"])
-    backbone = build_backbone(config, len(classes))
-    weights = path / "ema.safetensors"
-    tensors = load_file(weights if weights.exists() else path / "model.safetensors")
-    backbone.load_state_dict({k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)})
     try:
-        export_model(backbone, config, classes, out)
+        write_export(path, out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}: give another --out") from None
     return path, problems
+
+
+def write_export(checkpoint: Path, out: Path) -> None:
+    """Exports a checkpoint's weights, replacing `out`."""
+    config = Config.from_yaml(checkpoint / "config.yaml")
+    classes = tuple(json.loads((checkpoint / "state.json").read_text())["extra"]["classes"])
+    export_model(load_backbone(checkpoint, config, len(classes)), config, classes, out)
+
+
+def load_backbone(checkpoint: Path, config: Config, num_classes: int) -> nn.Module:
+    """The backbone with a checkpoint's weights, the averaged ones where there are."""
+    backbone = build_backbone(config, num_classes)
+    averaged = checkpoint / "ema.safetensors"
+    tensors = load_file(averaged if averaged.exists() else checkpoint / "model.safetensors")
+    backbone.load_state_dict({k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)})
+    return backbone
 
 
 @dataclass(frozen=True)

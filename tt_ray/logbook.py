@@ -1,7 +1,6 @@
 """What a run writes down while it trains: metrics.jsonl, a row per step and per validation, and TensorBoard scalars."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +32,7 @@ class Logbook:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         keep_rows(path, first_step)
+        self._validated = {row["step"] for row in read_rows(path) if row["kind"] == "validation"}
         self._file = path.open("a")
         # purge_step hides events of the steps that an interrupted run had written beyond its last checkpoint.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
@@ -48,10 +48,13 @@ class Logbook:
         self._file.write(json.dumps({"kind": "validation", **row}) + "\n")
         self._show(row)
 
+    def validated(self, step: int) -> bool:
+        """Whether the file already had a validation after `step` steps when it was opened."""
+        return step in self._validated
+
     def flush(self) -> None:
-        """Makes the rows so far durable; called before a checkpoint, which must not know more than the rows."""
+        """Hands the rows so far to the operating system."""
         self._file.flush()
-        os.fsync(self._file.fileno())
         self._board.flush()
 
     def close(self) -> None:

@@ -3,38 +3,42 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
-from tt_ray.checkpoint import Position, load_checkpoint, newest_intact, prune, save_checkpoint
+from tt_ray.checkpoint import Position, checkpoint_name, load_checkpoint, snapshot, step_of
 from tt_ray.config import Config
-from tt_ray.context import Context, Stopwatch
+from tt_ray.context import REQUESTS, Context
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
 from tt_ray.data.mixing import build_mixing
 from tt_ray.data.order import train_order
 from tt_ray.data.transforms import normalize
-from tt_ray.errors import NonFiniteLoss, UserError
-from tt_ray.export import export_model
-from tt_ray.logbook import STEP_COLUMNS, Logbook
-from tt_ray.model import Outputs, build_model
+from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
+from tt_ray.export import write_export
+from tt_ray.keeper import Keeper
+from tt_ray.logbook import Logbook
+from tt_ray.model import Outputs, TaughtClassifier, build_model
 from tt_ray.objective import Objective
 from tt_ray.optim import build_optimizer, build_scheduler, clip_gradients, learning_rate
 from tt_ray.parallel import sum_over_workers
+from tt_ray.precision import mixed_precision
 from tt_ray.prepare import Data
 from tt_ray.progress import Standing
+from tt_ray.recorder import Read, Recorder, timed
 from tt_ray.schedules import build_schedule
-from tt_ray.validation import validate
+from tt_ray.storage import Storage
+from tt_ray.strategies import distribute, shard, sync_gradients
+from tt_ray.validation import validate, validate_checkpoint
 
 _STEP_SEED = 6
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config: Config, data: Data, context: Context) -> dict[str, Any]:
@@ -60,18 +64,26 @@ class Trainer:
         self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
         if config.train.compile:
             self.model.compile_backbone()
+        self.net = distribute(self.model, config.run.strategy, device)
+        if self.ema is not None and isinstance(self.model, FSDPModule):
+            shard(cast(TaughtClassifier, self.ema.module), device)
         self.optimizer = build_optimizer(config.optim, self.model)
         self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-        self.objective = Objective.of(config)
+        self.objective = Objective.of(config)._replace(
+            shares=() if len(set(self.order.shares)) == 1 else self.order.shares
+        )
+        limit = config.train.max_batch_per_worker or config.train.batch_size
+        self.parts = -(-max(self.order.shares) // limit)
         self.weight = build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
         self.mixing = build_mixing(config, len(data.train.classes))
-        self.net: nn.Module = self.model
-        if context.world > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.net = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
         self.seconds, self.scores, self.warnings = 0.0, dict[str, float](), list[str]()
         self.first_step_at: float | None = None
+        self.recorder = Recorder()
+        self.storage = Storage.open(config.run.storage)
+        self.keeper = Keeper(config.run_dir, self.storage, config.run.keep_checkpoints)
+        self.beside = config.run.async_validation and context.has_others
+        self.validations: list[tuple[dict[str, int], str, Callable[[bool], dict[str, float] | None]]] = []
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
@@ -80,8 +92,8 @@ class Trainer:
         self.scheduler.step_update(step)
         images, labels, text = self._on_device(batch, step)
         weight = self.weight(step // self.order.steps_per_epoch)
-        limit = self.config.train.max_batch_per_worker
-        backward = self._backward_in_parts if 0 < limit < len(images) else self._backward
+        # All workers in parts, or none: where the model is sharded they meet in each.
+        backward = self._backward_in_parts if self.parts > 1 else self._backward
         parts = backward(images, labels, text, weight, step)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config.optim.grad_clip)
@@ -118,12 +130,12 @@ class Trainer:
         Each part then runs again, with the same random numbers, to carry its share of the gradient back (GradCache,
         arXiv 2101.06983). Batch-norm statistics see every part twice.
         """
-        chunks = images.split(self.config.train.max_batch_per_worker)
+        chunks = images.tensor_split(self.parts)
         pooled: list[Tensor] = []
         for number, chunk in enumerate(chunks):
             self._seed(step, number)
             with torch.no_grad(), self.autocast():
-                pooled.append(self.model.features(chunk))
+                pooled.append(self.net(chunk).features)
         with self.autocast():
             outputs = self.model.heads(torch.cat(pooled).requires_grad_())
         loss, parts = self.objective(outputs, labels, text, weight)
@@ -133,7 +145,7 @@ class Trainer:
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
             self._seed(step, number)
-            self._require_sync(last)
+            sync_gradients(self.net, last)
             with self.autocast():
                 again: Outputs = self.net(chunk)
             heads = [root for root in (again.logits, again.text) if root is not None]
@@ -144,11 +156,6 @@ class Trainer:
             start += len(chunk)
         return parts
 
-    def _require_sync(self, value: bool) -> None:
-        if isinstance(self.net, DistributedDataParallel):
-            # What DDP.no_sync() sets: workers exchange gradients once, with the last part.
-            self.net.require_backward_grad_sync = value
-
     def _seed(self, step: int, part: int) -> None:
         seed = seed_of(self.config.train.seed, _STEP_SEED, step, self.context.rank, part)
         # torch.manual_seed seeds every kind of device there is, which takes ten times as long.
@@ -158,8 +165,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
-        dtype = _PRECISIONS[self.config.train.precision]
-        return torch.autocast(self.context.device.type, dtype=dtype, enabled=dtype is not None)
+        return mixed_precision(self.context.device, self.config.train.precision)
 
     # --- a run ----------------------------------------------------------------------------------------------------
 
@@ -172,58 +178,82 @@ class Trainer:
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.steps), config.data.num_loaders, pin=cuda)
         with Logbook(config.run_dir, start) if context.rank == 0 else nullcontext() as book:
+            if book is not None and start and not book.validated(start):
+                self._validate_beside(self.keeper.folder / checkpoint_name(start))
             self._steps(start, loaded, held_out, book)
         return self._finish()
 
     def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, book: Logbook | None) -> None:
-        config = self.config
+        run, per_epoch = self.config.run, self.order.steps_per_epoch
         began = time.perf_counter() - self.seconds
         self.model.train()
-        recorder = _Recorder(self, book)
-        for step, batch, waited in _timed(loaded, start):
-            recorder.add(step, self.step(batch, step), waited, len(batch.rows) * self.context.world)
+        for step, batch, waited in timed(loaded, start):
+            self.recorder.add(step, self.step(batch, step), waited, self.order.batch_size)
             self.first_step_at = self.first_step_at or time.time()
             done = step + 1
             self.seconds = time.perf_counter() - began
-            if done % config.run.log_every == 0:
-                recorder.flush()
-            if done % self.order.steps_per_epoch == 0:
-                recorder.flush()
-                self._validate(held_out, done, book, recorder)
-            if done % (config.run.checkpoint_every or self.order.steps_per_epoch) == 0 or done == self.steps:
-                recorder.flush()
+            due = done % (run.checkpoint_every or per_epoch) == 0 or done == self.steps
+            request = self._read(book) if due or done % run.log_every == 0 or done % per_epoch == 0 else ""
+            if done % per_epoch == 0:
+                self._validate(held_out, done, book)
+            if request or due:
                 self._checkpoint(done, book)
+            if request and done < self.steps:
+                self._settle()
+                raise Interrupted(request, done)
+        self._settle()
+        self._collect(book, wait=True)
         if not self.scores:  # resumed after the last step, from a checkpoint without a validation
-            self._validate(held_out, self.steps, book, recorder)
+            self._validate(held_out, self.steps, book)
 
-    def _validate(self, held_out: EvalBatches, done: int, book: Logbook | None, recorder: "_Recorder") -> None:
-        epoch = done // self.order.steps_per_epoch
-        if epoch % self.config.train.eval_every and done != self.steps:
+    def _read(self, book: Logbook | None) -> str:
+        """Writes rows and shows progress; gives what a runner asks for. Raises NonFiniteLoss, and UserError when a
+        checkpoint could not be written."""
+        requested, problem = self.context.requested(), self.keeper.problem()
+        read = self.recorder.read([*(requested == request for request in REQUESTS), bool(problem)])
+        if read is None:
+            return ""
+        if bad := read.not_finite():
+            raise NonFiniteLoss(f"the loss is not finite at {bad}; {self.keeper.last_good()}")
+        if read.flags[-1]:
+            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.keeper.last_good()}")
+        if book is not None:
+            self._write(book, read)
+        return next((request for request, flag in zip(REQUESTS, read.flags, strict=False) if flag), "")
+
+    def _write(self, book: Logbook, read: Read) -> None:
+        per_epoch, rows = self.order.steps_per_epoch, list[dict[str, float]]()
+        for step, row in enumerate(read.rows, read.first):
+            row = {"step": step, "epoch": step // per_epoch, "text_weight": self.weight(step // per_epoch)} | row
+            rows.append({key: value for key, value in row.items() if math.isfinite(value)})
+        rate = read.images_per_s
+        rows[-1] |= {"lr": learning_rate(self.optimizer), "images_per_s": rate}
+        rows[-1] |= {"data_wait_share": read.data_wait_share, "workers": self.context.world}
+        book.steps(rows)
+        done = read.first + len(rows)
+        eta = (self.steps - done) * self.order.batch_size / rate
+        top1 = self.scores.get("top1")
+        self.context.progress(Standing(done, self.steps, done // per_epoch, rate, eta, rows[-1]["loss"], top1))
+        self._collect(book)
+
+    def _validate(self, held_out: EvalBatches, done: int, book: Logbook | None) -> None:
+        epoch, last = done // self.order.steps_per_epoch, done == self.steps
+        if (epoch % self.config.train.eval_every or self.beside) and not last:
             return
         start = time.perf_counter()
         model = self.model if self.ema is None else self.ema.module
         self.scores = validate(model, held_out, self.config, self.context.device, self.autocast())
-        row = {"step": done, "epoch": epoch, **self.scores}
         if book is not None:
-            book.validation(row)
-        self.context.report(row)
-        recorder.watch.skip(time.perf_counter() - start)
+            book.validation({"step": done, "epoch": epoch, **self.scores})
+        self.recorder.watch.skip(time.perf_counter() - start)
 
     def _checkpoint(self, done: int, book: Logbook | None) -> None:
-        """Worker 0 writes; all workers learn whether it could."""
-        problem, path = "", self._folder / f"step-{done:08d}"
-        if book is not None:
-            try:
-                book.flush()
-                self._save(path, done)
-                prune(self._folder, self.config.run.keep_checkpoints)
-            except OSError as error:
-                problem = f"cannot write checkpoint {path}: {error.strerror or error}"
-        failed = sum_over_workers(torch.tensor(float(bool(problem)), device=self.context.device))
-        if failed:
-            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self._last_good()}")
-
-    def _save(self, path: Path, done: int) -> None:
+        """Copies the state; worker 0 writes it while training goes on, and validates it elsewhere if it should."""
+        self.keeper.wait()
+        state = snapshot(self.model, self.optimizer, self.ema and self.ema.module)
+        if book is None:
+            return
+        book.flush()
         position = Position(done, done // self.order.steps_per_epoch, done * self.order.batch_size)
         extra = {
             "seconds": self.seconds,
@@ -231,11 +261,46 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "classes": self.data.train.classes,
         }
-        yaml = (self.config.run_dir / "config.yaml").read_text()
-        save_checkpoint(path, position, self.model, self.optimizer, self.ema and self.ema.module, extra, yaml)
+        self.keeper.save(position, state, extra, self._validate_beside)
+
+    def _validate_beside(self, checkpoint: Path) -> None:
+        """Called by the keeper's thread when a checkpoint is complete."""
+        step = step_of(checkpoint)
+        epoch, rest = divmod(step, self.order.steps_per_epoch)
+        if not self.beside or rest or epoch % self.config.train.eval_every or step == self.steps:
+            return
+        self.keeper.in_use.add(checkpoint.name)
+        answer = self.context.beside(validate_checkpoint, self.config.to_dict(), str(checkpoint))
+        self.validations.append(({"step": step, "epoch": epoch}, checkpoint.name, answer))
+
+    def _collect(self, book: Logbook | None, wait: bool = False) -> None:
+        """Writes down the validations that have come back; one that failed is no reason to end the training."""
+        while self.validations and book is not None:
+            where, name, answer = self.validations[0]
+            try:
+                scores = answer(wait)
+            except Exception as error:
+                scores = {}
+                self.warnings.append(f"validation after step {where['step']} failed: {type(error).__name__}")
+            if scores is None:
+                return
+            self.validations.pop(0)
+            self.keeper.in_use.discard(name)
+            if scores:
+                self.scores = self.scores if wait else scores
+                book.validation({**where, **scores})
+
+    def _settle(self) -> None:
+        """Waits for the last checkpoint; raises UserError on all workers when it could not be written."""
+        self.keeper.wait()
+        problem = self.keeper.problem()
+        if sum_over_workers(torch.tensor(float(bool(problem)), device=self.context.device)):
+            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.keeper.last_good()}")
 
     def _restore(self) -> int:
-        path, problems = newest_intact(self._folder)
+        if self.context.rank == 0:
+            self.storage.pull(self.config.run_dir, skip=("checkpoints", "export"))
+        path, problems = self.keeper.newest()
         self.warnings += [f"{problem}; went on from {path.name if path else 'the start'}" for problem in problems]
         if path is None:
             return 0
@@ -255,73 +320,13 @@ class Trainer:
             "notes": [*self.data.notes, *self.warnings],
         }
         if self.context.rank == 0:
-            model = self.model if self.ema is None else self.ema.module
-            export_model(model.backbone, self.config, self.data.train.classes, self.config.run_dir / "export")
-            partial = self.config.run_dir / ".result.partial"
+            run_dir = self.config.run_dir
+            path, _ = self.keeper.newest()
+            assert path is not None, "the last checkpoint has been written"
+            write_export(path, run_dir / "export")
+            partial = run_dir / ".result.partial"
             partial.write_text(json.dumps(result, indent=2))
-            partial.replace(self.config.run_dir / "result.json")
+            partial.replace(run_dir / "result.json")
+            for name in ("export", "metrics.jsonl", "tensorboard", "result.json"):
+                self.storage.push(run_dir / name)
         return result
-
-    @property
-    def _folder(self) -> Path:
-        return self.config.run_dir / "checkpoints"
-
-    def _last_good(self) -> str:
-        path, _ = newest_intact(self._folder)
-        return f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
-
-
-class _Recorder:
-    """Keeps the columns of recent steps on the device and reads them together, once every `run.log_every` steps."""
-
-    def __init__(self, trainer: Trainer, book: Logbook | None) -> None:
-        self.trainer, self.book, self.watch = trainer, book, Stopwatch()
-        self.columns: list[Tensor] = []
-        self.first = 0
-
-    def add(self, step: int, columns: Tensor, waited: float, images: int) -> None:
-        """Columns (5,) of one step, the seconds that its batch was waited for, and the images of all workers."""
-        if not self.columns:
-            self.first = step
-        self.columns.append(columns)
-        self.watch.waited(waited, images)
-
-    def flush(self) -> None:
-        """Writes rows and shows progress; raises NonFiniteLoss. This is where the host waits for the device."""
-        if not self.columns:
-            return
-        trainer, count = self.trainer, len(self.columns)
-        table = (sum_over_workers(torch.stack(self.columns)) / trainer.context.world).tolist()
-        self.columns = []
-        rate, wait = self.watch.read()
-        rows = [self._row(self.first + offset, values) for offset, values in enumerate(table)]
-        for row in rows:
-            if not math.isfinite(row["loss"]):
-                parts = ", ".join(f"{name} {row[name]:g}" for name in STEP_COLUMNS)
-                raise NonFiniteLoss(f"the loss is not finite at step {row['step']} ({parts}); {trainer._last_good()}")
-        if self.book is None:
-            return
-        rows[-1] |= {"lr": learning_rate(trainer.optimizer), "images_per_s": rate, "data_wait_share": wait}
-        self.book.steps([{key: value for key, value in row.items() if math.isfinite(value)} for row in rows])
-        done = self.first + count
-        eta = (trainer.steps - done) * trainer.order.batch_size / rate
-        epoch, top1 = done // trainer.order.steps_per_epoch, trainer.scores.get("top1")
-        trainer.context.progress(Standing(done, trainer.steps, epoch, rate, eta, rows[-1]["loss"], top1))
-
-    def _row(self, step: int, values: list[float]) -> dict[str, float]:
-        epoch = step // self.trainer.order.steps_per_epoch
-        return {"step": step, "epoch": epoch, "text_weight": self.trainer.weight(epoch)} | dict(
-            zip(STEP_COLUMNS, values, strict=True)
-        )
-
-
-def _timed(batches: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch, float]]:
-    """Steps with their batches and the seconds that each was waited for."""
-    step = first
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield step, batch, time.perf_counter() - start
-        step += 1

@@ -22,6 +22,8 @@ class Objective(NamedTuple):
     gather: bool
     label_smoothing: float
     eps: float
+    shares: tuple[int, ...] = ()
+    """Images of each worker in a step; empty where all have as many."""
 
     @classmethod
     def of(cls, config: Config) -> "Objective":
@@ -37,7 +39,7 @@ class Objective(NamedTuple):
             text: normalised embeddings (B, D), or None without a text head.
             weight: lambda.
         """
-        loss_cls = self._classification(outputs.logits, labels)
+        loss_cls = self._classification(outputs.logits, labels) * self._part(len(labels))
         if outputs.text is None or text is None:
             return loss_cls, _parts(loss_cls, loss_cls, None, None)
         if weight == 0:
@@ -58,14 +60,19 @@ class Objective(NamedTuple):
     def _alignment(self, outputs: Outputs, text: Tensor) -> Tensor:
         assert outputs.text is not None
         pred = outputs.text.float()
+        part = 1.0 if self.gather else self._part(len(pred))
         if self.gather:
-            pred, text = gather_rows(pred), gather_rows(text)
+            pred, text = gather_rows(pred, self.shares), gather_rows(text, self.shares)
         scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars)
+        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars) * part
+
+    def _part(self, rows: int) -> float:
+        """What a worker's mean counts, so that the mean over workers is that over images."""
+        return rows * len(self.shares) / sum(self.shares) if self.shares else 1.0
 
     def _ratio(self, loss_cls: Tensor, loss_text: Tensor, features: Tensor) -> Tensor:
         # Gradients of means shrink with the batch and would vanish in half precision: take them of sums instead.
-        rows = len(features) * world_size()
+        rows = sum(self.shares) or len(features) * world_size()
         losses = (loss_cls, loss_text)
         grads = [torch.autograd.grad(loss * rows, features, retain_graph=True)[0].float() for loss in losses]
         squares = sum_over_workers(torch.stack([grad.square().sum() for grad in grads]))

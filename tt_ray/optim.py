@@ -7,6 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from tt_ray.config import OptimConfig
@@ -40,8 +41,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor
     """Scales gradients down to the norm `largest` (0: leaves them); returns the norm before, on the device."""
     chosen = list(parameters)
     if largest:
-        return nn.utils.clip_grad_norm_(chosen, largest)
-    return nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(chosen, largest)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:

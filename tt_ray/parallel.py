@@ -22,24 +22,27 @@ def sum_over_workers(value: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        ctx.rows = len(local)
-        parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, local: Tensor, shares: tuple[int, ...]) -> Tensor:
+        ctx.start, ctx.rows = sum(shares[: dist.get_rank()]), len(local)
+        # Collectives take parts of one size only.
+        padded = local.new_zeros(max(shares), *local.shape[1:])
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in shares]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:rows] for part, rows in zip(parts, shares, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        start = dist.get_rank() * ctx.rows
-        return grads[0][start : start + ctx.rows] * world_size()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][ctx.start : ctx.start + ctx.rows] * world_size(), None
 
 
-def gather_rows(local: Tensor) -> Tensor:
-    """Rows of all workers, (world * B, D), in rank order.
+def gather_rows(local: Tensor, shares: tuple[int, ...] = ()) -> Tensor:
+    """Rows of all workers, (sum of `shares`, D), in rank order; without `shares` all workers have as many rows.
 
     Every worker then computes the same global loss. Its gradient reaches this worker's rows times the number of
     workers, so that averaging parameter gradients over workers (DDP, FSDP) gives the gradient of the global loss.
     """
-    gathered = _Gather.apply(local) if world_size() > 1 else local
+    world = world_size()
+    gathered = _Gather.apply(local, shares or (len(local),) * world) if world > 1 else local
     assert isinstance(gathered, Tensor)
     return gathered

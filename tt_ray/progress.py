@@ -1,12 +1,10 @@
 """The live line of a command: rich's bar on a terminal, a plain line every few seconds in a log."""
 
-import json
 import threading
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -79,37 +77,15 @@ class Display:
         self.show("training", standing.step, standing.steps, detail)
 
 
-class ProgressFile:
-    """Hands progress from worker 0 to the driver through the run folder, which both see."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "progress.json"
-
-    def write(self, standing: Standing) -> None:
-        """Replaces the file in one go; a full disk ends a run where it matters, not here."""
-        partial = self.path.with_suffix(".partial")
-        with suppress(OSError):
-            partial.write_text(json.dumps(asdict(standing)))
-            partial.replace(self.path)
-
-    def read(self) -> Standing | None:
-        """None before the first step."""
-        try:
-            return Standing(**json.loads(self.path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-
 class Watcher:
-    """Shows a run's progress file while the body of the `with` statement waits for the run."""
+    """Shows a run's progress while the body of the `with` statement waits for the run."""
 
-    def __init__(self, file: ProgressFile, display: Display, interval_s: float = 0.3) -> None:
-        self.file, self.display, self.interval_s = file, display, interval_s
+    def __init__(self, read: Callable[[str], Any], display: Display, interval_s: float = 0.5) -> None:
+        self.read, self.display, self.interval_s = read, display, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        self.file.path.unlink(missing_ok=True)
         self._thread.start()
         return self
 
@@ -118,9 +94,13 @@ class Watcher:
         self._thread.join()
 
     def _watch(self) -> None:
-        last = None
+        last, starts = None, None
         while not self._stop.wait(self.interval_s):
-            standing = self.file.read()
+            started, standing = self.read("started"), self.read("progress")
+            if started is not None and started != starts:
+                starts = started
+                if started["times"] > 1:
+                    self.display.say(f"workers were started again: {started['workers']} of them")
             if standing is not None and standing != last:
                 last = standing
-                self.display.training(standing)
+                self.display.training(Standing(**standing))

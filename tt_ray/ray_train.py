@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.config import Config
-from tt_ray.errors import NonFiniteLoss, UserError
+from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
+from tt_ray.mailbox import Mailbox
 from tt_ray.run_folder import disk_problems
 
 _QUIET = {
     # How soon the end of training is noticed; each look wakes every worker.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # After a node is lost, Ray still counts on it for a while: how long it waits for workers there.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Idle workers started beforehand cannot serve Ray Train, whose processes have an environment of their own.
@@ -24,26 +26,43 @@ _QUIET = {
 }
 
 
-def start_ray(config: Config) -> None:
-    """Joins or starts Ray as `join_ray` does; raises UserError when the cluster is too small for the run."""
-    join_ray()
+def start_ray(config: Config) -> bool:
+    """Joins or starts Ray for a training run; true when the cluster was there before.
+
+    Raises UserError when the cluster cannot be joined or is too small for the run.
+    """
+    joined = join_ray()
+    # Nobody takes away the machine that the command itself runs on with notice; each look is a process's work.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(joined)))
+    _warm_up()
     import ray
 
     cpus_per_worker(config, ray.cluster_resources())
+    return joined
 
 
-def join_ray() -> None:
-    """Joins the cluster of RAY_ADDRESS or of this machine, or starts Ray on this machine; quietly."""
+def join_ray() -> bool:
+    """Joins the cluster of RAY_ADDRESS or of this machine (true), or starts Ray on this machine; quietly.
+
+    Raises UserError when the cluster of RAY_ADDRESS cannot be reached.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
     from ray._private import worker
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        _warm_up()
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise UserError(
+                f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS', '')} ({_one_line(error)}): "
+                "start it, or set RAY_ADDRESS=local to start Ray here"
+            ) from None
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
     worker._worker_logs_enabled = False
+    node = worker._global_node
+    return node is None or not node.is_head()
 
 
 def _warm_up() -> None:
@@ -58,20 +77,24 @@ def _warm_up() -> None:
 def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
     """CPUs of each worker; raises UserError when the cluster is too small, where Ray itself would wait for ever."""
     run, cpus, gpus = config.run, resources.get("CPU", 0), resources.get("GPU", 0)
-    share = run.cpus_per_worker or (1 if run.use_gpu else max(int(cpus // run.num_workers), 1))
-    wanted = share * run.num_workers
-    if wanted > cpus or (run.use_gpu and run.num_workers > gpus):
+    fewest, most = config.workers
+    beside = int(run.async_validation)
+    alone = run.use_gpu or fewest < most
+    share = run.cpus_per_worker or (1 if alone else max(int((cpus - beside) // fewest), 1))
+    wanted, wanted_gpus = share * fewest + beside, (fewest + beside) * run.use_gpu
+    if wanted > cpus or wanted_gpus > gpus:
         way = "--run.use_gpu False" if run.use_gpu and not gpus else "a lower --run.num_workers"
-        way = "a lower --run.cpus_per_worker" if run.cpus_per_worker > 1 and run.num_workers <= cpus else way
+        way = "a lower --run.cpus_per_worker" if run.cpus_per_worker > 1 and fewest + beside <= cpus else way
+        way = "--run.async_validation False" if beside and wanted - 1 <= cpus and wanted_gpus - 1 <= gpus else way
         raise UserError(
-            f"run.num_workers {run.num_workers} needs {wanted} CPUs"
-            f"{f' and {run.num_workers} GPUs' if run.use_gpu else ''}, "
+            f"run.num_workers {run.num_workers}{' with validation beside them' * beside} needs {wanted} CPUs"
+            f"{f' and {wanted_gpus} GPUs' if run.use_gpu else ''}, "
             f"but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: give {way}"
         )
     return share
 
 
-def train_on_ray(config: Config, store: Path | None) -> dict[str, Any]:
+def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox) -> dict[str, Any]:
     """Trains on the running Ray cluster; returns what result.json holds.
 
     Raises what `loop.train` raises, and RuntimeError when workers fail more often than run.max_failures.
@@ -80,23 +103,29 @@ def train_on_ray(config: Config, store: Path | None) -> dict[str, Any]:
     from ray.train import ControllerError, FailureConfig, LoggingConfig, ScalingConfig, WorkerGroupError
     from ray.train import RunConfig as RayRunConfig
 
-    from tt_ray.ray_trainer import ImportAhead, LeanTrainer, TorchBackendConfig
+    from tt_ray.ray_trainer import ImportAhead, LeanTrainer, PauseToResize, TorchBackendConfig
 
     share = cpus_per_worker(config, ray.cluster_resources())
+    fewest, most = config.workers
+    arguments = {"config": config.to_dict(), "store": store and str(store), "threads": share}
+    callbacks: list[Any] = [_no_retry(), ImportAhead(), PauseToResize(mailbox)]
     trainer = LeanTrainer(
         _train_worker,
-        train_loop_config={"config": config.to_dict(), "store": store and str(store), "threads": share},
+        train_loop_config={**arguments, "command": mailbox.command},
         backend_config=TorchBackendConfig("nccl" if config.run.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.run.num_workers, use_gpu=config.run.use_gpu, resources_per_worker={"CPU": share}
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=config.run.use_gpu,
+            resources_per_worker={"CPU": share},
+            elastic_resize_monitor_interval_s=config.run.resize_every,
         ),
         # Checkpoints are the run folder's own; Ray keeps nothing there but its bookkeeping.
         run_config=RayRunConfig(
-            name=".ray",
-            storage_path=str(config.run_dir),
+            name=f"{config.run.name}/.ray",
+            storage_path=config.storage_place,
             failure_config=FailureConfig(max_failures=config.run.max_failures),
             logging_config=LoggingConfig("ERROR"),
-            callbacks=[_no_retry(), ImportAhead()],
+            callbacks=callbacks,
         ),
     )
     try:
@@ -132,8 +161,11 @@ def _first_failure(failures: Mapping[int, Exception]) -> str:
         rank = min(gone)
         return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command goes on"
     rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
-    lines = str(error).strip().splitlines() or [""]
-    return f"worker {rank} failed: {type(error).__name__}: {lines[0]}"
+    return f"worker {rank} failed: {type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _logs() -> str:
@@ -150,17 +182,29 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
 
     from tt_ray.context import RayContext
     from tt_ray.loop import train
+    from tt_ray.model import check_model
     from tt_ray.prepare import open_data
-    from tt_ray.progress import ProgressFile
 
     logging.getLogger().setLevel(logging.WARNING)
     torch.set_num_threads(arguments["threads"])
     config = Config.from_dict(arguments["config"])
-    store = arguments["store"]
-    context = RayContext(ProgressFile(config.run_dir).write)
+    store, mailbox = arguments["store"], Mailbox(arguments["command"])
+    context = RayContext(mailbox)
+    if context.rank == 0:
+        times = 1 + (mailbox.get("started") or {"times": 0})["times"]
+        mailbox.put("started", {"times": times, "workers": context.world})
     try:
+        data = open_data(config, store and Path(store))
+        check_model(config, len(data.train.classes))
         with disk_problems(config.run_dir):
-            return train(config, open_data(config, store and Path(store)), context)
+            return train(config, data, context)
+    except Interrupted as stop:
+        if stop.request == "stop":
+            return {"stopped": stop.step}
+        if stop.request == "pause":
+            mailbox.put("paused", stop.step)
+            time.sleep(600)  # until the controller, which has asked for it, ends this process
+        raise  # a notice of preemption: Ray starts new workers elsewhere as soon as these are gone
     except UserError:
         # The first exception ends the run. Where all workers stop for the same reason, worker 0 knows most about it.
         time.sleep(2.0 * (context.rank > 0))

@@ -2,14 +2,21 @@
 
 import importlib
 import threading
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from tt_ray.mailbox import Mailbox
+
+# Workers answer within run.log_every steps and the time of a checkpoint, unless they have come to their end.
+_PAUSE_LIMIT_S = 120.0
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -55,15 +62,15 @@ class TorchBackend(Backend):
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: Any, backend_config: TorchBackendConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         backend, config = _torch(backend_config)
         backend.on_start(worker_group, config)
 
-    def on_training_start(self, worker_group: Any, backend_config: TorchBackendConfig) -> None:
+    def on_training_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         backend, config = _torch(backend_config)
         backend.on_training_start(worker_group, config)
 
-    def on_shutdown(self, worker_group: Any, backend_config: TorchBackendConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         backend, config = _torch(backend_config)
         backend.on_shutdown(worker_group, config)
 
@@ -75,8 +82,26 @@ class ImportAhead(WorkerGroupCallback):
         threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
 
 
-def _torch(config: TorchBackendConfig) -> tuple[Any, Any]:
+class PauseToResize(ControllerCallback):
+    """Before Ray ends healthy workers to start more or fewer, has them write a checkpoint: no step is taken twice."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if not isinstance(current_state, ResizingState):
+            return
+        self.mailbox.put("paused", None)
+        self.mailbox.put("request", "pause")
+        deadline = time.monotonic() + _PAUSE_LIMIT_S
+        while self.mailbox.get("paused") is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.mailbox.put("request", None)
+
+
+def _torch(config: BackendConfig) -> tuple[Any, Any]:
     from ray.train.torch import TorchConfig
 
+    assert isinstance(config, TorchBackendConfig)
     torch_config = TorchConfig(backend=config.backend)
     return torch_config.backend_cls(), torch_config

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from tt_ray.config import Config
 from tt_ray.errors import UserError
+from tt_ray.storage import Storage
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -31,6 +31,7 @@ def check_run(config: Config) -> bool:
     """
     folder = config.run_dir
     _check_name(config)
+    fetch_run(config)
     if not folder.exists():
         _check_writable(folder)
         return False
@@ -60,20 +61,39 @@ def check_run(config: Config) -> bool:
 
 def start_run(config: Config) -> None:
     """Makes the folder and writes config.yaml; deletes a run of this name first when told to."""
-    folder = config.run_dir
+    folder, storage = config.run_dir, Storage.open(config.run.storage)
     _check_name(config)
     if config.run.overwrite and folder.exists():
         _must_be_run(folder)
-        shutil.rmtree(folder)
+        storage.remove(folder)
     partial = folder / ".config.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.to_yaml(partial)
         partial.replace(folder / "config.yaml")
+        storage.push(folder / "config.yaml")
     except OSError as error:
         with suppress(OSError):
             partial.unlink()  # alone in the folder it would look like somebody else's
-        raise UserError(f"cannot write the run folder {folder}: {error.strerror}: give another --run.storage") from None
+        raise UserError(
+            f"cannot write the run folder {config.run_place}: {error.strerror or error}: give another --run.storage"
+        ) from None
+
+
+def discard_run(config: Config) -> None:
+    """Removes a new run's folder where training never came to its first checkpoint."""
+    storage = Storage.open(config.run.storage)
+    if not storage.names(config.run_dir / "checkpoints"):
+        storage.remove(config.run_dir)
+
+
+def fetch_run(config: Config) -> None:
+    """Brings what a URI holds of the run to this machine, without weights. Raises UserError when it cannot be read."""
+    try:
+        Storage.open(config.run.storage).pull(config.run_dir, skip=("checkpoints", "export"))
+    except OSError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"cannot read run.storage {config.run.storage}: {problem}") from None
 
 
 @contextmanager
@@ -87,9 +107,9 @@ def disk_problems(folder: Path) -> Iterator[None]:
         number = int(found[1]) if found else getattr(error, "errno", None)
         if number not in _DISK_ERRORS:
             raise
-        from tt_ray.checkpoint import newest_intact  # torch takes two seconds to import
+        from tt_ray.checkpoint import checkpoints, newest_intact  # torch takes two seconds to import
 
-        path, _ = newest_intact(folder / "checkpoints")
+        path, _ = newest_intact(checkpoints(folder / "checkpoints"))
         last = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
         where = getattr(error, "filename", None) or folder
         raise UserError(

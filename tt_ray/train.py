@@ -1,15 +1,22 @@
 """The main command: `python -m tt_ray.train [RECIPE | config.yaml] [--dotted.path value ...]`."""
 
 import os
+import signal
 import time
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tt_ray.cli import read_config, run_command
 from tt_ray.config import Config
-from tt_ray.progress import Display, ProgressFile, Watcher
-from tt_ray.run_folder import check_run, disk_problems, start_run
+from tt_ray.errors import Interrupted, Stopped, UserError
+from tt_ray.mailbox import Mailbox
+from tt_ray.progress import Display, Watcher
+from tt_ray.run_folder import check_run, discard_run, disk_problems, start_run
+from tt_ray.storage import is_uri
 
 
 def main(arguments: list[str]) -> None:
@@ -25,32 +32,69 @@ def main(arguments: list[str]) -> None:
 
         display.show("starting Ray", 0, 1)
         with ThreadPoolExecutor(1) as pool:
-            # Ray's start is mostly waiting, and what is checked first of all needs seconds of imports.
+            # Ray's start is mostly waiting.
             prepared = pool.submit(prepare, config, display)
-            start_ray(config)
-            store = prepared.result()
-        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
+            joined = start_ray(config)
+            classes, store = prepared.result()
+        if joined or config.run.overwrite:
+            # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
+            from tt_ray.model import check_model
+
+            check_model(config, classes)
+        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}")
         start_run(config)
-        with Watcher(ProgressFile(config.run_dir), display):
+        mailbox = Mailbox(uuid.uuid4().hex)
+        with Watcher(mailbox.get, display), stop_on_signals(mailbox) as signals:
             display.show("starting workers", 0, 1)
-            result = train_on_ray(config, store)
+            try:
+                result = train_on_ray(config, store, mailbox)
+            except UserError:
+                if not resumes:
+                    discard_run(config)
+                raise
+        mailbox.clear()
+    if "stopped" in result:
+        say = f"stopped after step {result['stopped']}, with a checkpoint; the same command goes on"
+        raise Stopped(say, 128 + signals[0])
     print(summary(config, result, started))
 
 
-def prepare(config: Config, display: Display | None = None) -> Path | None:
-    """Checks everything that can be checked before workers start, and makes the embedding store where it is missing."""
+@contextmanager
+def stop_on_signals(mailbox: Mailbox) -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C ask the workers for a checkpoint and the end; a second one ends the command at once."""
+    came: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+        mailbox.put("request", "stop")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def prepare(config: Config, display: Display | None = None) -> tuple[int, Path | None]:
+    """Checks what can be checked of the data before workers start, and makes the embedding store where it is missing.
+
+    Returns the number of classes and the store. Imports no torch unless captions are to be embedded.
+    """
     from tt_ray.data.order import train_order
     from tt_ray.embeddings import open_store
     from tt_ray.prepare import check_images, find_store, join, open_images
 
     show = None if display is None else display.show
     train, val, notes = open_images(config, show)
-    train_order(config, len(train), 0, config.run.num_workers)
+    train_order(config, len(train), 0, config.workers[1])
     check_images(config, train, val, show)
     store = find_store(config, train, show)
     data = join(config, train, val, None if store is None else open_store(store), notes)
-    train_order(config, len(data.train), 0, config.run.num_workers)
-    return store
+    train_order(config, len(data.train), 0, config.workers[1])
+    return len(train.classes), store
 
 
 def train_under_torchrun(config: Config, started: float) -> None:
@@ -59,20 +103,27 @@ def train_under_torchrun(config: Config, started: float) -> None:
 
     from tt_ray.context import LocalContext
     from tt_ray.loop import train
+    from tt_ray.model import check_model
     from tt_ray.prepare import find_store, open_data, open_images
 
     with Display() as display:
         context = LocalContext.start(config.run.use_gpu, display.training)
         if context.rank == 0:
             resumes = check_run(config)
-            prepare(config, display)
-            display.say(f"{'going on with' if resumes else 'starting'} run {config.run_dir}")
+            classes, _ = prepare(config, display)
+            check_model(config, classes)
+            display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}")
             start_run(config)
         if context.world > 1:
             dist.barrier()
         store = find_store(config, open_images(config)[0])
-        with disk_problems(config.run_dir):
-            result = train(config, open_data(config, store), context)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(context, "request", "stop"))
+        try:
+            with disk_problems(config.run_dir):
+                result = train(config, open_data(config, store), context)
+        except Interrupted as stop:
+            say = f"stopped after step {stop.step}, with a checkpoint; the same command goes on"
+            raise Stopped(say, 128 + signal.SIGTERM) from None
     if context.rank == 0:
         print(summary(config, result, started))
     if context.world > 1:
@@ -81,7 +132,7 @@ def train_under_torchrun(config: Config, started: float) -> None:
 
 def summary(config: Config, result: dict[str, Any], started: float) -> str:
     """What a user wants to know at the end: accuracy, time, where things are, what to run next."""
-    run = os.path.relpath(config.run_dir)
+    run = config.run_place if is_uri(config.run.storage) else os.path.relpath(config.run_dir)
     run = str(config.run_dir) if run.startswith("..") else run
     lines = [
         f"top-1 {result['top1']:.2f} % on {result['val_images']} validation images after {result['epochs']} epochs",

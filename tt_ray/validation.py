@@ -1,15 +1,21 @@
 """Exact validation: every image counts once, whatever the number of workers and the batch size."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from tt_ray.config import Config
-from tt_ray.data.loader import EvalBatches, load
+from tt_ray.data.loader import NOBODY, EvalBatches, load
 from tt_ray.data.transforms import normalize
+from tt_ray.export import load_backbone
 from tt_ray.model import TaughtClassifier
 from tt_ray.parallel import sum_over_workers
+from tt_ray.precision import mixed_precision
+from tt_ray.prepare import open_images
+from tt_ray.storage import Storage
 
 
 @torch.inference_mode()
@@ -30,12 +36,24 @@ def validate(
         with autocast:
             logits = model(normalize(images, config.data.mean, config.data.std)).logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = F.cross_entropy(logits, labels, ignore_index=NOBODY, reduction="sum")
         totals += torch.stack([count.double() for count in (best[:, 0].sum(), best.sum(), loss)])
-        seen += len(labels)
+        seen += int((batch.labels != NOBODY).sum())
     model.train()
     top1, top5, loss_sum, images = sum_over_workers(torch.cat([totals, totals.new_tensor([seen])])).tolist()
     result = {"top1": 100 * top1 / images, "val_loss": loss_sum / images, "val_images": int(images)}
     if model.backbone.num_classes > 5:  # type: ignore[operator]
         result["top5"] = 100 * top5 / images
     return result
+
+
+def validate_checkpoint(config_tree: dict[str, Any], checkpoint: str) -> dict[str, float]:
+    """Scores of a checkpoint's weights (the averaged ones where there are), in a process without a process group."""
+    config, folder = Config.from_dict(config_tree), Path(checkpoint)
+    Storage.open(config.run.storage).pull(folder)
+    _, split, _ = open_images(config)
+    cuda = config.run.use_gpu and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    model = TaughtClassifier(load_backbone(folder, config, len(split.classes)), None).to(device)
+    autocast = mixed_precision(device, config.train.precision)
+    return validate(model, EvalBatches(split, config, 0, 1), config, device, autocast)

@@ -23,6 +23,8 @@ from tt_ray.data.transforms import (
 )
 
 _EVAL_BATCH = 256
+# The label of an image that does not count.
+NOBODY = -1
 
 
 class Batch(NamedTuple):
@@ -72,20 +74,31 @@ class TrainBatches(Dataset[Batch]):
 
 
 class EvalBatches(Dataset[Batch]):
-    """Every image of a split exactly once over all workers; `self[i]` is the i-th batch of this worker's share."""
+    """Every image of a split exactly once over all workers; `self[i]` is the i-th batch of this worker's share.
+
+    All workers have as many batches, for they meet in each where the model is sharded: one that has no image left gives
+    its first again, with the label -1.
+    """
 
     def __init__(self, source: Source, config: Config, rank: int, world: int, batch_size: int = _EVAL_BATCH) -> None:
         self.source, self.size, self.batch_size = source, config.data.image_size, batch_size
         self.share = np.arange(rank, len(source), world)
+        self.batches = -(-len(source) // (world * batch_size))
         resized = config.data.augment in VECTORISED and config.data.crop_pct == 1
         self.transform = None if resized else eval_transform(config.data)
         self.pixels = hold_pixels(source, config) if resized else None
 
     def __len__(self) -> int:
-        return -(-len(self.share) // self.batch_size)
+        return self.batches
 
     def __getitem__(self, index: int) -> Batch:
         rows = self.share[index * self.batch_size : (index + 1) * self.batch_size]
+        if not len(rows):
+            batch = self._batch(np.zeros(1, np.int64))
+            return batch._replace(labels=torch.full_like(batch.labels, NOBODY))
+        return self._batch(rows)
+
+    def _batch(self, rows: Rows) -> Batch:
         if self.transform is not None:
             images = torch.stack([self.transform(self.source.read(int(row))) for row in rows])
         else:

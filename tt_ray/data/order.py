@@ -38,16 +38,26 @@ class Order(NamedTuple):
         return rows, (np.arange(self.images) % self.repeats).astype(np.int64)
 
     def part(self) -> Rows:
-        """Positions of this worker in a global batch, (B / world,).
+        """Positions of this worker in a global batch, (its share,).
 
         Position i and its partner in mixing, batch_size - 1 - i, fall to the same worker and stay each other's mirror.
         """
-        share = self.batch_size // self.world
-        half = (share + 1) // 2 if self.world > 1 and share % 2 == 0 else share
-        if half == share:
-            return np.arange(self.rank * share, (self.rank + 1) * share)
-        first = np.arange(self.rank * half, (self.rank + 1) * half)
-        return np.concatenate([first, (self.batch_size - 1 - first)[::-1]])
+        first = np.arange(*self._span(self.rank))
+        return np.concatenate([first, (self.batch_size - 1 - first)[::-1]]) if self._mirrored else first
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Images of each worker in a step; they differ by a pair at most when the workers do not divide the batch."""
+        spans = [self._span(rank) for rank in range(self.world)]
+        return tuple((stop - start) * (1 + self._mirrored) for start, stop in spans)
+
+    @property
+    def _mirrored(self) -> bool:
+        return self.world > 1 and self.batch_size % 2 == 0 and self.batch_size // 2 >= self.world
+
+    def _span(self, rank: int) -> tuple[int, int]:
+        units = self.batch_size // (1 + self._mirrored)
+        return rank * units // self.world, (rank + 1) * units // self.world
 
 
 def train_order(config: Config, images: int, rank: int, world: int) -> Order:

@@ -1,0 +1,75 @@
+"""A run on a cluster whose nodes come and go: real raylets on this machine, the command as users run it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_train_command import TOY, Started, steps, wait_until
+from tt_ray.config import Config
+from tt_ray.logbook import read_rows
+from tt_ray.run_folder import read_result
+
+pytestmark = pytest.mark.slow
+
+LENGTH = ["--train.epochs", "700", "--train.eval_every", "1000", "--run.checkpoint_every", "100"]
+ELASTIC = ["--run.num_workers", "1:2", "--run.resize_every", "2", "--run.max_failures", "-1"]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs for workers, whose address commands take."""
+    from ray.cluster_utils import Cluster
+
+    # The cluster's processes have no token, and take none.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def widths(config: Config) -> list[int]:
+    """Numbers of workers in the order in which steps were taken."""
+    rows = [row["workers"] for row in read_rows(config.run_dir / "metrics.jsonl") if "workers" in row]
+    return [width for before, width in zip([0, *rows], rows, strict=False) if width != before]
+
+
+def drain(address: str, node: Any) -> None:
+    """A notice such as a cloud gives before it takes a spot machine."""
+    arguments = ["--address", address, "--node-id", node.node_id, "--deadline-remaining-seconds", "60"]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    subprocess.run([str(Path(sys.executable).with_name("ray")), "drain-node", *arguments, *reason], check=True)
+
+
+def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1)
+    with Started(["shapes_baseline", *TOY, *LENGTH, *ELASTIC, "--run.storage", str(tmp_path)]) as started:
+        config = started.config
+
+        def reached(expected: list[int]) -> bool:
+            assert started.process.poll() is None, started.process.communicate()
+            return widths(config) == expected
+
+        wait_until(lambda: reached([1]), 120)
+        second = cluster.add_node(num_cpus=1)
+        wait_until(lambda: reached([1, 2]), 120)
+        drain(cluster.address, second)
+        wait_until(lambda: reached([1, 2, 1]), 120)
+        cluster.remove_node(second)
+        third = cluster.add_node(num_cpus=1)
+        wait_until(lambda: reached([1, 2, 1, 2]), 120)
+        cluster.remove_node(third, allow_graceful=False)
+        _, errors = started.process.communicate(timeout=240)
+    assert started.process.returncode == 0, errors
+    assert widths(config) == [1, 2, 1, 2, 1]
+    assert steps(config) == list(range(2800)), "each step once"
+    assert errors.count("workers were started again") == 4
+    assert read_result(config.run_dir)["top1"] > 30

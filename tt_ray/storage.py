@@ -1,0 +1,124 @@
+"""Where runs live: a folder, or a URI of pyarrow.fs (s3://, gs://, ...) of which each machine keeps a local copy."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import ArrowException, fs
+
+from tt_ray.errors import UserError
+
+_LAST = ("manifest.json", "result.json")
+
+
+def is_uri(storage: str) -> bool:
+    """Whether `storage` names a file system of pyarrow's rather than a folder."""
+    return "://" in storage
+
+
+def local_root(storage: str) -> Path:
+    """The folder of runs on this machine, absolute: `storage` itself, or the local copy of a URI."""
+    if not is_uri(storage):
+        return Path(storage).expanduser().absolute()
+    digest = hashlib.blake2b(storage.encode(), digest_size=6).hexdigest()
+    return Path(tempfile.gettempdir()) / f"tt-ray-{os.getuid()}" / digest
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Moves files and folders between the local copy and the file system behind it; for a plain folder, nothing."""
+
+    root: Path
+    """Of the local copy."""
+    remote: fs.FileSystem | None = None
+    base: str = ""
+    """Of the runs in `remote`."""
+
+    @classmethod
+    def open(cls, storage: str) -> "Storage":
+        """Raises UserError when the URI cannot be used."""
+        root = local_root(storage)
+        if not is_uri(storage):
+            return cls(root)
+        try:
+            remote, base = fs.FileSystem.from_uri(storage)
+        except (ArrowException, OSError, ValueError) as error:
+            raise UserError(f"run.storage {storage} cannot be used: {' '.join(str(error).split())}") from None
+        # Readable by its owner alone: others could put a run's code-free but false weights there.
+        root.parent.mkdir(mode=0o700, exist_ok=True)
+        if root.parent.stat().st_uid != os.getuid():
+            raise UserError(f"{root.parent} belongs to somebody else: set TMPDIR to a folder of your own")
+        return cls(root, remote, base)
+
+    def push(self, path: Path) -> None:
+        """Uploads a file or a folder below `root`; files whose presence means completeness go last. Raises OSError."""
+        if self.remote is None:
+            return
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: (file.name in _LAST, file)):
+            self.remote.create_dir(self._there(file.parent), recursive=True)
+            fs.copy_files(
+                str(file), self._there(file), source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.remote
+            )
+
+    def pull(self, path: Path, skip: tuple[str, ...] = ()) -> bool:
+        """Replaces the local file or folder by the remote one, without sub-folders `skip`; False when there is none."""
+        if self.remote is None:
+            return path.exists()
+        there = self._there(path)
+        kind = self.remote.get_file_info(there).type
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if kind == fs.FileType.Directory:
+                self._pull_folder(there, partial, skip)
+            elif kind == fs.FileType.File:
+                self._copy(there, partial)
+            _remove(path)
+            if kind != fs.FileType.NotFound:
+                partial.rename(path)
+        finally:
+            _remove(partial)
+        return kind != fs.FileType.NotFound
+
+    def remove(self, path: Path) -> None:
+        """Deletes a file or folder here and there."""
+        if self.remote is not None:
+            info = self.remote.get_file_info(self._there(path))
+            if info.type == fs.FileType.Directory:
+                self.remote.delete_dir(self._there(path))
+            elif info.type == fs.FileType.File:
+                self.remote.delete_file(self._there(path))
+        _remove(path)
+
+    def names(self, folder: Path) -> list[str]:
+        """What a folder holds, there or here."""
+        if self.remote is None:
+            return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        selector = fs.FileSelector(self._there(folder), allow_not_found=True)
+        return [info.base_name for info in self.remote.get_file_info(selector)]
+
+    def _there(self, path: Path) -> str:
+        return f"{self.base}/{path.relative_to(self.root).as_posix()}"
+
+    def _pull_folder(self, there: str, to: Path, skip: tuple[str, ...]) -> None:
+        assert self.remote is not None
+        to.mkdir()
+        for info in self.remote.get_file_info(fs.FileSelector(there, recursive=True)):
+            relative = Path(info.path).relative_to(there)
+            if info.type == fs.FileType.File and relative.parts[0] not in skip:
+                (to / relative).parent.mkdir(parents=True, exist_ok=True)
+                self._copy(info.path, to / relative)
+
+    def _copy(self, there: str, to: Path) -> None:
+        fs.copy_files(there, str(to), source_filesystem=self.remote, destination_filesystem=fs.LocalFileSystem())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
