@@ -16,6 +16,7 @@ from tt_ray.data.sources import drop_unreadable, open_splits
 from tt_ray.data.targets import TextTargets, build_targets
 from tt_ray.embeddings import EmbeddingStore, embed_captions, open_store
 from tt_ray.errors import UserError
+from tt_ray.storage import Storage, is_uri
 from tt_ray.text_encoders import load_text_encoder
 
 _CHECK_ROWS = 1024
@@ -38,6 +39,8 @@ class Data:
 def open_data(config: Config, store_path: Path | None) -> Data:
     """Opens the splits and joins them with the store; raises UserError on anything that is wrong with them."""
     train, val, notes = open_images(config)
+    if store_path is not None and not config.text.embeddings:
+        _fetch_store(config, store_path)
     return join(config, train, val, None if store_path is None else open_store(store_path), notes)
 
 
@@ -113,18 +116,28 @@ def find_store(config: Config, train: Source, show: Show | None = None) -> Path 
         open_store(path, verify=True)
         return path
     ids, captions = _captions(config, train)
-    folder = Path(config.run.storage).expanduser().absolute() / "embeddings"
+    storage = Storage.open(config.run.storage)
+    folder = storage.root / "embeddings"
     encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
     path = folder / f"{encoder_name}-{_digest(config.text.encoder, ids, captions)}"
-    if (path / "manifest.json").exists():
+    if _fetch_store(config, path):
         open_store(path, verify=True)
         return path
     encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
     try:
         embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+        storage.push(path)
     except OSError as error:
-        raise UserError(f"cannot write embedding store {path}: {error.strerror}: give another --run.storage") from None
+        problem = error.strerror or " ".join(str(error).split())
+        raise UserError(f"cannot write embedding store {path}: {problem}: give another --run.storage") from None
     return path
+
+
+def _fetch_store(config: Config, path: Path) -> bool:
+    """Whether the store is on this machine, after bringing it from where the runs live if need be."""
+    if not (path / "manifest.json").exists() and is_uri(config.run.storage):
+        Storage.open(config.run.storage).pull(path)
+    return (path / "manifest.json").exists()
 
 
 def _captions(config: Config, train: Source) -> tuple[pa.StringArray, pa.StringArray]:

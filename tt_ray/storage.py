@@ -47,6 +47,8 @@ class Storage:
             remote, base = fs.FileSystem.from_uri(storage)
         except (ArrowException, OSError, ValueError) as error:
             raise UserError(f"run.storage {storage} cannot be used: {' '.join(str(error).split())}") from None
+        if not base.strip("/"):
+            raise UserError(f"run.storage {storage} names no folder: give one, such as s3://bucket/runs")
         # Readable by its owner alone: others could put a run's code-free but false weights there.
         root.parent.mkdir(mode=0o700, exist_ok=True)
         if root.parent.stat().st_uid != os.getuid():

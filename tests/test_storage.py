@@ -1,0 +1,156 @@
+"""Runs behind a URI: a real S3 server (moto's), the local file system as one, a memory file system."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from tests.test_train_command import LONG, TOY, Started, run, steps, wait_until
+from tests.toy import largest_difference, run_toy, toy_config, weights
+from tt_ray.errors import UserError
+from tt_ray.keeper import Keeper
+from tt_ray.logbook import read_rows
+from tt_ray.run_folder import check_run, read_result
+from tt_ray.storage import Storage, local_root
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """URI of an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        options = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+        remote, _ = fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
+        remote.create_dir("bucket")
+        yield f"s3://bucket/runs?{options}"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "file"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if request.param == "file":
+        return f"file://{tmp_path}/there"
+    return request.getfixturevalue("s3").replace("/runs?", f"/{tmp_path.name}?")
+
+
+def test_files_go_there_and_come_back(uri: str) -> None:
+    storage = Storage.open(uri)
+    folder = storage.root / "run" / "step-1"
+    folder.mkdir(parents=True)
+    for name in ("manifest.json", "a.bin", "deep/b.bin"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 1000)
+    storage.push(folder)
+    assert storage.names(storage.root / "run") == ["step-1"]
+    shutil.rmtree(storage.root)
+    assert storage.pull(folder)
+    assert (folder / "deep" / "b.bin").read_bytes() == b"deep/b.bin" * 1000
+    assert storage.pull(folder, skip=("deep",)) and not (folder / "deep").exists()
+    storage.remove(folder)
+    assert not storage.names(folder) and not folder.exists()
+    assert not storage.pull(folder), "what is gone there is gone here"
+    assert not storage.names(storage.root / "never")
+
+
+def test_what_completes_a_folder_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(fs, "copy_files", lambda source, *_, **__: order.append(Path(source).name))
+    storage = Storage(tmp_path, fs.LocalFileSystem(), str(tmp_path / "there"))
+    for name in ("manifest.json", "z.bin", "a.bin"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    storage.push(tmp_path / "run")
+    assert order == ["a.bin", "z.bin", "manifest.json"]
+
+
+def test_a_plain_folder_moves_nothing(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    storage.push(tmp_path / "run")
+    assert storage.pull(tmp_path / "run") and storage.names(tmp_path) == ["run"] and storage.root == tmp_path
+
+
+@pytest.mark.parametrize("uri", ["no://bucket/runs", "s3://", "://x"])
+def test_other_uris_are_refused(uri: str) -> None:
+    with pytest.raises(UserError, match="run.storage"):
+        Storage.open(uri)
+
+
+def test_pruning_spares_what_is_in_use(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=1)
+    run_toy(config)
+    keeper = Keeper(config.run_dir, Storage.open(str(tmp_path)), 1)
+    assert keeper.names() == ["step-00000012"]
+
+
+def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path) -> None:
+    plain = toy_config(tmp_path / "plain", run__checkpoint_every=4)
+    run_toy(plain)
+    config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", uri)
+    run_toy(config)
+    storage = Storage.open(uri)
+    expected = {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "export", "result.json"}
+    assert set(storage.names(config.run_dir)) == expected
+    with pytest.raises(UserError, match="finished"):
+        check_run(config)
+    # As if it had been killed after step 8, and another machine went on.
+    storage.remove(config.run_dir / "result.json")
+    storage.remove(config.run_dir / "checkpoints" / "step-00000012")
+    shutil.rmtree(local_root(uri))
+    assert check_run(config)
+    run_toy(config)
+    assert largest_difference(weights(plain), weights(config)) == 0
+    rows = [row["step"] for row in read_rows(config.run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert rows == list(range(12))
+    shutil.rmtree(local_root(uri))
+    with pytest.raises(UserError, match="finished"):
+        check_run(config)
+
+
+def test_a_checkpoint_damaged_there_is_passed_over(uri: str, tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", uri)
+    run_toy(config)
+    before = weights(config)
+    storage = Storage.open(uri)
+    assert storage.remote is not None
+    with storage.remote.open_output_stream(f"{storage.base}/toy/checkpoints/step-00000012/model.safetensors") as file:
+        file.write(b"torn")
+    storage.remove(config.run_dir / "result.json")
+    result = run_toy(config)
+    assert any("step-00000012" in note and "damaged" in note for note in result["notes"])
+    assert largest_difference(before, weights(config)) == 0
+
+
+@pytest.mark.slow
+def test_the_command_killed_on_one_machine_ends_on_another(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.name", "moved"]
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "one"))
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "one"))
+    with Started([*arguments, "--run.storage", s3]) as started:
+        wait_until(lambda: len(read_rows(started.config.run_dir / "metrics.jsonl")) > 40, 120)
+        os.killpg(started.process.pid, signal.SIGKILL)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "two"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "two"))
+    again = run([*arguments, "--run.storage", s3])
+    assert again.code == 0, again.err
+    assert again.err.startswith("going on with run s3://bucket/runs/moved")
+    assert steps(again.config) == list(range(240))
+    undisturbed = run([*arguments, "--run.storage", str(tmp_path / "plain")])
+    assert largest_difference(weights(again.config), weights(undisturbed.config)) == 0
+    assert read_result(again.config.run_dir)["top1"] == read_result(undisturbed.config.run_dir)["top1"]
