@@ -331,7 +331,7 @@ def test_a_full_disk(tmp_path: Path, mounted: Path, encoder: str, no_ray: None) 
         (["none.parquet", "--out", "store"], "no caption table none.parquet"),
         (["captions.parquet"], "--out"),
         (["captions.parquet", "--out", "store", "--encoder", "./none"], "no such folder"),
-        (["captions.parquet", "--out", "store", "--batch_size", "0"], "--batch_size is 0"),
+        (["captions.parquet", "--out", "store", "--batch_size", "-1"], "--batch_size is -1"),
         (["captions.parquet", "--out", "store", "--device", "tpu"], "device"),
     ],
 )
@@ -442,7 +442,7 @@ def test_killed_drivers_and_workers_cost_only_what_was_in_flight(
     again = start("--actors", "1")
     try:
         wait_until(lambda: len(finished()) > len(kept) or again.poll() is not None, 120)
-        (worker,) = (pid for pid in processes_with(mark) if b"_Actor" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        (worker,) = (pid for pid in processes_with(mark) if b"(Actor)" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(int(worker), signal.SIGKILL)
         out_text, err = again.communicate(timeout=240)
     finally:

@@ -138,7 +138,7 @@ def _answers(
             handler.setLevel(logging.CRITICAL)
     rows = [{"shard": shard, "items": json.dumps(list(items)).encode()} for shard, items in todo]
     answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Actor,
+        Actor,
         fn_constructor_args=(make, pool, about),
         batch_size=1,
         batch_format="pyarrow",
@@ -175,7 +175,7 @@ def _core_muted() -> Iterator[None]:
             sys.stderr = before
 
 
-class _Actor:
+class Actor:
     """Runs in a process of its own. Mistakes of the user travel as data: Ray would wrap them in its own errors."""
 
     def __init__(self, make: Callable[[Pool], Worker], pool: Pool, expected: dict[str, Any] | None) -> None:

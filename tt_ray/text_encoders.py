@@ -64,11 +64,13 @@ class TextEncoder:
         self.dim: int = self._forward([[self._pad]]).shape[1]
         """Length D of an embedding."""
 
-    def encode(self, captions: Sequence[str], batch_size: int = 128) -> npt.NDArray[np.float32]:
+    def encode(self, captions: Sequence[str], batch_size: int = 0) -> npt.NDArray[np.float32]:
         """Embeddings of captions, float32, shape (len(captions), D), in their order.
 
-        Captions longer than `max_tokens` are cut off and counted in `truncated`.
+        Captions longer than `max_tokens` are cut off and counted in `truncated`. A `batch_size` of 0 takes 256 on GPUs
+        and 32 on CPUs, where more would leave the cache: MiniLM is a quarter slower with 128.
         """
+        batch_size = batch_size or (32 if str(self._device) == "cpu" else 256)
         out = np.empty((len(captions), self.dim), np.float32)
         for start in range(0, len(captions), _WINDOW):
             tokens = self._tokenize(captions[start : start + _WINDOW])
