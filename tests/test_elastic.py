@@ -42,6 +42,11 @@ def widths(config: Config) -> list[int]:
     return [width for before, width in zip([0, *rows], rows, strict=False) if width != before]
 
 
+def windows(config: Config, width: int) -> int:
+    """Pairs of steps taken by so many workers."""
+    return sum(row.get("workers") == width for row in read_rows(config.run_dir / "metrics.jsonl"))
+
+
 def drain(address: str, node: Any) -> None:
     """A notice such as a cloud gives before it takes a spot machine."""
     arguments = ["--address", address, "--node-id", node.node_id, "--deadline-remaining-seconds", "60"]
@@ -57,7 +62,8 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
         config = started.config
         wait_until(lambda: widths(config) == [1], 120)
         second = cluster.add_node(num_cpus=1)
-        wait_until(lambda: widths(config) == [1, 2], 120)
+        # Rows of two workers outlive the second's end from the next checkpoint on.
+        wait_until(lambda: widths(config) == [1, 2] and windows(config, 2) > 60, 120)
         before = steps(config)
         cluster.remove_node(second, allow_graceful=False)
         _, errors = started.process.communicate(timeout=240)
