@@ -1,9 +1,8 @@
-"""The embedding store: what is written is what is read, damage is told in one line, joins and PCA are right."""
+"""The embedding store: what is written is what is read, damage is told in one line, and joins are right."""
 
 import json
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tt_ray import embeddings
-from tt_ray.embeddings import EmbeddingStore, embed_captions, fit_pca, open_store, write_store
+from tt_ray.embeddings import EmbeddingStore, embed_captions, open_store, write_store
 from tt_ray.errors import UserError
 
 ENCODER = {"id": "toy", "revision": "0", "pooling": "mean", "max_tokens": 8}
 ROWS, DIM = 50, 6
 
 
-def _values() -> np.ndarray:
+def toy_values() -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.normal(size=(ROWS, DIM)) @ rng.normal(size=(DIM, DIM)) + 100).astype(np.float32)
 
@@ -29,16 +28,16 @@ def _ids(rows: int = ROWS) -> pa.StringArray:
     return pa.array([f"image {row}" for row in range(rows)], pa.string())
 
 
-def _store(path: Path, dtype: Literal["float16", "float32"] = "float32") -> EmbeddingStore:
-    values = _values()
+def make_store(path: Path, dtype: Literal["float16", "float32"] = "float32") -> EmbeddingStore:
+    values = toy_values()
     return write_store(path, _ids(), iter([values[:7], values[7:7], values[7:]]), ROWS, DIM, dtype, ENCODER)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_round_trip(tmp_path: Path, dtype: Literal["float16", "float32"], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "_BLOCK", 9)  # statistics are merged from several blocks
-    store = _store(tmp_path / "new" / "store", dtype)
-    written = _values().astype(dtype)
+    store = make_store(tmp_path / "new" / "store", dtype)
+    written = toy_values().astype(dtype)
     assert isinstance(store.embeddings, np.memmap) and not store.embeddings.flags.writeable
     assert store.embeddings.dtype == dtype and store.embeddings.flags.c_contiguous
     np.testing.assert_array_equal(store.embeddings, written)
@@ -51,7 +50,7 @@ def test_round_trip(tmp_path: Path, dtype: Literal["float16", "float32"], monkey
 
 
 def test_files_are_the_contract(tmp_path: Path) -> None:
-    path = _store(tmp_path / "store", "float16").path
+    path = make_store(tmp_path / "store", "float16").path
     names = ["embeddings.npy", "ids.parquet", "manifest.json", "stats.npy"]
     assert sorted(file.name for file in path.iterdir()) == names
     assert np.load(path / "stats.npy").shape == (2, DIM) and np.load(path / "stats.npy").dtype == np.float32
@@ -66,14 +65,14 @@ def test_files_are_the_contract(tmp_path: Path) -> None:
 
 
 def test_rows_of(tmp_path: Path) -> None:
-    store = _store(tmp_path / "store")
+    store = make_store(tmp_path / "store")
     rows = store.rows_of(pa.array(["image 7", "none", "image 0", None, "image 7"], pa.string()))
     assert rows.dtype == np.int64
     np.testing.assert_array_equal(rows, [7, -1, 0, -1, 7])
 
 
 def test_pickles_as_path(tmp_path: Path) -> None:
-    store = _store(tmp_path / "store")
+    store = make_store(tmp_path / "store")
     assert len(store.ids) == ROWS  # what was read lazily must not travel either
     data = pickle.dumps(store)
     assert len(data) < 500
@@ -83,7 +82,7 @@ def test_pickles_as_path(tmp_path: Path) -> None:
 
 
 def test_opening_does_not_read_ids(tmp_path: Path) -> None:
-    path = _store(tmp_path / "store").path
+    path = make_store(tmp_path / "store").path
     damaged = path / "ids.parquet"
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     store = open_store(path)
@@ -91,7 +90,7 @@ def test_opening_does_not_read_ids(tmp_path: Path) -> None:
         store.rows_of(_ids(1))
 
 
-def _cut(path: Path) -> None:
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -113,8 +112,8 @@ def _set(path: Path, **changes: Any) -> None:
         (lambda path: (path / "manifest.json").write_text('{"format_version": 1}'), "lacks entries"),
         (lambda path: _set(path / "manifest.json", format_version=2), "has format version 2"),
         (lambda path: _set(path / "manifest.json", rows=ROWS + 1), "it is not float32 of shape"),
-        (lambda path: _cut(path / "embeddings.npy"), "embeddings.npy has 1327 bytes instead of 1328"),
-        (lambda path: _cut(path / "ids.parquet"), "ids.parquet has"),
+        (lambda path: cut(path / "embeddings.npy"), "embeddings.npy has 1327 bytes instead of 1328"),
+        (lambda path: cut(path / "ids.parquet"), "ids.parquet has"),
         (lambda path: (path / "stats.npy").unlink(), "stats.npy is missing"),
         (lambda path: _flip(path / "embeddings.npy"), "wrong checksum of embeddings.npy"),
         (lambda path: _flip(path / "ids.parquet"), "wrong checksum of ids.parquet"),
@@ -122,7 +121,7 @@ def _set(path: Path, **changes: Any) -> None:
     ],
 )
 def test_damage_is_told_in_one_line(tmp_path: Path, damage: Any, message: str) -> None:
-    path = _store(tmp_path / "store").path
+    path = make_store(tmp_path / "store").path
     damage(path)
     with pytest.raises(UserError, match=message) as caught:
         open_store(path, verify=True)
@@ -135,7 +134,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
-    path = _store(tmp_path / "store").path
+    path = make_store(tmp_path / "store").path
     np.save(path / "stats.npy", np.array([{}], object), allow_pickle=True)
     files = json.loads((path / "manifest.json").read_text())["files"]
     files["stats.npy"]["bytes"] = (path / "stats.npy").stat().st_size
@@ -146,7 +145,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     def blocks() -> Iterator[np.ndarray]:
-        yield _values()[:5]
+        yield toy_values()[:5]
         raise RuntimeError("encoder died")
 
     with pytest.raises(RuntimeError, match="encoder died"):
@@ -155,15 +154,15 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_write_refuses(tmp_path: Path) -> None:
-    path = _store(tmp_path / "store").path
+    path = make_store(tmp_path / "store").path
     with pytest.raises(UserError, match="exists already"):
-        write_store(path, _ids(), [_values()], ROWS, DIM, "float32", ENCODER)
+        write_store(path, _ids(), [toy_values()], ROWS, DIM, "float32", ENCODER)
     with pytest.raises(UserError, match="none twice"):
-        write_store(tmp_path / "b", pa.array(["a", "a"]), [_values()[:2]], 2, DIM, "float32", ENCODER)
+        write_store(tmp_path / "b", pa.array(["a", "a"]), [toy_values()[:2]], 2, DIM, "float32", ENCODER)
     with pytest.raises(UserError, match="none twice"):
-        write_store(tmp_path / "b", pa.array(["a", None]), [_values()[:2]], 2, DIM, "float32", ENCODER)
+        write_store(tmp_path / "b", pa.array(["a", None]), [toy_values()[:2]], 2, DIM, "float32", ENCODER)
     with pytest.raises(AssertionError, match="49 embeddings for 50 ids"):
-        write_store(tmp_path / "b", _ids(), [_values()[:-1]], ROWS, DIM, "float32", ENCODER)
+        write_store(tmp_path / "b", _ids(), [toy_values()[:-1]], ROWS, DIM, "float32", ENCODER)
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
 
 
@@ -172,7 +171,7 @@ def test_the_image_whose_embedding_is_not_finite_is_named(
     tmp_path: Path, value: float, dtype: Literal["float16", "float32"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embeddings, "_BLOCK", 9)
-    values = _values()
+    values = toy_values()
     values[31, 2] = value
     with pytest.raises(UserError, match=f"the embedding of image image 31 is not finite as {dtype}") as caught:
         write_store(tmp_path / "b", _ids(), [values[:20], values[20:]], ROWS, DIM, dtype, ENCODER)
@@ -181,11 +180,11 @@ def test_the_image_whose_embedding_is_not_finite_is_named(
 
 def test_a_store_that_is_being_written_cannot_be_opened(tmp_path: Path) -> None:
     def blocks() -> Iterator[np.ndarray]:
-        yield _values()[:5]
+        yield toy_values()[:5]
         for verify in (False, True):
             with pytest.raises(UserError, match="no embedding store .*store: it is being written.*; wait for it"):
                 open_store(tmp_path / "store", verify)
-        yield _values()[5:]
+        yield toy_values()[5:]
 
     assert len(write_store(tmp_path / "store", _ids(), blocks(), ROWS, DIM, "float32", ENCODER)) == ROWS
     (tmp_path / "other.unfinished").mkdir()
@@ -203,72 +202,18 @@ def test_a_full_disk_leaves_nothing(mounted: Path) -> None:
 
 def test_statistics_can_be_given(tmp_path: Path) -> None:
     stats = np.arange(2.0 * DIM).reshape(2, DIM)
-    store = write_store(tmp_path / "s", _ids(), [_values()], ROWS, DIM, "float32", ENCODER, stats)
+    store = write_store(tmp_path / "s", _ids(), [toy_values()], ROWS, DIM, "float32", ENCODER, stats)
     np.testing.assert_array_equal([store.mean, store.std], stats)
 
 
 def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     def slow() -> Iterator[np.ndarray]:
-        _store(tmp_path / "store")
+        make_store(tmp_path / "store")
         yield np.zeros((ROWS, DIM), np.float32)
 
     store = write_store(tmp_path / "store", _ids(), slow(), ROWS, DIM, "float32", ENCODER)
-    np.testing.assert_array_equal(store.embeddings, _values())
+    np.testing.assert_array_equal(store.embeddings, toy_values())
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
-
-
-@pytest.mark.parametrize("std", ["none", "full"])
-def test_pca_matches_svd(tmp_path: Path, std: Literal["none", "full"]) -> None:
-    store = _store(tmp_path / "store")
-    values = _values().astype(np.float64)
-    if std == "full":
-        values /= store.std + 1e-6
-    centred = values - values.mean(0)
-    singular, axes = np.linalg.svd(centred)[1:]
-    pca = fit_pca(store, 4, std)
-    np.testing.assert_allclose(pca.mean, values.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(pca.variance, singular[:4] ** 2 / ROWS, rtol=1e-5)
-    np.testing.assert_allclose(np.abs(pca.components @ axes[:4].T), np.eye(4), atol=1e-5)
-    assert (np.take_along_axis(pca.components, np.abs(pca.components).argmax(1)[:, None], 1) > 0).all()
-
-
-class Counted(np.ndarray):
-    """Counts the rows that are read from it."""
-
-    read = 0
-
-    def __getitem__(self, key: Any) -> Any:
-        part = np.asarray(self)[key]
-        Counted.read += len(part)
-        return part
-
-
-def test_pca_is_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "_BLOCK", 9)
-    store = _store(tmp_path / "store")
-    fit_pca(replace(store, embeddings=store.embeddings.view(Counted)), 3)
-    assert Counted.read == ROWS
-
-
-def test_pca_is_cached_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = _store(tmp_path / "store")
-    expected = fit_pca(store, DIM).components
-    (cache,) = store.path.glob("pca_none_*.npy")
-    with monkeypatch.context() as patch:
-        patch.setattr(embeddings, "_principal_axes", lambda *_: pytest.fail("not read from the cache"))
-        np.testing.assert_array_equal(fit_pca(store, 2).components, expected[:2])
-    for wrong in (np.zeros((DIM + 1, DIM)), np.eye(3), np.zeros((DIM + 1, DIM), np.float32)):
-        np.save(cache, wrong)
-        np.testing.assert_array_equal(fit_pca(store, DIM).components, expected)
-    _cut(cache)
-    np.testing.assert_array_equal(fit_pca(store, DIM).components, expected)
-    assert np.load(cache).shape == (DIM + 1, DIM)
-    assert not list(store.path.glob(".*"))  # no temporary file is left
-
-
-def test_pca_refuses_more_dimensions(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="head.out_dim is 7, but .* only 6 dimensions"):
-        fit_pca(_store(tmp_path / "store"), 7)
 
 
 class ToyEncoder:
@@ -326,7 +271,7 @@ def test_embed_no_captions(tmp_path: Path) -> None:
 
 
 def test_ids_of_another_length(tmp_path: Path) -> None:
-    path = _store(tmp_path / "store").path
+    path = make_store(tmp_path / "store").path
     pq.write_table(pa.table({"image_id": ["a"]}), path / "ids.parquet")
     files = json.loads((path / "manifest.json").read_text())["files"]
     files["ids.parquet"]["bytes"] = (path / "ids.parquet").stat().st_size

@@ -10,8 +10,9 @@ import pyarrow as pa
 from tt_ray.config import Config, TextConfig
 from tt_ray.data.hashing import uniform
 from tt_ray.data.source import Source
-from tt_ray.embeddings import EmbeddingStore, fit_pca
+from tt_ray.embeddings import EmbeddingStore
 from tt_ray.errors import UserError
+from tt_ray.pca import fit_pca
 
 if TYPE_CHECKING:
     from torch import Tensor
