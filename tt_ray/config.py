@@ -111,7 +111,7 @@ class TextConfig:
     negatives: Literal["global", "local"] = "global"
     """Contrastive losses compare with the whole batch, or with the worker's own part of it."""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Frozen text encoder: Hugging Face id or local folder."""
+    """Frozen text encoder: Hugging Face id or local folder; CLIP's projected output with +projection behind it."""
     captions: str = ""
     """Caption table (Parquet, CSV, TSV, JSONL); empty takes the data source's own captions."""
     embeddings: str = ""
@@ -122,6 +122,8 @@ class TextConfig:
     """Subtract the store's mean from embeddings."""
     normalize_std: Literal["none", "mean", "full"] = "none"
     """Divide embeddings by nothing, by the average standard deviation, or by each dimension's own."""
+    on_device: bool = False
+    """Hold the embeddings on the worker's device, where they must fit: 2.7 GB for ImageNet at D = 1024."""
     control: Literal["none", "shuffle", "random_class"] = "none"
     """Control experiments: captions shuffled among images, or one random vector per (true) class."""
 

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from tt_ray.checkpoint import Position, checkpoint_name, load_checkpoint, snapshot, step_of
 from tt_ray.config import Config
 from tt_ray.context import REQUESTS, Context
+from tt_ray.data.device_targets import hold_targets
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
 from tt_ray.data.mixing import build_mixing
@@ -75,6 +76,7 @@ class Trainer:
         )
         limit = config.train.max_batch_per_worker or config.train.batch_size
         self.parts = -(-max(self.order.shares) // limit)
+        self.held_text = hold_targets(data.targets, config.text.on_device, device)
         self.weight = build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
         self.mixing = build_mixing(config, len(data.train.classes))
         self.seconds, self.scores, self.warnings = 0.0, dict[str, float](), list[str]()
@@ -110,6 +112,8 @@ class Trainer:
         images = images.contiguous(memory_format=self.memory_format)
         labels = batch.labels.to(device, non_blocking=True)
         text = None if batch.text is None else batch.text.to(device, non_blocking=True)
+        if self.held_text is not None:
+            text = self.held_text[batch.rows]
         if self.mixing is not None:
             images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
         return images, labels, text
@@ -173,7 +177,8 @@ class Trainer:
         """From the newest intact checkpoint to result.json."""
         config, context = self.config, self.context
         start = self._restore()
-        batches = TrainBatches(self.data.train, self.data.targets, self.order, config)
+        loaded_targets = None if self.held_text else self.data.targets
+        batches = TrainBatches(self.data.train, loaded_targets, self.order, config)
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.steps), config.data.num_loaders, pin=cuda)
