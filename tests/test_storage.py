@@ -1,16 +1,22 @@
 """Runs behind a URI: a real S3 server (moto's), the local file system as one, a memory file system."""
 
+import io
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pyarrow import fs
 
 from tests.test_train_command import LONG, TOY, Started, run, steps, wait_until
 from tests.toy import largest_difference, run_toy, toy_config, weights
+from tt_ray.config import DataConfig
+from tt_ray.data.sources import open_source
 from tt_ray.errors import UserError
 from tt_ray.keeper import Keeper
 from tt_ray.logbook import read_rows
@@ -132,6 +138,36 @@ def test_a_checkpoint_damaged_there_is_passed_over(uri: str, tmp_path: Path) -> 
     result = run_toy(config)
     assert any("step-00000012" in note and "damaged" in note for note in result["notes"])
     assert largest_difference(before, weights(config)) == 0
+
+
+def test_parquet_behind_a_uri_is_read(uri: str, tmp_path: Path) -> None:
+    remote, base = fs.FileSystem.from_uri(uri)
+    remote.create_dir(f"{base}/data", recursive=True)
+    table = shapes_table(20)
+    for number in range(2):
+        with remote.open_output_stream(f"{base}/data/train-{number}.parquet") as file:
+            pq.write_table(table.slice(10 * number, 10), file)
+    where, mark, options = uri.partition("?")
+    config = DataConfig(source="datasets", root=f"{where}/data{mark}{options}")
+    assert open_source(config, "train", True).captions.to_pylist() == table["caption"].to_pylist()
+    with remote.open_output_stream(f"{base}/data/train-2.parquet") as file:
+        pq.write_table(table, file)
+    assert len(open_source(config, "train", True)) == 40, "what has changed is fetched again"
+    one = DataConfig(source="datasets", root=f"{where}/data/train-0.parquet{mark}{options}")
+    assert len(open_source(one, "train", True)) == 10
+    with pytest.raises(UserError, match="data.root .*there is nothing"):
+        open_source(DataConfig(source="datasets", root=f"{where}/none{mark}{options}"), "train", True)
+
+
+def shapes_table(rows: int) -> pa.Table:
+    """Images as PNG, labels and captions."""
+    images = []
+    for row in range(rows):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (row, 0, 0)).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    labels, captions = [row % 2 for row in range(rows)], [f"number {row}" for row in range(rows)]
+    return pa.table({"image": images, "label": labels, "caption": captions})
 
 
 @pytest.mark.slow

@@ -43,16 +43,10 @@ class Storage:
         root = local_root(storage)
         if not is_uri(storage):
             return cls(root)
-        try:
-            remote, base = fs.FileSystem.from_uri(storage)
-        except (ArrowException, OSError, ValueError) as error:
-            raise UserError(f"run.storage {storage} cannot be used: {' '.join(str(error).split())}") from None
+        remote, base = _file_system(storage, "run.storage")
         if not base.strip("/"):
             raise UserError(f"run.storage {storage} names no folder: give one, such as s3://bucket/runs")
-        # Readable by its owner alone: others could put a run's code-free but false weights there.
-        root.parent.mkdir(mode=0o700, exist_ok=True)
-        if root.parent.stat().st_uid != os.getuid():
-            raise UserError(f"{root.parent} belongs to somebody else: set TMPDIR to a folder of your own")
+        _own(root.parent)
         return cls(root, remote, base)
 
     def push(self, path: Path) -> None:
@@ -117,6 +111,47 @@ class Storage:
 
     def _copy(self, there: str, to: Path) -> None:
         fs.copy_files(there, str(to), source_filesystem=self.remote, destination_filesystem=fs.LocalFileSystem())
+
+
+def fetch_data(uri: str) -> Path:
+    """A copy on this machine of the file or folder at a URI; made once, and again when something there has changed.
+
+    Raises UserError when there is nothing, or it cannot be read.
+    """
+    remote, base = _file_system(uri, "data.root")
+    storage = Storage(local_root(uri), remote, base)
+    _own(storage.root.parent)
+    try:
+        top = remote.get_file_info(base)
+        files = [top]
+        if top.type != fs.FileType.File:
+            found = remote.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+            files = [info for info in found if info.type == fs.FileType.File]
+        if not files:
+            raise UserError(f"data.root {uri}: there is nothing; check --data.root")
+        state = repr(sorted((info.path, info.size, info.mtime_ns) for info in files))
+        folder = storage.root / hashlib.blake2b(state.encode(), digest_size=6).hexdigest()
+        # The name tells `datasets` the format of a single file.
+        target = folder / Path(base).name
+        if not target.exists():
+            Storage(folder, remote, str(Path(base).parent)).pull(target)
+    except OSError as error:
+        raise UserError(f"data.root {uri} cannot be read: {' '.join(str(error).split())}") from None
+    return target
+
+
+def _file_system(uri: str, field: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{field} {uri} cannot be used: {' '.join(str(error).split())}") from None
+
+
+def _own(folder: Path) -> None:
+    """Makes the folder of local copies, readable by its owner alone: others could put false weights there."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to somebody else: set TMPDIR to a folder of your own")
 
 
 def _remove(path: Path) -> None:

@@ -20,6 +20,7 @@ from tt_ray.data.decoding import ImageReader
 from tt_ray.data.folders import caption_array
 from tt_ray.data.source import Source
 from tt_ray.errors import UserError
+from tt_ray.storage import fetch_data, is_uri
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -81,7 +82,8 @@ def _open(config: DataConfig, split: str, fields: Sequence[str]) -> tuple[datase
     if not config.root:
         raise UserError("data.root is empty: give a folder, a .parquet or .arrow file, or a hub id with --data.root")
     with _quiet():
-        table = _load(config, split)
+        here = str(fetch_data(config.root)) if is_uri(config.root) else config.root
+        table = _load(dataclasses.replace(config, root=here), split)
     where = f"{config.root} ({split})"
     for field in fields:
         column = getattr(config, field)
