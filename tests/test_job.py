@@ -91,4 +91,4 @@ def test_a_mistake_is_the_job_s_failure(head: dict[str, str]) -> None:
     entry = ["--", sys.executable, "-m", "tt_ray.train", "shapes_basline"]
     done = ray_job(head, "submit", "--working-dir", ".", *entry)
     assert done.returncode == 1
-    assert "error: no recipe 'shapes_basline'; did you mean shapes_baseline?" in done.stdout + done.stderr
+    assert "error: no recipe 'shapes_basline'; did you mean shapes_baseline" in done.stdout + done.stderr
