@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import loop_efficiency, ray_overhead, start_up, step_cost
+from benchmarks import embedding_store, loop_efficiency, ray_overhead, start_up, step_cost
 from tt_ray.config import Config
 
 _TOY = {
@@ -63,6 +63,17 @@ def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:
     assert ray_overhead.window_rates([{"step": 3}, *rows], config) == [5.0, 6.0]
     with pytest.raises(RuntimeError, match="raise --steps"):
         ray_overhead.window_rates(rows[:1], config)
+
+
+def test_embedding_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "embedding_store.json"
+    size = ["--rows", "9000", "--images", "8000", "--zip-rows", "300", "--dim", "8", "--processes", "2"]
+    embedding_store.main([*size, "--repeats", "1", "--folder", str(tmp_path), "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"], "what was made is deleted"
+    for what in ("open (s)", "join (s)", "batch of 512 (ms)", "memory of 2 processes, pss (GB)"):
+        assert math.isfinite(result[what]["ratio"]["median"]) and result[what]["ratio"]["median"] > 0
+    assert "| open (s) | " in capsys.readouterr().out
 
 
 @pytest.mark.slow
