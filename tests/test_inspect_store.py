@@ -79,7 +79,7 @@ def test_nearest_are_those_of_the_whole_matrix() -> None:
     groups[10:20] = 3
     cosines[groups[:, None] == groups] = -2
     queries = np.array([3, 49, 0])
-    found, near = nearest(values, groups, queries, 5)
+    found, near = nearest(units, groups, queries, 5)
     np.testing.assert_array_equal(found, (-cosines[queries]).argsort(1)[:, :5])
     np.testing.assert_allclose(near, -np.sort(-cosines[queries], 1)[:, :5], atol=1e-5)
 

@@ -31,6 +31,8 @@ class Sample:
     """Rows of the store, rising, (n,)."""
     centred: Floats
     """Their embeddings less the store's mean, as the alignment loss sees them, (n, D)."""
+    units: Floats
+    """These, divided by their lengths, (n, D)."""
     groups: Ints
     """Numbers that rows share when their embeddings are equal, bit for bit, (n,)."""
     labels: Ints | None
@@ -69,11 +71,12 @@ def draw_sample(store: EmbeddingStore, labels: pa.StringArray | None, size: int,
     stored = store.embeddings[rows]
     centred = stored.astype(np.float32) - store.mean
     groups = np.unique(stored.view(f"V{stored.shape[1] * stored.itemsize}")[:, 0], return_inverse=True)[1]
+    units = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     if labels is None:
-        return Sample(rows, centred, groups, None, ())
+        return Sample(rows, centred, units, groups, None, ())
     encoded = labels.take(pa.array(rows)).dictionary_encode()
     numbers = encoded.indices.to_numpy().astype(np.int64)
-    return Sample(rows, centred, groups, numbers, tuple(encoded.dictionary.to_pylist()))
+    return Sample(rows, centred, units, groups, numbers, tuple(encoded.dictionary.to_pylist()))
 
 
 def inspect(store: EmbeddingStore, sample: Sample, show: Show) -> Report:
@@ -86,8 +89,9 @@ def inspect(store: EmbeddingStore, sample: Sample, show: Show) -> Report:
     entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
     knn = knn_distinct = chance = None
     if sample.labels is not None:
-        alone = np.arange(len(sample.rows))
-        knn, knn_distinct = (_knn_accuracy(sample, groups, show) for groups in (alone, sample.groups))
+        knn = knn_distinct = _knn_accuracy(sample, np.arange(len(sample.rows)), show)
+        if sample.groups.max() < len(sample.rows) - 1:
+            knn_distinct = _knn_accuracy(sample, sample.groups, show)
         chance = float(np.bincount(sample.labels).max() / len(sample.labels))
     return Report(
         norms, float(np.exp(entropy)), axes[:, ::-1], count_duplicates(store, show), knn, knn_distinct, chance
@@ -104,12 +108,11 @@ def count_duplicates(store: EmbeddingStore, show: Show) -> int:
     return len(hashes) - len(np.unique(hashes))
 
 
-def nearest(centred: Floats, groups: Ints, queries: Ints, count: int) -> tuple[Ints, Floats]:
+def nearest(units: Floats, groups: Ints, queries: Ints, count: int) -> tuple[Ints, Floats]:
     """For rows `queries` the `count` rows of other groups with the largest cosines, and these, (len(queries), count).
 
     Where other groups have fewer, the cosines of what stands in are minus infinity.
     """
-    units = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     similarity = units[queries] @ units.T
     similarity[groups[queries][:, None] == groups] = -np.inf
     found = np.argpartition(similarity, -count, axis=1)[:, -count:]
@@ -125,7 +128,7 @@ def _knn_accuracy(sample: Sample, groups: Ints, show: Show) -> float:
     count, right = min(NEIGHBOURS, len(labels) - 1), 0
     for start in range(0, len(labels), _QUERIES):
         queries = np.arange(start, min(start + _QUERIES, len(labels)))
-        found, cosines = nearest(sample.centred, groups, queries, count)
+        found, cosines = nearest(sample.units, groups, queries, count)
         votes = np.zeros((len(queries), len(sample.classes)), np.float32)
         weights = np.where(np.isfinite(cosines), 1 + cosines / 1000, 0)
         np.add.at(votes, (np.arange(len(queries))[:, None], labels[found]), weights)

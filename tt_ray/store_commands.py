@@ -177,7 +177,7 @@ def _neighbours(
     if examples < 1:
         return []
     queries = np.linspace(0, len(sample.rows) - 1, examples).astype(np.int64)
-    found, cosines = nearest(sample.centred, sample.groups, queries, min(3, len(sample.rows) - 1))
+    found, cosines = nearest(sample.units, sample.groups, queries, min(3, len(sample.rows) - 1))
 
     def name(row: int) -> str:
         image = store.ids[int(sample.rows[row])].as_py()
