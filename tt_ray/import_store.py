@@ -69,10 +69,13 @@ def import_zip(
         work = {"archive": digest_of(names.take(pa.array(used)), sums), "dim": dim, "dtype": dtype}
         count = -(-len(chosen) // _SHARD)
         with open_shards(out.with_name(f"{out.name}.unfinished"), work, count) as shards:
-            for shard in shards.missing():
+            missing, done = shards.missing(), 0
+            left = sum(len(chosen[shard * _SHARD : (shard + 1) * _SHARD]) for shard in missing)
+            for shard in missing:
                 part = chosen[shard * _SHARD : (shard + 1) * _SHARD]
                 shards.add(shard, {"by": "import_zip"}, _gather(file, part, dim, np.dtype(dtype), archive))
-                show("embeddings read", min((shard + 1) * _SHARD, len(chosen)), len(chosen))
+                done += len(part)
+                show("embeddings read", done, left)
             total = np.zeros(dim)
             with disk_problems(out):
                 blocks = _blocks(shards, index, total, show)
