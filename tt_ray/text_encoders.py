@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tt_ray.encoder_files import MINILM as MINILM
 from tt_ray.encoder_files import PROJECTION, find_encoder, one_line, revision_of
 from tt_ray.errors import UserError
 
