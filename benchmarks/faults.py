@@ -133,7 +133,7 @@ def cluster(run: Command, nodes: int) -> Iterator[Any]:
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)
-        run.address = cluster.address
+        run.address = str(cluster.address)
         yield cluster
     finally:
         cluster.shutdown()

@@ -26,7 +26,7 @@ from benchmarks.step_cost import RESULTS, Side, compare, report
 
 _SIDES = ("without a store", "with a store")
 # Where each phase ends; see `moments`.
-PHASES = ("imports, data, captions", "starting Ray", "starting workers", "first step")
+PHASES = ("arguments", "Ray, beside data and captions", "workers", "first step")
 _IMPORTED = "tt_ray.train, tt_ray.prepare, tt_ray.model, tt_ray.data.loader, tt_ray.ray_train, ray"
 
 

@@ -51,7 +51,9 @@ class Command:
     def run(self, arguments: list[str]) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
         self.monkeypatch.setattr(sys, "argv", ["prog", *arguments])
-        self.monkeypatch.setattr(tt_ray.ray_train, "start_ray", lambda config: pytest.fail("Ray was started"))
+        self.monkeypatch.setattr(tt_ray.ray_train, "start_ray", lambda config: True)
+        nothing = lambda *_: pytest.fail("training has started")  # noqa: E731
+        self.monkeypatch.setattr(tt_ray.ray_train, "train_on_ray", nothing)
         code = 0
         try:
             run_command(train.main)
@@ -407,9 +409,9 @@ def test_a_full_disk_names_the_last_good_checkpoint_and_the_run_goes_on(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(command)
-    import tt_ray.loop
+    import tt_ray.keeper
 
-    save, calls = tt_ray.loop.save_checkpoint, 0
+    save, calls = tt_ray.keeper.save_checkpoint, 0
 
     def full(path: Path, *rest: object) -> None:
         nonlocal calls
@@ -418,7 +420,7 @@ def test_a_full_disk_names_the_last_good_checkpoint_and_the_run_goes_on(
             raise OSError(28, "No space left on device", str(path))
         save(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tt_ray.loop, "save_checkpoint", full)
+    monkeypatch.setattr(tt_ray.keeper, "save_checkpoint", full)
     arguments = [*command.baseline, "--train.epochs", "3"]
     run = command.storage / "shapes_baseline"
     code, out, err = command.run(arguments)
@@ -438,9 +440,9 @@ def test_a_really_full_disk(left: int, mounted: Path, command: Command) -> None:
     without_ray(command)
     run, ballast = mounted / "shapes_baseline", mounted / "ballast"
     arguments = [*command.baseline, "--train.epochs", "3", "--run.storage", str(mounted)]
-    import tt_ray.loop
+    import tt_ray.keeper
 
-    save = tt_ray.loop.save_checkpoint
+    save = tt_ray.keeper.save_checkpoint
 
     def then_fill(path: Path, *rest: object) -> None:
         save(path, *rest)  # type: ignore[arg-type]
@@ -448,7 +450,7 @@ def test_a_really_full_disk(left: int, mounted: Path, command: Command) -> None:
             os.truncate(fill(mounted), ballast.stat().st_size - left)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tt_ray.loop, "save_checkpoint", then_fill)
+        patch.setattr(tt_ray.keeper, "save_checkpoint", then_fill)
         code, out, err = command.run(arguments)
     text = last_line(err, run)
     assert (code, out) == (2, "")

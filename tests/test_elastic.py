@@ -1,6 +1,5 @@
 """A run on a cluster whose nodes come and go: real raylets on this machine, the command as users run it."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.test_train_command import TOY, Started, run_here, steps, wait_until
+from tt_ray.checkpoint import step_of
 from tt_ray.config import Config
 from tt_ray.logbook import read_rows
 from tt_ray.run_folder import read_result
@@ -17,7 +17,7 @@ from tt_ray.run_folder import read_result
 pytestmark = pytest.mark.slow
 
 # SGD, whose rounding errors stay small: one width must end like another.
-LENGTH = ["--train.epochs", "1000", "--train.eval_every", "1000", "--run.checkpoint_every", "50"]
+LENGTH = ["--train.epochs", "1000", "--train.eval_every", "1000", "--run.checkpoint_every", "500"]
 LENGTH += ["--optim.name", "sgd", "--optim.lr", "0.02"]
 
 
@@ -42,9 +42,9 @@ def widths(config: Config) -> list[int]:
     return [width for before, width in zip([0, *rows], rows, strict=False) if width != before]
 
 
-def windows(config: Config, width: int) -> int:
-    """Pairs of steps taken by so many workers."""
-    return sum(row.get("workers") == width for row in read_rows(config.run_dir / "metrics.jsonl"))
+def checkpoint_steps(config: Config) -> list[int]:
+    """Steps of the checkpoints that are complete."""
+    return [step_of(path.parent) for path in (config.run_dir / "checkpoints").glob("step-*/manifest.json")]
 
 
 def drain(address: str, node: Any) -> None:
@@ -62,16 +62,19 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
         config = started.config
         wait_until(lambda: widths(config) == [1], 120)
         second = cluster.add_node(num_cpus=1)
+        wait_until(lambda: widths(config) == [1, 2], 120)
+        (paused,) = (step for step in checkpoint_steps(config) if step % 500)
         # Rows of two workers outlive the second's end from the next checkpoint on.
-        wait_until(lambda: widths(config) == [1, 2] and windows(config, 2) > 60, 120)
+        wait_until(lambda: max(checkpoint_steps(config)) > paused, 120)
         before = steps(config)
         cluster.remove_node(second, allow_graceful=False)
         _, errors = started.process.communicate(timeout=240)
     assert started.process.returncode == 0, errors
-    assert (widths(config), before) == ([1, 2, 1], list(range(len(before))))
+    assert widths(config) == [1, 2, 1]
+    assert before == list(range(len(before)))
     assert steps(config) == list(range(4000)), "each step once"
     assert errors.count("workers were started again") == 2
-    fixed = run_here([*arguments, "--run.num_workers", "1"], Path(), "fixed")
+    fixed = run_here([*arguments, "--run.num_workers", "1"], None, "fixed")
     assert read_result(config.run_dir)["top1"] == pytest.approx(read_result(fixed.run_dir)["top1"], abs=4)
 
 

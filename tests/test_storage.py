@@ -175,6 +175,7 @@ def test_the_command_killed_on_one_machine_ends_on_another(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["shapes_textteacher", *TOY, *LONG, "--run.name", "moved"]
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need short names
     monkeypatch.setenv("TMPDIR", str(tmp_path / "one"))
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "one"))

@@ -34,7 +34,8 @@ TOY = ["--data.shapes.train_size", "256", "--data.shapes.val_size", "64", "--mod
 TOY += ["--data.label_noise", "0", "--optim.lr", "2e-3", "--train.batch_size", "64"]
 TOY += ["--train.epochs", "2", "--run.log_every", "2", "--run.cpus_per_worker", "1"]
 OUR_LINES = re.compile(
-    r"(starting|going on with) run /|workers were started again: |(starting Ray|starting workers|captions embedded|training): "
+    r"(starting|going on with) run /|workers were started again: "
+    r"|(starting Ray|starting workers|captions embedded|training): "
 )
 TAGS = {
     *("loss/total", "loss/classification", "loss/text", "text/weight", "text/balance_w"),
@@ -72,7 +73,7 @@ def run(arguments: list[str], launcher: tuple[str, ...] = (), timeout: float = 2
     return Done(read_config(arguments, "prog"), done.returncode, done.stdout, done.stderr)
 
 
-def run_here(arguments: list[str], store: Path, name: str) -> Config:
+def run_here(arguments: list[str], store: Path | None, name: str) -> Config:
     """The same training in this process, without Ray, as run `name`; one thread, as --run.cpus_per_worker says."""
     config = read_config([*arguments, "--run.name", name], "prog")
     threads = torch.get_num_threads()
@@ -189,6 +190,19 @@ def test_torchrun_runs_the_same_loop(two_workers: Done, storage: Path) -> None:
     assert done.out.count("top-1") == 1 and "deployed model" in done.out
     assert steps(done.config) == list(range(8))
     assert largest_difference(weights(two_workers.config), weights(done.config)) == 0
+
+
+def test_validation_beside_the_training_is_the_same(storage: Path) -> None:
+    arguments = ["shapes_baseline", *TOY, "--train.epochs", "4", "--train.ema", "0.9", "--run.storage", str(storage)]
+    done = run([*arguments, "--run.name", "beside", "--run.async_validation", "True"])
+    assert done.code == 0, done.err
+    here = run_here(arguments, None, "in-turn")
+    first, second = (
+        sorted((row for row in rows if row["kind"] == "validation"), key=lambda row: row["step"])
+        for rows in (read_rows(config.run_dir / "metrics.jsonl") for config in (done.config, here))
+    )
+    assert first == second and len(first) == 4
+    assert read_result(done.config.run_dir)["top1"] == read_result(here.run_dir)["top1"]
 
 
 # Runs that do not get to their end

@@ -50,7 +50,7 @@ class DataConfig:
     source: Literal["shapes", "imagefolder", "datasets", "torchvision"] = "shapes"
     """Where images come from: built-in shapes, split folders, Parquet/Arrow/hub data sets, torchvision."""
     root: str = ""
-    """Folder, file, URI of Parquet (s3://, gs://) or hub id of the data; for torchvision the folder that holds (or receives) the set."""
+    """Folder, file, URI of Parquet or hub id of the data; for torchvision the folder that holds or receives the set."""
     name: str = ""
     """torchvision: the data set's class name, such as CIFAR10; datasets: the configuration, if it has several."""
     train_split: str = "train"

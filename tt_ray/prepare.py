@@ -103,8 +103,12 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
     return Data(train, val, targets, tuple(notes))
 
 
-def find_store(config: Config, train: Source, show: Show | None = None) -> Path | None:
+def find_store(
+    config: Config, train: Source, show: Show | None = None, before: Callable[[], None] | None = None
+) -> Path | None:
     """The run's embedding store, its checksum verified; embeds the captions first where that has not been done.
+
+    `before` is called where they are about to be embedded, which can take long.
 
     None when the text weight is 0. Stores made here live in <run.storage>/embeddings, named by encoder and captions,
     and serve every run with the same captions.
@@ -123,6 +127,8 @@ def find_store(config: Config, train: Source, show: Show | None = None) -> Path 
     if _fetch_store(config, path):
         open_store(path, verify=True)
         return path
+    if before is not None:
+        before()
     encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
     try:
         embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))

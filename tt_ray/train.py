@@ -4,9 +4,10 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,12 @@ def main(arguments: list[str]) -> None:
             classes, store = prepared.result()
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
-            from tt_ray.model import check_model
-
-            check_model(config, classes)
+            _try_model(config, classes)
         display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}")
         start_run(config)
         mailbox = Mailbox(uuid.uuid4().hex)
-        with Watcher(mailbox.get, display), stop_on_signals(mailbox) as signals:
+        ask = partial(mailbox.put, "request", "stop")
+        with Watcher(mailbox.get, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
             display.show("starting workers", 0, 1)
             try:
                 result = train_on_ray(config, store, mailbox)
@@ -54,28 +54,32 @@ def main(arguments: list[str]) -> None:
                 raise
         mailbox.clear()
     if "stopped" in result:
-        say = f"stopped after step {result['stopped']}, with a checkpoint; the same command goes on"
-        raise Stopped(say, 128 + signals[0])
+        raise stopped(result["stopped"], signals[0])
     print(summary(config, result, started))
 
 
 @contextmanager
-def stop_on_signals(mailbox: Mailbox) -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C ask the workers for a checkpoint and the end; a second one ends the command at once."""
+def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterator[list[int]]:
+    """The first signal asks for a checkpoint and the end, a second one ends the command at once; gives what came."""
     came: list[int] = []
 
-    def ask(number: int, frame: object) -> None:
+    def handle(number: int, frame: object) -> None:
         came.append(number)
         if len(came) > 1:
             raise KeyboardInterrupt
-        mailbox.put("request", "stop")
+        ask()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stopped(step: int, number: int) -> Stopped:
+    """What a command ends with that a signal has ended."""
+    return Stopped(f"stopped after step {step}, with a checkpoint; the same command goes on", 128 + number)
 
 
 def prepare(config: Config, display: Display | None = None) -> tuple[int, Path | None]:
@@ -91,10 +95,16 @@ def prepare(config: Config, display: Display | None = None) -> tuple[int, Path |
     train, val, notes = open_images(config, show)
     train_order(config, len(train), 0, config.workers[1])
     check_images(config, train, val, show)
-    store = find_store(config, train, show)
+    store = find_store(config, train, show, partial(_try_model, config, len(train.classes)))
     data = join(config, train, val, None if store is None else open_store(store), notes)
     train_order(config, len(data.train), 0, config.workers[1])
     return len(train.classes), store
+
+
+def _try_model(config: Config, classes: int) -> None:
+    from tt_ray.model import check_model  # takes seconds to import
+
+    check_model(config, classes)
 
 
 def train_under_torchrun(config: Config, started: float) -> None:
@@ -103,7 +113,6 @@ def train_under_torchrun(config: Config, started: float) -> None:
 
     from tt_ray.context import LocalContext
     from tt_ray.loop import train
-    from tt_ray.model import check_model
     from tt_ray.prepare import find_store, open_data, open_images
 
     with Display() as display:
@@ -111,19 +120,18 @@ def train_under_torchrun(config: Config, started: float) -> None:
         if context.rank == 0:
             resumes = check_run(config)
             classes, _ = prepare(config, display)
-            check_model(config, classes)
+            _try_model(config, classes)
             display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}")
             start_run(config)
         if context.world > 1:
             dist.barrier()
         store = find_store(config, open_images(config)[0])
-        signal.signal(signal.SIGTERM, lambda *_: setattr(context, "request", "stop"))
+        ask = partial(setattr, context, "request", "stop")
         try:
-            with disk_problems(config.run_dir):
+            with disk_problems(config.run_dir), stop_on_signals(ask, signal.SIGTERM):
                 result = train(config, open_data(config, store), context)
         except Interrupted as stop:
-            say = f"stopped after step {stop.step}, with a checkpoint; the same command goes on"
-            raise Stopped(say, 128 + signal.SIGTERM) from None
+            raise stopped(stop.step, signal.SIGTERM) from None
     if context.rank == 0:
         print(summary(config, result, started))
     if context.world > 1:
