@@ -12,15 +12,22 @@ from tt_ray.errors import UserError
 from tt_ray.prepare import open_data
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [8, 12, 16])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("batch_size", [7, 12, 16, 50])
 def test_workers_share_a_batch_and_partners_stay_together(world: int, batch_size: int) -> None:
     parts = [Order(100, batch_size, 1, 0, rank, world).part() for rank in range(world)]
     assert sorted(np.concatenate(parts)) == list(range(batch_size))
-    assert len({len(part) for part in parts}) == 1
-    if batch_size % (2 * world) == 0:
+    shares = [len(part) for part in parts]
+    assert Order(100, batch_size, 1, 0, 0, world).shares == tuple(shares)
+    assert max(shares) - min(shares) <= 2 - batch_size % 2
+    if batch_size % 2 == 0:
         for part in parts:
             assert (part[::-1] == batch_size - 1 - part).all()
+
+
+def test_more_workers_than_pairs_get_an_image_each() -> None:
+    parts = [Order(100, 6, 1, 0, rank, 5).part() for rank in range(5)]
+    assert sorted(np.concatenate(parts)) == list(range(6)) and all(len(part) for part in parts)
 
 
 def test_one_worker_takes_the_batch_in_order() -> None:
