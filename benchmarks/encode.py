@@ -11,6 +11,7 @@ timed. The ratio is the median of the rounds' ratios: all sides of a round meet 
 import argparse
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -62,6 +63,8 @@ def sentence_transformer() -> Encode:
 
 def actors(number: int) -> Encode:
     """A pool that takes captions in shards, each a call to the actor that is free."""
+    # Ray's workers step back for all other processes; here all sides are to have the same priority.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     join_ray()
     import ray
     from ray.util import ActorPool
@@ -73,10 +76,16 @@ def actors(number: int) -> Encode:
     def encode(captions: list[str]) -> Vectors:
         size = -(-len(captions) // (number * _SHARDS_PER_ACTOR))
         shards = [captions[start : start + size] for start in range(0, len(captions), size)]
-        tables = [pa.table({"shard": [0], "items": [json.dumps(shard).encode()]}) for shard in shards]
-        answers = pool.map(lambda actor, table: actor.__call__.remote(table), tables)
-        contents = (np.load(io.BytesIO(answer["content"][0].as_py()), allow_pickle=False) for answer in answers)
-        return np.concatenate([content["embeddings"] for content in contents])
+        tables = [
+            pa.table({"shard": [number], "items": [json.dumps(shard).encode()]}) for number, shard in enumerate(shards)
+        ]
+        vectors: dict[int, Vectors] = {}
+        answers: Any = pool.map_unordered(lambda actor, table: actor.__call__.remote(table), tables)
+        for answer in answers:
+            (row,) = answer.to_pylist()
+            with np.load(io.BytesIO(row["content"]), allow_pickle=False) as content:
+                vectors[row["shard"]] = content["embeddings"]
+        return np.concatenate([vectors[number] for number in range(len(tables))])
 
     return encode
 

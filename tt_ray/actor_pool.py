@@ -118,6 +118,7 @@ def do_missing(
         shards.add(answer["shard"], about, answer["content"])
         done += len(items[answer["shard"]])
         display.show(what, done, of)
+    assert not shards.missing(), "Ray Data drops nothing"
 
 
 def _answers(
