@@ -57,7 +57,7 @@ _ASSUMED = (
     ("hop-network-us", 9.6, f"microseconds of a hop between nodes ({_TUNING})"),
     ("copy-gb-s", 32.0, "GB/s from a GPU to main memory: PCIe 4.0 x16 at its peak (A100 datasheet)"),
     ("storage-gb-s", 0.0, "GB/s that all nodes together read; 0 is no limit: what must be read is printed instead"),
-    ("decode-rate", 0.0, "images per s and loader process; 0 measures this machine"),
+    ("decode-rate", 0.0, "images per s of a loader process with a core; 0 measures this machine"),
     ("write-gb-s", 0.0, "GB/s of checkpoints; 0 measures this machine"),
 )
 
