@@ -120,8 +120,6 @@ def test_strings_stay_as_they_are() -> None:
     assert _read("--run.name", "true").run.name == "true"
 
 
-
-
 @pytest.mark.parametrize(
     ("words", "kwargs"),
     [

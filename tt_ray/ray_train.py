@@ -18,6 +18,8 @@ _QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # After a node is lost, Ray still counts on it for a while: how long it waits for workers there.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # Ray starts its workers at niceness 15, behind everything else on the machine, its own helpers included.
+    "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Idle workers started beforehand cannot serve Ray Train, whose processes have an environment of their own.

@@ -32,9 +32,7 @@ def test_starting_submitting_and_stopping(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    answer = subprocess.run(
-        [*ALONE, commands], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
-    )
+    answer = subprocess.run([*ALONE, commands], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert (tmp_path / "runs" / "shapes_textteacher" / "result.json").is_file()
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600

@@ -60,9 +60,7 @@ def test_a_machine_without_metadata_has_no_notice(cloud: str) -> None:
     assert not preemption.noticed(cloud, "http://127.0.0.1:9")
 
 
-def test_ray_is_told_node_reason_and_deadline(
-    metadata: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ray_is_told_node_reason_and_deadline(metadata: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Metadata.ends = True
     ray = tmp_path / "ray"
     ray.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\n')
