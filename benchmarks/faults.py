@@ -55,6 +55,11 @@ class Command:
     process: subprocess.Popen[str] | None = None
 
     @property
+    def mark(self) -> str:
+        """In the environment of all processes of this run, Ray's too."""
+        return str(self.folder / self.name)
+
+    @property
     def arguments(self) -> list[str]:
         """What follows `python -m tt_ray.train`."""
         fields = {**_FIELDS, "run.storage": str(self.folder), "run.name": self.name}
@@ -66,7 +71,7 @@ class Command:
 
     def start(self) -> None:
         """In a session of its own; all its processes, Ray's too, are found by their environment."""
-        environment = os.environ | {"RAY_ADDRESS": self.address, _MARK: str(self.folder)}
+        environment = os.environ | {"RAY_ADDRESS": self.address, _MARK: self.mark}
         command = [sys.executable, "-m", "tt_ray.train", *self.arguments]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -80,12 +85,12 @@ class Command:
         return self.process.returncode, out + err
 
     def kill(self) -> None:
-        """SIGKILL; returns when Ray, where it was the command's own, has ended as well."""
+        """SIGKILL; returns when its workers, where Ray was the command's own, have ended as well."""
         assert self.process is not None
         self.process.kill()
         self.process.communicate()
         if self.address == "local":
-            until(lambda: not processes(str(self.folder)), 60)
+            until(lambda: not processes(self.mark, b"RayTrainWorker"), 60)
 
     def steps(self) -> int:
         """Steps written down, once there is a checkpoint."""
@@ -127,7 +132,7 @@ def cluster(run: Command, nodes: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     # It lives on this machine, for a minute, and its processes are found like the command's.
-    settings = {"RAY_AUTH_MODE": "disabled", _MARK: str(run.folder)}
+    settings = {"RAY_AUTH_MODE": "disabled", _MARK: run.mark}
     os.environ |= settings
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
@@ -144,7 +149,7 @@ def cluster(run: Command, nodes: int) -> Iterator[Any]:
 def worker_killed(run: Command, step: int) -> str:
     run.start()
     run.until_step(step)
-    for pid in processes(str(run.folder), b"RayTrainWorker"):
+    for pid in processes(run.mark, b"RayTrainWorker"):
         os.kill(pid, signal.SIGKILL)
     return expect(run, 0, "workers were started again")
 
@@ -153,9 +158,9 @@ def node_removed(run: Command, step: int) -> str:
     with cluster(run, 2) as nodes:
         run.start()
         run.until_step(step)
-        (worker,) = processes(str(run.folder), b"RayTrainWorker")
-        environment = Path(f"/proc/{worker}/environ").read_bytes().decode()
-        (node,) = (node for node in nodes.worker_nodes if node.node_id in environment)
+        (worker,) = processes(run.mark, b"RayTrainWorker")
+        parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        (node,) = (node for node in nodes.worker_nodes if node.all_processes["raylet"][0].process.pid == parent)
         nodes.remove_node(node, allow_graceful=False)
         return expect(run, 0, "workers were started again")
 
@@ -279,7 +284,7 @@ def strike(fault: str, number: int, folder: Path, undisturbed: Config) -> str:
     except (RuntimeError, UserError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"
     finally:
-        for pid in processes(str(folder)):
+        for pid in processes(str(folder / name)) + processes(str(folder / "disk" / name)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder / name, ignore_errors=True)
