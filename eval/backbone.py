@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -133,7 +133,7 @@ def timm_preprocessing(model: nn.Module) -> Preprocessing:
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise UserError(f"the model's input is {channels} x {height} x {width}, but must be a square RGB image")
-    mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
+    mean, std = (cast(tuple[float, float, float], tuple(map(float, config[key]))) for key in ("mean", "std"))
     return Preprocessing(height, config["crop_pct"], config["crop_mode"], config["interpolation"], mean, std)
 
 

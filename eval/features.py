@@ -299,6 +299,8 @@ def _fill(
 ) -> None:
     path, count = folder / "features.npy", sum(map(len, sources))
     out = np.lib.format.open_memmap(path, "w+", np.float32, (count, backbone.dim))
+    with path.open("r+b") as file:  # writing to a map of a full disk would kill the process
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     start = 0
     for source in sources:
         end = start + len(source)

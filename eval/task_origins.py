@@ -6,6 +6,7 @@ that the next origin of the task is tried, and UserError where they are there bu
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -252,36 +253,39 @@ class Files:
         """What the splits are called that there are. Raises Missing, and UserError when train or test is lacking."""
         root = next((root for root in places(place, self.folders) if self._kind(root) is not None), None)
         if root is None:
-            raise Missing(f"{place.root} holds neither train/ and test/ nor Parquet files: check --task-root")
+            raise Missing(f"{place.root} holds neither train/ and test/ nor Parquet files")
         there = self._there(root)
         found: dict[Split, str] = {}
         for split in ("train", "val", "test"):
-            options = (self.splits[split],) if split in self.splits else VALIDATION_NAMES
-            options = options if split == "val" or split in self.splits else (split,)
+            asked = self.splits.get(split)
+            options = [asked] if asked else list(VALIDATION_NAMES) if split == "val" else [split]
+            if asked in VALIDATION_NAMES and self._kind(root) == "datasets":
+                options.append("validation")
             name = next((name for name in options if name in there), None)
             if name is not None:
                 found[split] = name
-            elif split != "val" or split in self.splits:
+            elif asked or split != "val":
                 raise UserError(
                     f"{root} has no split {options[0]!r} (there are: {', '.join(sorted(there)) or 'none'}): "
-                    f"name it so, or say in a task file what {split} is called"
+                    f"call it so, or say in a task file (--task-file) what {split} is called"
                 )
         return found
 
     def _kind(self, root: Path) -> Literal["imagefolder", "datasets"] | None:
-        train = self.splits.get("train", "train")
-        if (root / train).is_dir() and not (root / train / "state.json").is_file():
+        train = root / self.splits.get("train", "train")
+        if train.is_dir() and not (train / "state.json").is_file() and not any(train.glob("*.parquet")):
             return "imagefolder"
-        saved = (root / train / "state.json").is_file()
-        return "datasets" if saved or root.suffix == ".parquet" or any(root.rglob("*.parquet")) else None
+        return "datasets" if train.is_dir() or (root.is_dir() and any(root.rglob("*.parquet"))) else None
 
     def _there(self, root: Path) -> set[str]:
-        if self._kind(root) == "imagefolder" or (root / self.splits.get("train", "train")).is_dir():
-            return {entry.name for entry in root.iterdir() if entry.is_dir()}
-        stems = {part for file in root.rglob("*.parquet") for part in (file.stem.split("-")[0], file.parent.name)}
-        # `datasets` calls every validation split so.
-        known = {"validation" if stem in VALIDATION_NAMES else stem for stem in stems}
-        return known | ({"val"} if "validation" in known and self.splits.get("val") == "val" else set())
+        """Names of the splits that there are, as the reader of this kind of files calls them."""
+        folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
+        if self._kind(root) == "imagefolder" or any((root / folder / "state.json").is_file() for folder in folders):
+            return folders
+        files = list(root.rglob("*.parquet"))
+        words = {file.parent.name for file in files if file.parent != root}
+        words |= {word for file in files for word in re.split(r"[^A-Za-z]+", file.stem)}
+        return {"validation" if word in VALIDATION_NAMES else word for word in words if word}
 
     def _open(self, split: Split, root: Path) -> Opened:
         names = self.names(Place(root, True))

@@ -49,7 +49,7 @@ _IMAGENET_URL = "image-net.org/challenges/LSVRC/2012"
 
 TABLE: dict[str, Definition] = {
     "digits": Definition(
-        10, "top1", _sizes(1437, 0, 360), (Digits(),), "Alpaydin and Kaynak, 1998, doi 10.24432/C50P49; scikit-learn"
+        10, "top1", _sizes(1438, 0, 359), (Digits(),), "Alpaydin and Kaynak, 1998, doi 10.24432/C50P49; scikit-learn"
     ),
     "shapes_shape": _shapes("shape", 16),
     "shapes_colour": _shapes("colour", 8),

@@ -115,10 +115,10 @@ class Task:
         hint = f"use the original files, or define a task of your own with --task-root OTHER_NAME={self.place.root}"
         if len(source) != self.sizes[split]:
             raise UserError(f"{where} must have {self.sizes[split]:,} images, but {len(source):,} are there: {hint}")
-        counts = np.bincount(source.labels, minlength=self.classes) if len(source) else np.zeros(0, np.int64)
-        if len(source.classes) != self.classes or len(counts) != self.classes:
-            found = max(len(source.classes), len(counts))
+        found = max(len(source.classes), int(source.labels.max(initial=-1)) + 1)
+        if found != self.classes:
             raise UserError(f"{where} must have {self.classes} classes, but {found} are there: {hint}")
+        counts = np.bincount(source.labels, minlength=self.classes)
         if split == "train" and not counts.all():
             lacking = [source.classes[number] for number in np.flatnonzero(counts == 0)]
             raise UserError(f"{where}: {len(lacking)} classes have no training image: {some(lacking)}; add some")
@@ -261,8 +261,8 @@ def _read_entry(path: Path, name: str, fields: Any) -> Entry:
 def _own(name: str, origin: Files | Hub, place: Place, entry: Entry) -> Task:
     """Looks into the data for the sizes, so that later changes of it are noticed."""
     try:
-        splits = origin.names(place) if isinstance(origin, Files) else origin.splits
-        sources = {split: origin.open(split, place).source for split in splits}
+        splits: Mapping[Split, str] = origin.names(place) if isinstance(origin, Files) else origin.splits
+        sources: dict[Split, Source] = {split: origin.open(split, place).source for split in splits}
     except Missing as error:
         raise UserError(f"task {name}: {error}; {origin.help()}") from None
     sizes: dict[Split, int] = {split: len(source) for split, source in sources.items()}

@@ -1,0 +1,393 @@
+"""The table is consistent, built-in tasks are what they say, and data that is not as defined is refused."""
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from PIL import Image
+
+from eval.task_layouts import ClassFolders, Cub, ImageNet, INaturalist, Sun397, real_labels, wordnet_ids
+from eval.task_origins import Hub, Opened, Place, Split, Torchvision, stratified
+from eval.task_table import SUITES, TABLE
+from eval.tasks import Task, load_tasks, split_rows, tasks
+from tests.data.test_tables import encoded
+from tt_ray.errors import UserError
+
+COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cow": (0, 0, 255)}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
+
+
+def message(call: Callable[[], object]) -> str:
+    """The text of the UserError that a call raises, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def picture(path: Path, colour: tuple[int, ...] = (9, 9, 9)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(path)
+
+
+def class_folders(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        for number in range(count):
+            picture(root / name / f"{number}.png", COLOURS.get(name, (1, 2, 3)))
+    return root
+
+
+def own_folder(root: Path, val: bool = False) -> Path:
+    for split, count in (("train", 5), ("test", 2), *((("valid", 3),) if val else ())):
+        class_folders(root / split, dict.fromkeys(COLOURS, count))
+    return root
+
+
+def opened(origin: Any, split: Split, root: Path, given: bool = True) -> Opened:
+    return origin.open(split, Place(root, given))
+
+
+# The table
+
+
+def test_table_is_consistent() -> None:
+    for name, line in TABLE.items():
+        assert line.citation and line.origins and line.version >= 1 and line.classes > 1, name
+        assert line.metric in ("top1", "mean_per_class") and "test" in line.sizes, name
+        assert ("train" in line.sizes) == (line.subset is None), name
+        for origin in line.origins:
+            if isinstance(origin, Torchvision):
+                assert hasattr(torchvision.datasets, origin.name), name
+            if isinstance(origin, Torchvision | Hub):
+                assert set(origin.splits) >= set(line.sizes), name
+    for suite, names in SUITES.items():
+        assert set(names) <= set(TABLE) and len(set(names)) == len(names), suite
+    for name in SUITES["paper"]:
+        assert TABLE[name].metric == ("mean_per_class" if name in ("aircraft", "flowers102", "pets") else "top1")
+
+
+def test_names_and_suites() -> None:
+    found = tasks(["builtin", "digits", "flowers102"])
+    assert list(found) == [*SUITES["builtin"], "flowers102"]
+    assert found["flowers102"].has_val and not found["digits"].has_val
+    assert len(tasks(["all"])) == len(TABLE)
+    assert pickle.loads(pickle.dumps(found["digits"])) == found["digits"]
+    assert "did you mean flowers102?" in message(lambda: tasks(["flowers"]))
+    assert "did you mean digits?" in message(lambda: tasks(["digits"], roots={"digts": "/nowhere"}))
+    assert "no such folder" in message(lambda: tasks(["cub200"], roots={"cub200": "/nowhere"}))
+
+
+@pytest.mark.parametrize("name", SUITES["builtin"])
+def test_builtin_tasks_open(name: str) -> None:
+    task = tasks([name])[name]
+    train, test = task.open("train"), task.open("test")
+    assert len(train) == task.sizes["train"] and len(test) == task.sizes["test"]
+    assert len(train.classes) == task.classes and set(train.labels) == set(test.labels) == set(range(task.classes))
+    pixels = train.pixels(np.array([3, 0]), 48)
+    assert pixels.shape == (2, 48, 48, 3) and pixels.dtype == np.uint8 and np.ptp(pixels) > 50
+    assert not (set(train.ids.to_pylist()) & set(test.ids.to_pylist()))
+    assert task.fingerprint("train") == task.fingerprint("train") != task.fingerprint("test")
+    assert "has no split val" in message(lambda: task.open("val"))
+
+
+def test_digits_split_is_stratified_and_fixed() -> None:
+    task = tasks(["digits"])["digits"]
+    train, test = task.open("train"), task.open("test")
+    share = np.bincount(test.labels) / (np.bincount(train.labels) + np.bincount(test.labels))
+    assert np.abs(share - 0.2).max() < 0.01
+    assert test.ids.to_pylist()[:4] == FIRST_TEST_DIGITS, "the split changed: results are not comparable any more"
+
+
+FIRST_TEST_DIGITS = ["0", "5", "9", "12"]
+
+
+def test_shapes_are_drawn_once_and_never_as_in_training() -> None:
+    from tt_ray.config import ShapesConfig
+    from tt_ray.data.shapes import shapes_source
+
+    found = tasks(["shapes_shape", "shapes_count"])
+    first, second = (task.opened("test") for task in found.values())
+    rows = np.arange(64)
+    pixels = first.source.pixels(rows, 32)
+    assert first.identity == second.identity and (pixels == second.source.pixels(rows, 32)).all()
+    assert (pixels[7] == np.asarray(first.source.read(7))).all()
+    trained = shapes_source(ShapesConfig(train_size=64), "train", 32).pixels(rows, 32)
+    assert not (trained[:, None] == pixels[None]).all((2, 3, 4)).any()
+    assert (first.source.pixels(rows[:1], 64)[0] == np.asarray(first.source.read(0).resize((64, 64), 3))).all()
+
+
+# Validation images
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_stratified_rows(share: float) -> None:
+    labels = np.repeat(np.arange(30), np.r_[np.arange(1, 30), 500])[np.random.default_rng(0).permutation(935)]
+    marked = stratified(labels, share, 0)
+    counts, taken = np.bincount(labels), np.bincount(labels[marked], minlength=30)
+    assert (taken <= counts - 1).all() and np.abs(taken - share * counts).max() <= 1
+    assert abs(marked.sum() - share * len(labels)) <= 1
+    assert (stratified(labels, share, 0) == marked).all() and (stratified(labels, share, 1) != marked).any()
+
+
+def test_split_rows() -> None:
+    digits, flowers = tasks(["digits", "flowers102"]).values()
+    labels = np.arange(2040) % 102
+    fit, val = split_rows(flowers, labels, 1020, 0)
+    assert fit.tolist() == list(range(1020)) and val.tolist() == list(range(1020, 2040))
+    fit, val = split_rows(digits, labels, 2040, 1)
+    assert sorted([*fit, *val]) == list(range(2040)) and len(val) == 408
+    assert (np.bincount(labels[val]) == 4).all()
+    many = np.arange(50_010) % 10
+    assert len(split_rows(digits, many, len(many), 0)[1]) == 5001
+    assert "too few training images" in message(lambda: split_rows(digits, np.arange(3), 3, 0))
+
+
+# Data that is not as defined
+
+
+def small(sizes: dict[Split, int], classes: int, **changes: Any) -> Task:
+    return Task("mine", 1, classes, "top1", "-", sizes, **changes)
+
+
+def test_definition_is_checked(tmp_path: Path) -> None:
+    folder = Place(own_folder(tmp_path / "data"), True)
+    origins = (ClassFolders(("train",), "-", train_share=0.8),)
+    good: dict[Split, int] = {"train": 12, "test": 3}
+    assert len(small(good, 3, origins=origins, place=Place(folder.root, False)).open("train")) == 12
+    text = message(lambda: small({**good, "test": 4}, 3, origins=origins, place=Place(folder.root, False)).open("test"))
+    assert "must have 4 images, but 3 are there" in text
+    text = message(lambda: small(good, 4, origins=origins, place=Place(folder.root, False)).open("train"))
+    assert "must have 4 classes, but 3 are there" in text
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    found = tasks(["flowers102", "cars", "cub200", "sun397", "inat2019", "imagenet", "eurosat"], data_root=tmp_path)
+    texts = {name: message(lambda task=task: task.open("test")) for name, task in found.items()}
+    for name, text in texts.items():
+        assert f"--task-root {name}=DIR" in text and str(tmp_path) in text
+    assert "torchvision.datasets.Flowers102('DIR', split='train', download=True)" in texts["flowers102"]
+    assert 'datasets.load_dataset("tanganke/stanford_cars")'.replace('"', "'") in texts["cars"]
+    assert "CUB_200_2011.tgz" in texts["cub200"] and "Partitions.zip" in texts["sun397"]
+
+
+def test_class_without_training_image(tmp_path: Path) -> None:
+    meta = tmp_path / "food-101" / "meta"
+    meta.mkdir(parents=True)
+    for split in ("train", "test"):
+        (meta / f"{split}.json").write_text(json.dumps({"ant": [f"ant/{split}"], "bee": []}))
+        picture(tmp_path / f"food-101/images/ant/{split}.jpg")
+    (tmp_path / "food-101/images/bee").mkdir()
+    origin = Torchvision("Food101", {"train": "train", "test": "test"})
+    task = small({"train": 1, "test": 1}, 2, origins=(origin,), place=Place(tmp_path, False))
+    assert len(task.open("test")) == 1
+    assert "1 classes have no training image: bee" in message(lambda: task.open("train"))
+
+
+# Layouts
+
+
+def test_cub(tmp_path: Path) -> None:
+    root = tmp_path / "CUB_200_2011"
+    lines = {"images": "", "image_class_labels": "", "train_test_split": "", "classes": "1 001.A\n2 002.B\n"}
+    for number, (kind, train) in enumerate([(1, 1), (1, 0), (2, 1), (2, 1)], 1):
+        name = f"00{kind}.{'AB'[kind - 1]}/{number}.jpg"
+        picture(root / "images" / name)
+        lines["images"] += f"{number} {name}\n"
+        lines["image_class_labels"] += f"{number} {kind}\n"
+        lines["train_test_split"] += f"{number} {train}\n"
+    for name, text in lines.items():
+        (root / f"{name}.txt").write_text(text)
+    train, test = (opened(Cub(), split, tmp_path, given=False).source for split in ("train", "test"))
+    assert train.labels.tolist() == [0, 1, 1] and test.ids.to_pylist() == ["images/001.A/2.jpg"]
+    assert train.classes == ("001.A", "002.B") and train.read(2).size == (8, 8)
+
+
+def test_sun397(tmp_path: Path) -> None:
+    files = ["/a/abbey/sun_1.jpg", "/b/bathroom/indoor/sun_2.jpg"]
+    for split in ("Training", "Testing"):
+        text = "".join(name.replace("sun_", f"sun_{split}") + "\n" for name in files)
+        for line in text.splitlines():
+            picture(tmp_path / "SUN397" / line[1:])
+        (tmp_path / "SUN397" / f"{split}_01.txt").write_text(text)
+    source = opened(Sun397(), "test", tmp_path, given=False).source
+    assert source.classes == ("abbey", "bathroom/indoor") and source.labels.tolist() == [0, 1]
+    assert source.read(1).size == (8, 8)
+
+
+def test_inaturalist(tmp_path: Path) -> None:
+    picture(tmp_path / "2019" / "Birds" / "3" / "x.jpg")
+    data = {
+        "images": [{"id": 7, "file_name": "train_val2019/Birds/3/x.jpg"}],
+        "annotations": [{"image_id": 7, "category_id": 3}],
+        "categories": [{"id": number, "name": f"kind {number}"} for number in range(4)],
+    }
+    (tmp_path / "val2019.json").write_text(json.dumps(data))
+    source = opened(INaturalist(2019), "test", tmp_path, given=False).source
+    assert source.labels.tolist() == [3] and len(source.classes) == 4 and source.read(0).size == (8, 8)
+    (tmp_path / "val2019.json").write_text("{}")
+    assert "is not a list of iNaturalist" in message(lambda: opened(INaturalist(2019), "test", tmp_path))
+
+
+def test_caltech_takes_a_fixed_number_of_each_class(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"ant": 7, "bee": 4, "BACKGROUND_Google": 2})
+    origin = ClassFolders(("x",), "-", leave_out=("BACKGROUND_Google",), train_per_class=3)
+    train, test = (opened(origin, split, tmp_path).source for split in ("train", "test"))
+    assert np.bincount(train.labels).tolist() == [3, 3] and np.bincount(test.labels).tolist() == [4, 1]
+    assert not set(train.ids.to_pylist()) & set(test.ids.to_pylist()) and train.classes == ("ant", "bee")
+
+
+# ImageNet and its variants
+
+
+def test_masks() -> None:
+    known = wordnet_ids()
+    assert len(known) == 1000 and list(known) == sorted(known)
+    found = tasks(["imagenet_a", "imagenet_r", "imagenet_v2", "imagenet", "imagenet_real"])
+    assert found["imagenet"].mask is None and not found["imagenet"].evaluation_only
+    for name, subset in (("imagenet_a", "imagenet_a"), ("imagenet_r", "imagenet_r")):
+        mask = found[name].mask
+        assert mask is not None and len(mask) == 200 == len(set(mask.tolist())) and found[name].evaluation_only
+        assert [known[number] for number in mask] == list(wordnet_ids(subset))
+    mask = found["imagenet_v2"].mask
+    assert mask is not None and mask.tolist() == list(range(1000))
+
+
+def test_imagenet_folders(tmp_path: Path) -> None:
+    kinds = wordnet_ids("imagenet_a")
+    for kind in kinds[::-1]:
+        picture(tmp_path / "imagenet-a" / kind / "x.jpg")
+    origin = ImageNet(("imagenet-a",), "-", "imagenet_a")
+    source = opened(origin, "test", tmp_path, given=False).source
+    assert source.labels.tolist() == list(range(200)) and source.ids[199].as_py() == f"{kinds[-1]}/x.jpg"
+    (tmp_path / "imagenet-a" / kinds[4]).rename(tmp_path / "imagenet-a" / "n00000000")
+    assert "n00000000 are none of its classes" in message(lambda: opened(origin, "test", tmp_path, given=False))
+
+
+def test_imagenet_v2_has_numbers_for_names(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "x.jpeg").touch()
+    source = opened(ImageNet(("v2",), "-"), "test", tmp_path).source
+    right = {row: int(name.split("/")[0]) for row, name in enumerate(source.ids.to_pylist())}
+    assert source.labels.tolist() == list(right.values()) and source.classes == wordnet_ids()
+
+
+def test_real_labels(tmp_path: Path) -> None:
+    answers = real_labels()
+    assert len(answers) == 50_001 and sum(map(bool, answers)) == TABLE["imagenet_real"].sizes["test"]
+    kinds = wordnet_ids()
+    for place, kind in enumerate(kinds):
+        number = 1 + place  # image 1 has no right label, as published
+        (tmp_path / "val" / kind).mkdir(parents=True)
+        (tmp_path / "val" / kind / f"ILSVRC2012_val_{number:08d}.JPEG").touch()
+    origin = ImageNet(("imagenet",), "-", splits=True, real=True)
+    source = opened(origin, "test", tmp_path).source
+    task = tasks(["imagenet_real"])["imagenet_real"]
+    accepted = task.accepted(source)
+    assert accepted is not None and accepted.shape == (len(source), 1000)
+    assert accepted[np.arange(len(source)), source.labels].all()
+    left = [name for name in source.ids.to_pylist() if name.endswith("_00000001.JPEG")]
+    assert not left and len(source) == sum(map(bool, answers[1:1001]))
+    assert accepted.sum() == sum(map(len, answers[1:1001]))
+    assert tasks(["digits"])["digits"].accepted(source) is None
+
+
+# Tasks of the user's own
+
+
+@pytest.mark.parametrize("val", [False, True])
+def test_own_folder(tmp_path: Path, val: bool) -> None:
+    task = tasks(["mine"], roots={"mine": own_folder(tmp_path / "data", val)})["mine"]
+    assert task.classes == 3 and task.sizes == {"train": 15, "test": 6, **({"val": 9} if val else {})}
+    assert task.has_val == val and task.metric == "top1" and task.images == sum(task.sizes.values())
+    test = task.open("test")
+    assert test.classes == ("ant", "bee", "cow") and test.read(5).getpixel((0, 0)) == COLOURS["cow"]
+    before = task.fingerprint("test")
+    picture(tmp_path / "data" / "test" / "cow" / "1.png", (1, 1, 1))
+    assert task.fingerprint("test") != before
+    picture(tmp_path / "data" / "test" / "cow" / "9.png")
+    assert "must have 6 images, but 7 are there" in message(lambda: task.open("test"))
+
+
+def test_own_metadata_and_splits_of_other_names(tmp_path: Path) -> None:
+    for split in ("fit", "exam"):
+        lines = []
+        for number, (kind, colour) in enumerate(COLOURS.items()):
+            picture(tmp_path / "data" / split / f"{number}.png", colour)
+            lines.append(json.dumps({"file_name": f"{number}.png", "species": kind}))
+        (tmp_path / "data" / split / "metadata.jsonl").write_text("\n".join(lines))
+    text = "mine: {root: data, train: fit, test: exam, label: species, metric: mean_per_class, version: 2}"
+    (tmp_path / "tasks.yaml").write_text(text)
+    task = load_tasks(tmp_path / "tasks.yaml")["mine"]
+    assert task.metric == "mean_per_class" and task.version == 2 and task.open("train").classes == tuple(COLOURS)
+    assert tasks(["mine", "digits"], own={"mine": task})["mine"] is task
+
+
+def test_own_parquet(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split, kinds in (("train", "ant bee cow ant"), ("validation", "cow ant"), ("test", "bee cow")):
+        rows = [{"bytes": encoded(COLOURS[kind]), "path": None} for kind in kinds.split()]
+        pq.write_table(pa.table({"image": rows, "label": kinds.split()}), tmp_path / "data" / f"{split}-0-of-1.parquet")
+    task = tasks(["mine"], roots={"mine": tmp_path / "data"})["mine"]
+    assert task.sizes == {"train": 4, "val": 2, "test": 2}
+    test = task.open("test")
+    assert test.labels.tolist() == [1, 2] and test.classes == ("ant", "bee", "cow")
+    assert test.read(1).getpixel((0, 0)) == COLOURS["cow"]
+
+
+def test_table_task_from_an_image_folder(tmp_path: Path) -> None:
+    class_folders(tmp_path / "pets" / "train", dict.fromkeys(COLOURS, 3))
+    class_folders(tmp_path / "pets" / "test", dict.fromkeys(COLOURS, 1))
+    for roots, data_root in (({"pets": tmp_path / "pets"}, "data"), ({}, tmp_path)):
+        task = tasks(["pets"], roots=roots, data_root=data_root)["pets"]
+        assert "must have 3,680 images, but 9 are there" in message(lambda task=task: task.open("train"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mine: {root: data, lable: x}", ["no key 'lable'", "did you mean label"]),
+        ("mine: {root: data, metric: top5}", ["mine.metric is 'top5'"]),
+        ("mine: {root: data, version: 0}", ["mine.version is 0"]),
+        ("mine: {metric: top1}", ["either root", "or hub"]),
+        ("mine: [1]", ["mine is [1]"]),
+        ("digits: {root: data}", ["digits is a task of the table"]),
+        ("- mine", ["must map names"]),
+        ("mine: {root: nowhere}", ["neither train/ and test/ nor Parquet"]),
+        ("mine: {root: data, test: exam}", ["no split 'exam'", "train, valid"]),
+        ("mine: {root: data, classes: 7, test: valid}", ["must have 7 classes, but 3"]),
+        ("mine: {root: [", ["is not YAML"]),
+        ("mine: {hub: someone/something}", ["no hub data set someone/something", "load_dataset('someone/something')"]),
+    ],
+)
+def test_task_file_mistakes(tmp_path: Path, text: str, expected: list[str]) -> None:
+    class_folders(tmp_path / "data" / "train", dict.fromkeys(COLOURS, 2))
+    class_folders(tmp_path / "data" / "valid", dict.fromkeys(COLOURS, 2))
+    (tmp_path / "tasks.yaml").write_text(text)
+    found = message(lambda: load_tasks(tmp_path / "tasks.yaml"))
+    assert all(part in found for part in expected), found
+
+
+def test_own_mistakes(tmp_path: Path) -> None:
+    own_folder(tmp_path / "data")
+    assert "no such folder" in message(lambda: tasks(["mine"], roots={"mine": tmp_path / "nowhere"}))
+    assert "cannot read" in message(lambda: load_tasks(tmp_path / "nowhere.yaml"))
+    picture(tmp_path / "data" / "test" / "dog" / "1.png")
+    assert "'dog'" in message(lambda: tasks(["mine"], roots={"mine": tmp_path / "data"}))
+
+
+def test_counts_of_the_builtin_suite_are_small() -> None:
+    sizes = Counter({name: tasks([name])[name].images for name in SUITES["builtin"]})
+    assert max(sizes.values()) <= 5120
