@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from tt_ray.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, TextConfig
@@ -78,6 +79,35 @@ def test_matrices_decay_and_nothing_else(name: str) -> None:
         assert decay == (0.07 if matrix and parameter not in spared else 0.0), parameter
     assert spared <= decays.keys()
     assert decays["text_head.layers.0.weight"] == decays["text_head.layers.2.weight"] == 0.07
+
+
+def test_layers_learn_more_slowly_the_earlier_they_are() -> None:
+    model, config = _model(), OptimConfig(layer_decay=0.5, weight_decay=0.07, warmup_epochs=1.0)
+    optimizer = build_optimizer(config, model)
+    scheduler = build_scheduler(config, optimizer, 2, 5)
+    plain = _rates(OptimConfig(warmup_epochs=1.0), 2, 5)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    # Stem, the only block, and the final norm with the classifier; the text head is none of the backbone's layers.
+    layers = {"backbone.patch_embed": 0.25, "backbone.blocks.0": 0.5, "backbone.head": 1.0, "text_head": 1.0}
+    for step in (0, 3, 7):
+        scheduler.step_update(step)
+        assert learning_rate(optimizer) == pytest.approx(plain[step])
+        rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert rates.keys() == names_of(model)
+        for prefix, factor in layers.items():
+            found = [rate for name, rate in rates.items() if name.startswith(prefix)]
+            assert found == pytest.approx([factor * plain[step]] * len(found)) and found, prefix
+    assert _decays(model, config) == _decays(model, OptimConfig(weight_decay=0.07))
+
+
+def names_of(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def test_without_layer_decay_groups_are_as_timm_makes_them() -> None:
+    assert [sorted(group) for group in build_optimizer(OptimConfig(), _model()).param_groups] == [
+        sorted(group) for group in create_optimizer_v2(_model(), "adamw", weight_decay=0.05).param_groups
+    ]
 
 
 @pytest.mark.parametrize(("name", "has_eps"), [("adamw", True), ("lamb", True), ("sgd", False), ("lion", False)])

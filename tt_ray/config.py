@@ -178,6 +178,8 @@ class OptimConfig:
     """Length of the linear warm-up, in epochs."""
     weight_decay: float = 0.05
     """Weight decay; biases and norms have none."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer of the backbone to the one before it, for fine-tuning; 1 is off."""
     eps: float = 1e-8
     """The optimiser's eps; also the eps of the balance w."""
     grad_clip: float = 1.0

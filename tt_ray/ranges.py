@@ -24,6 +24,7 @@ RANGES = [
     ("optim.warmup_lr", 0, _INF),
     ("optim.warmup_epochs", 0, _INF),
     ("optim.weight_decay", 0, _INF),
+    ("optim.layer_decay", 1e-3, 1),
     ("optim.eps", 0, _INF),
     ("optim.grad_clip", 0, _INF),
     ("optim.label_smoothing", 0, 0.999),
