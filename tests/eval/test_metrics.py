@@ -1,0 +1,146 @@
+"""Each metric against an implementation written out in loops, and against what it must not depend on."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.metrics import (
+    effective_rank,
+    expected_calibration_error,
+    hsic1,
+    linear_cka,
+    mean_per_class,
+    score,
+    top1,
+    unbiased_cka,
+)
+from tt_ray.errors import UserError
+
+
+def _draw(seed: int, n: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes - 1, n)  # the last class is absent
+    return labels, np.where(rng.random(n) < 0.6, labels, rng.integers(0, classes, n))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_accuracies_equal_loops(seed: int) -> None:
+    labels, predictions = _draw(seed)
+    right = sum(int(a == b) for a, b in zip(labels, predictions, strict=True))
+    shares = []
+    for number in range(7):
+        own = [b for a, b in zip(labels, predictions, strict=True) if a == number]
+        if own:
+            shares.append(sum(int(b == number) for b in own) / len(own))
+    assert len(shares) == 6
+    assert top1(labels, predictions) == pytest.approx(100 * right / len(labels), rel=1e-12)
+    assert mean_per_class(labels, predictions, 7) == pytest.approx(100 * sum(shares) / len(shares), rel=1e-12)
+
+
+def test_mean_per_class_weighs_classes_not_images() -> None:
+    labels = np.array([0] * 98 + [1] * 2)
+    assert top1(labels, np.zeros(100, int)) == 98
+    assert mean_per_class(labels, np.zeros(100, int), 2) == 50
+    task: Any = type("Task", (), {"classes": 2})
+    assert score(task, labels, np.zeros(100, int)) == {"top1": 98, "mean_per_class": 50}
+
+
+def _ece(probs: np.ndarray, labels: np.ndarray, bins: int) -> float:
+    total = 0.0
+    for m in range(1, bins + 1):
+        inside = [i for i, row in enumerate(probs) if (m - 1) / bins < max(row) <= m / bins]
+        if inside:
+            accuracy = sum(int(np.argmax(probs[i]) == labels[i]) for i in inside) / len(inside)
+            confidence = sum(float(max(probs[i])) for i in inside) / len(inside)
+            total += len(inside) / len(probs) * abs(accuracy - confidence)
+    return 100 * total
+
+
+@pytest.mark.parametrize(("bins", "seed"), [(15, 0), (15, 1), (4, 2), (1, 3)])
+def test_calibration_error_equals_a_loop(bins: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = 3 * rng.normal(size=(300, 5))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = rng.integers(0, 5, 300)
+    expected = _ece(probs, labels, bins)
+    assert expected_calibration_error(probs, labels, bins) == pytest.approx(expected, rel=1e-9)
+    assert expected_calibration_error(probs, probs.argmax(1) == labels, bins) == pytest.approx(expected, rel=1e-9)
+
+
+def test_calibration_of_a_sure_and_right_and_of_a_sure_and_wrong_model() -> None:
+    probs = np.eye(3)[[0, 1, 2, 0]]
+    assert expected_calibration_error(probs, np.array([0, 1, 2, 0])) == 0
+    assert expected_calibration_error(probs, np.array([1, 2, 0, 1])) == 100
+
+
+def _centred(gram: np.ndarray) -> np.ndarray:
+    n = len(gram)
+    centre = np.eye(n) - 1 / n
+    return centre @ gram @ centre
+
+
+def test_cka_equals_its_definition_by_gram_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.metrics._BLOCK", 7)  # several blocks, the last one shorter
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 1, (40, 6)).astype(np.float32)
+    y = np.hstack([x[:, :3] @ rng.normal(size=(3, 4)), rng.normal(size=(40, 2))]).astype(np.float32)
+    k, l = (_centred(z.astype(np.float64) @ z.T.astype(np.float64)) for z in (x, y))  # noqa: E741
+    expected = np.trace(k @ l) / math.sqrt(np.trace(k @ k) * np.trace(l @ l))
+    assert linear_cka(x, y) == pytest.approx(expected, rel=1e-9)
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    assert linear_cka(x, 3 * x @ turn - 5) == pytest.approx(1, abs=1e-6)
+    assert linear_cka(y, x) == pytest.approx(linear_cka(x, y))
+    assert math.isnan(linear_cka(x, np.ones((40, 2))))
+
+
+def _hsic1(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
+    """The mean of h over all ordered choices of four different rows, of which it is the closed form."""
+    n, total, count = len(k), 0.0, 0
+    for i in range(n):
+        for j in range(n):
+            for q in range(n):
+                for r in range(n):
+                    if len({i, j, q, r}) == 4:
+                        total += k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
+                        count += 1
+    return total / count
+
+
+def test_unbiased_hsic_is_the_mean_over_four_rows() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
+    assert hsic1(x @ x.T, y @ y.T) == pytest.approx(_hsic1(x @ x.T, y @ y.T), rel=1e-9)
+
+
+def test_minibatches_take_the_bias_out_of_cka() -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, 400, 100))
+    assert linear_cka(x, y) > 0.15  # independent, but 400 images in 100 dimensions
+    assert abs(unbiased_cka(x, y, 100)) < 0.03
+    assert unbiased_cka(x, 2 * x, 100) == pytest.approx(1)
+    parts = [np.array_split(z, 4) for z in (x, y)]
+    terms = np.array([[hsic1(a @ a.T, b @ b.T), hsic1(a @ a.T, a @ a.T), hsic1(b @ b.T, b @ b.T)]
+                      for a, b in zip(*parts, strict=True)]).mean(0)  # fmt: skip
+    assert unbiased_cka(x, y, 100) == pytest.approx(terms[0] / math.sqrt(terms[1] * terms[2]), rel=1e-9)
+
+
+@pytest.mark.parametrize("call", [linear_cka, unbiased_cka])
+def test_cka_wants_the_same_images(call: Any) -> None:
+    with pytest.raises(UserError, match="same images, but there are 9 and 8"):
+        call(np.ones((9, 2)), np.ones((8, 2)))
+    with pytest.raises(UserError, match="at least 4 images"):
+        unbiased_cka(np.ones((3, 2)), np.ones((3, 2)))
+
+
+def test_effective_rank_is_the_entropy_of_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.metrics._BLOCK", 16)
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(50, 8)) * np.geomspace(1, 1e-3, 8)).astype(np.float32)
+    values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    entropy = -sum(value / values.sum() * math.log(value / values.sum()) for value in values)
+    assert effective_rank(x) == pytest.approx(math.exp(entropy), rel=1e-6)
+    assert effective_rank(np.linalg.qr(rng.normal(size=(50, 8)))[0]) == pytest.approx(8)
+    assert effective_rank(np.ones((50, 8))) == pytest.approx(1, abs=1e-3)
+    assert math.isnan(effective_rank(np.zeros((5, 2))))
