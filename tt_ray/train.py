@@ -95,7 +95,8 @@ def prepare(config: Config, display: Display | None = None) -> tuple[int, Path |
     train, val, notes = open_images(config, show)
     train_order(config, len(train), 0, config.workers[1])
     check_images(config, train, val, show)
-    store = find_store(config, train, show, partial(_try_model, config, len(train.classes)))
+    try_model = partial(_try_model, config, len(train.classes))
+    store = find_store(config, train, show, try_model, None if display is None else display.say)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     train_order(config, len(data.train), 0, config.workers[1])
     return len(train.classes), store
