@@ -136,6 +136,22 @@ class Decoder:
         return out
 
 
+class _Told:
+    """A decoder whose mistakes of the user come back as results: loader processes would wrap them in a traceback."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return len(self.decoder)
+
+    def __getitem__(self, index: int) -> Tensor | UserError:
+        try:
+            return self.decoder[index]
+        except UserError as error:
+            return error
+
+
 def transform(preprocessing: Preprocessing) -> Any:
     """timm's evaluation transform up to uint8 (3, size, size); `normalize` then gives the bits of its last steps."""
     return create_transform(
@@ -171,18 +187,21 @@ def _extract(model: nn.Module, preprocessing: Preprocessing, source: Source, con
 
 
 def _flush(held: list[Tensor], out: Floats, start: int) -> int:
-    if not held:
-        return start
-    values = torch.cat(held).cpu().numpy()
-    out[start : start + len(values)] = values
-    return start + len(values)
+    for part in held:
+        out[start : start + len(part)] = part.cpu().numpy()
+        start += len(part)
+    return start
 
 
 def _ahead(decoder: Decoder, num_loaders: int, device: torch.device) -> Iterator[Tensor]:
     """Batches in order, decoded by loader processes, or by threads while the caller works on the one before."""
     pin = device.type == "cuda"
     if num_loaders:
-        yield from DataLoader(decoder, batch_size=None, num_workers=num_loaders, pin_memory=pin)  # pyright: ignore
+        told: Any = _Told(decoder)
+        for images in DataLoader(told, batch_size=None, num_workers=num_loaders, pin_memory=pin):
+            if isinstance(images, UserError):
+                raise images
+            yield images
         return
 
     def load(index: int) -> Tensor:

@@ -5,6 +5,7 @@ that the next origin of the task is tried, and UserError where they are there bu
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -75,23 +76,28 @@ class Shapes:
 
     def open(self, split: Split, place: Place) -> Opened:
         """Drawn at 32 px, as the default recipe trains on them, and resized from there for other models."""
-        from tt_ray.data.shapes import shapes_source
-
-        config = ShapesConfig(self.train_size, self.test_size, self.label, "class", SHAPES_SEED)
-        drawn = shapes_source(config, "train" if split == "train" else "val", SHAPES_SIZE)
-
-        def pixels(rows: Rows, size: int) -> Pixels:
-            native = drawn.pixels(rows, SHAPES_SIZE)
-            if size == SHAPES_SIZE:
-                return native
-            return np.stack([square(Image.fromarray(image), size) for image in native])
-
-        source = dataclasses.replace(drawn, captions=None, tasks=None, pixels=pixels)
         # Not the label: all attributes are of the same pictures, whose features are then extracted once.
-        return Opened(source, f"shapes {SHAPES_SEED} {SHAPES_SIZE}")
+        return Opened(_shapes(self, split), f"shapes {SHAPES_SEED} {SHAPES_SIZE}")
 
     def help(self) -> str:
         return ""
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(origin: Shapes, split: Split) -> Source:
+    """Kept, as a process that works on many jobs needs the same few again and again; pictures are not held."""
+    from tt_ray.data.shapes import shapes_source
+
+    config = ShapesConfig(origin.train_size, origin.test_size, origin.label, "class", SHAPES_SEED)
+    drawn = shapes_source(config, "train" if split == "train" else "val", SHAPES_SIZE)
+
+    def pixels(rows: Rows, size: int) -> Pixels:
+        native = drawn.pixels(rows, SHAPES_SIZE)
+        if size == SHAPES_SIZE:
+            return native
+        return np.stack([square(Image.fromarray(image), size) for image in native])
+
+    return dataclasses.replace(drawn, captions=None, tasks=None, pixels=pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +123,23 @@ class Digits:
     """
 
     def open(self, split: Split, place: Place) -> Opened:
-        from sklearn.datasets import load_digits
-
-        data: Any = load_digits()
-        images, labels = data.images, data.target.astype(np.int64)
-        chosen = np.flatnonzero(stratified(labels, 0.2, 0) == (split == "test"))
-        grey = (images * (255 / 16) + 0.5).astype(np.uint8)  # they are grey levels from 0 to 16
-        reader = ArrayImages(grey, "digits")
-        classes = tuple(map(str, range(10)))
-        ids = pa.array(map(str, range(len(labels))), pa.string())
-        return Opened(Source(ids, labels, classes, None, reader.read, reader.pixels).select(chosen), "digits")
+        return Opened(_digits(split == "test"), "digits")
 
     def help(self) -> str:
         return ""
+
+
+@functools.cache
+def _digits(test: bool) -> Source:
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    images, labels = data.images, data.target.astype(np.int64)
+    grey = (images * (255 / 16) + 0.5).astype(np.uint8)  # they are grey levels from 0 to 16
+    reader = ArrayImages(grey, "digits")
+    ids = pa.array(map(str, range(len(labels))), pa.string())
+    source = Source(ids, labels, tuple(map(str, range(10))), None, reader.read, reader.pixels)
+    return source.select(np.flatnonzero(stratified(labels, 0.2, 0) == test))
 
 
 def stratified(labels: Rows, share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -247,10 +257,13 @@ class Files:
         raise Missing(f"no folder train/ and no Parquet files in {place.root}")
 
     def help(self) -> str:
-        return "give a folder with train/ and test/ (one sub-folder per class), or with Parquet files of these names"
+        return (
+            "give a folder with train/ and test/ (one sub-folder per class) or with Parquet files of these names, "
+            "or say in a task file what they are called"
+        )
 
     def names(self, place: Place) -> dict[Split, str]:
-        """What the splits are called that there are. Raises Missing, and UserError when train or test is lacking."""
+        """What the splits are called that there are. Raises Missing when train or test is not there."""
         root = next((root for root in places(place, self.folders) if self._kind(root) is not None), None)
         if root is None:
             raise Missing(f"{place.root} holds neither train/ and test/ nor Parquet files")
@@ -265,10 +278,8 @@ class Files:
             if name is not None:
                 found[split] = name
             elif asked or split != "val":
-                raise UserError(
-                    f"{root} has no split {options[0]!r} (there are: {', '.join(sorted(there)) or 'none'}): "
-                    f"call it so, or say in a task file (--task-file) what {split} is called"
-                )
+                listed = ", ".join(sorted(there)) or "none"
+                raise Missing(f"{root} has no split {options[0]!r} for {split} (there are: {listed})")
         return found
 
     def _kind(self, root: Path) -> Literal["imagefolder", "datasets"] | None:

@@ -13,6 +13,7 @@ from eval.task_origins import Digits, Hub, Origin, Shapes, Split, Torchvision
 
 Metric = Literal["top1", "mean_per_class"]
 _TRAIN_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
+_HUB_SPLITS: Mapping[Split, str] = {"train": "train", "val": "validation", "test": "test"}
 _TRAIN_VAL_TEST: Mapping[Split, str] = {"train": "train", "val": "val", "test": "test"}
 
 
@@ -43,7 +44,6 @@ def _shapes(label: Literal["shape", "colour", "count", "relation", "background"]
 
 
 _INAT_2018 = "Van Horn et al., 2018, arXiv 1707.06642; github.com/visipedia/inat_comp/tree/master/2018"
-_INAT_2019 = "Van Horn et al., 2018, arXiv 1707.06642; github.com/visipedia/inat_comp/tree/master/2019"
 _IMAGENET = ("imagenet", "ILSVRC2012", "imagenet-1k")
 _IMAGENET_URL = "image-net.org/challenges/LSVRC/2012"
 
@@ -62,9 +62,7 @@ TABLE: dict[str, Definition] = {
         _sizes(3334, 3333, 3333),
         (
             Torchvision("FGVCAircraft", _TRAIN_VAL_TEST, {"annotation_level": "variant"}),
-            Hub(
-                "HuggingFaceM4/FGVC-Aircraft", {"train": "train", "val": "validation", "test": "test"}, label="variant"
-            ),
+            Hub("HuggingFaceM4/FGVC-Aircraft", _HUB_SPLITS, label="variant"),
         ),
         "Maji et al., 2013, arXiv 1306.5151",
     ),
@@ -79,7 +77,7 @@ TABLE: dict[str, Definition] = {
         102,
         "mean_per_class",
         _sizes(1020, 1020, 6149),
-        (Torchvision("Flowers102", _TRAIN_VAL_TEST),),
+        (Torchvision("Flowers102", _TRAIN_VAL_TEST), Hub("dpdl-benchmark/oxford_flowers102", _HUB_SPLITS)),
         "Nilsback and Zisserman, 2008, doi 10.1109/ICVGIP.2008.47",
     ),
     "food101": Definition(
@@ -169,7 +167,6 @@ TABLE: dict[str, Definition] = {
         "Zhou et al., 2018, doi 10.1109/TPAMI.2017.2723009; images of 256 px; tested on val, as test has no labels",
     ),
     "inat2018": Definition(8142, "top1", _sizes(437513, 0, 24426), (INaturalist(2018),), _INAT_2018),
-    "inat2019": Definition(1010, "top1", _sizes(265213, 0, 3030), (INaturalist(2019),), _INAT_2019),
     "imagenet": Definition(
         1000,
         "top1",

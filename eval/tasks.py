@@ -14,7 +14,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from eval.task_layouts import Subset, image_number, real_labels, wordnet_ids
+from eval.task_layouts import ImageNet, Subset, image_number, real_labels, wordnet_ids
 from eval.task_origins import Files, Hub, Missing, Opened, Origin, Place, Split, stratified
 from eval.task_table import SUITES, TABLE, Metric
 from tt_ray.data.classes import some
@@ -70,7 +70,7 @@ class Task:
 
     def accepted(self, source: Source) -> npt.NDArray[np.bool_] | None:
         """Which answers are right for each test image, (N, classes), where several can be (ReaL); else None."""
-        if self.name != "imagenet_real":
+        if not any(isinstance(origin, ImageNet) and origin.real for origin in self.origins):
             return None
         right = np.zeros((len(source), self.classes), bool)
         for row, name in enumerate(source.ids.to_pylist()):
@@ -98,7 +98,10 @@ class Task:
             else:
                 self._check(opened.source, split)
                 return opened
-        helps = [text for origin in self.origins if (text := origin.help())]
+        problems, helps = (
+            list(dict.fromkeys(problems)),
+            list(dict.fromkeys(text for each in self.origins if (text := each.help()))),
+        )
         raise UserError(
             f"{self.name} ({split}) is not there: {'; '.join(problems)}. Give its folder with --task-root "
             f"{self.name}=DIR; {'; or '.join(helps)}"
@@ -168,11 +171,13 @@ def _from_table(name: str, root: str | Path | None, data_root: Path) -> Task:
     place = Place(data_root, False) if root is None else Place(Path(root).expanduser(), True)
     if root is not None and not place.root.is_dir():
         raise UserError(f"--task-root {name}={root}: there is no such folder")
-    own_files = () if line.subset or name == "imagenet" else (Files(folders=(name,)),)
-    return Task(
-        name, line.version, line.classes, line.metric, line.citation, line.sizes, (*line.origins, *own_files), place,
-        line.subset,
-    )  # fmt: skip
+    origins = line.origins
+    if line.subset is None and name != "imagenet":
+        # Copies of the hub's files, or images that the user has sorted into train/ and test/.
+        hubs = [origin for origin in origins if isinstance(origin, Hub)]
+        copies = [Files(hub.splits, hub.image, hub.label, (name,)) for hub in hubs]
+        origins = (*origins, *copies, Files(folders=(name,)))
+    return Task(name, line.version, line.classes, line.metric, line.citation, line.sizes, origins, place, line.subset)
 
 
 def folder_task(name: str, root: Path) -> Task:

@@ -152,8 +152,8 @@ def test_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("preprocessing", [SQUASH, CENTER])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_unreadable_image_is_named(tmp_path: Path, preprocessing: Preprocessing, threads: int) -> None:
+@pytest.mark.parametrize("changes", [{"threads": 1}, {"threads": 2}, {"num_loaders": 1}])
+def test_unreadable_image_is_named(tmp_path: Path, preprocessing: Preprocessing, changes: dict[str, int]) -> None:
     class Broken(ArrayImages):
         def open(self, row: int) -> Image.Image:
             if row == 13:
@@ -163,7 +163,7 @@ def test_unreadable_image_is_named(tmp_path: Path, preprocessing: Preprocessing,
     source = pictures()
     reader = Broken(np.zeros((21, 8, 8, 3), np.uint8), "set")
     source = dataclasses.replace(source, read=reader.read, pixels=reader.pixels)
-    text = message(lambda: extract(toy(preprocessing), source, config(tmp_path, threads=threads)))
+    text = message(lambda: extract(toy(preprocessing), source, config(tmp_path, **changes)))
     assert "set, row 13" in text and "broken data stream" in text
     assert threading.active_count() < 4
 

@@ -173,7 +173,7 @@ def test_definition_is_checked(tmp_path: Path) -> None:
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
-    found = tasks(["flowers102", "cars", "cub200", "sun397", "inat2019", "imagenet", "eurosat"], data_root=tmp_path)
+    found = tasks(["flowers102", "cars", "cub200", "sun397", "inat2018", "imagenet", "eurosat"], data_root=tmp_path)
     texts = {name: message(lambda task=task: task.open("test")) for name, task in found.items()}
     for name, text in texts.items():
         assert f"--task-root {name}=DIR" in text and str(tmp_path) in text
