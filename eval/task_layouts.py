@@ -39,8 +39,8 @@ class Cub:
         found = np.array([int(labels[number]) - 1 for number in numbers], np.int64)
         return files_source(root, ids, found, tuple(classes[number] for number in sorted(classes, key=int)))
 
-    def help(self) -> str:
-        return "unpack CUB_200_2011.tgz there (data.caltech.edu/records/65de6-vp158)"
+    def help(self, place: Place) -> str:
+        return f"unpack CUB_200_2011.tgz into {place.root} (data.caltech.edu/records/65de6-vp158)"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Sun397:
         kinds = [re.sub(r"^\w/|/[^/]*$", "", line) for line in ids]
         return _named(root, ids, kinds)
 
-    def help(self) -> str:
-        return "unpack SUN397.tar.gz and Partitions.zip there (vision.princeton.edu/projects/2010/SUN)"
+    def help(self, place: Place) -> str:
+        return f"unpack SUN397.tar.gz and Partitions.zip into {place.root} (vision.princeton.edu/projects/2010/SUN)"
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class ClassFolders:
         train[order] = place < self.train_per_class
         return train
 
-    def help(self) -> str:
-        return f"unpack it so that {self.folders[0]}/ holds one folder for each class ({self.url})"
+    def help(self, place: Place) -> str:
+        return f"unpack it so that {place.root}/{self.folders[0]} holds one folder for each class ({self.url})"
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class INaturalist:
             ids = [f"{self.year}/{file.split('/', 1)[1]}" for file in ids]
         return files_source(root, ids, labels, tuple(kinds[number] for number in sorted(kinds)))
 
-    def help(self) -> str:
+    def help(self, place: Place) -> str:
         return (
-            f"unpack train_val{self.year}.tar.gz, train{self.year}.json and val{self.year}.json there "
+            f"unpack train_val{self.year}.tar.gz, train{self.year}.json and val{self.year}.json into {place.root} "
             "(github.com/visipedia/inat_comp)"
         )
 
@@ -169,8 +169,8 @@ class ImageNet:
             problem = f"{some(strange)} are none of its classes" if strange else f"{some(lacking)} are lacking"
             raise UserError(f"{root} has {len(kinds)} class folders, but {self.subset} has {classes}: {problem}")
 
-    def help(self) -> str:
-        return f"put it there with one folder for each class ({self.url})"
+    def help(self, place: Place) -> str:
+        return f"unpack it so that {place.root}/{self.folders[0]} holds one folder for each class ({self.url})"
 
 
 @cache
@@ -207,7 +207,7 @@ def _timm_info(name: str) -> str:
 def _find(place: Place, folders: tuple[str, ...], file: str) -> Path:
     root = next((root for root in places(place, folders) if (root / file).exists()), None)
     if root is None:
-        raise Missing(f"no {' or '.join(folders)} with {file} in {place.root}")
+        raise Missing(f"no {' or '.join(f'{folder}/{file}' for folder in folders)} in {place.root}")
     return root
 
 

@@ -61,8 +61,8 @@ class Origin(Protocol):
         """The split; raises Missing or UserError."""
         ...
 
-    def help(self) -> str:
-        """What the user can do to get the images, as the end of a sentence; empty where nothing is needed."""
+    def help(self, place: Place) -> str:
+        """A command or a deed that puts the images where they are looked for; empty where there is none."""
         ...
 
 
@@ -79,7 +79,7 @@ class Shapes:
         # Not the label: all attributes are of the same pictures, whose features are then extracted once.
         return Opened(_shapes(self, split), f"shapes {SHAPES_SEED} {SHAPES_SIZE}")
 
-    def help(self) -> str:
+    def help(self, place: Place) -> str:
         return ""
 
 
@@ -125,7 +125,7 @@ class Digits:
     def open(self, split: Split, place: Place) -> Opened:
         return Opened(_digits(split == "test"), "digits")
 
-    def help(self) -> str:
+    def help(self, place: Place) -> str:
         return ""
 
 
@@ -183,7 +183,9 @@ class Torchvision:
         try:
             dataset = getattr(torchvision.datasets, self.name)(root=str(place.root), **chosen, **self.arguments)
         except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
-            raise Missing(f"no {where}: {' '.join(str(error).split())[:200]}") from None
+            reason = " ".join(str(error).split())[:200]
+            reason = "" if reason.startswith("Dataset not found") else f" ({reason})"
+            raise Missing(f"torchvision finds no {self.name} ({self.splits[split]}) in {place.root}{reason}") from None
         labels = _labels(dataset)
         names = getattr(dataset, "classes", None) or range(int(labels.max(initial=-1)) + 1)
         images = TorchvisionImages(dataset, where)
@@ -191,12 +193,12 @@ class Torchvision:
         source = Source(ids, labels, tuple(map(str, names)), None, images.read, images.pixels)
         return Opened(source, f"torchvision {self.name} {self.splits[split]} {dict(self.arguments)}")
 
-    def help(self) -> str:
+    def help(self, place: Place) -> str:
         if not self.downloads:
-            return f"put the files that torchvision.datasets.{self.name} describes there"
+            return f"put the files that torchvision.datasets.{self.name} asks for into {place.root}"
         splits = [{"train": True}, {"train": False}] if self.flag else [{"split": s} for s in self.splits.values()]
         arguments = ", ".join(f"{k}={v!r}" for k, v in {**splits[0], **self.arguments, "download": True}.items())
-        return f"python -c \"import torchvision; torchvision.datasets.{self.name}('DIR', {arguments})\" gives it"
+        return f"python -c \"import torchvision; torchvision.datasets.{self.name}('{place.root}', {arguments})\""
 
 
 def _labels(dataset: Any) -> Rows:
@@ -221,20 +223,20 @@ class Hub:
         from tt_ray.data.tables import table_source
 
         if place.given:
-            raise Missing(f"{place.root} was given instead of the hub's {self.id}")
+            raise Missing(f"the hub's {self.id} is not asked for where a folder is given")
         config = DataConfig(
             source="datasets", root=self.id, name=self.name, image_column=self.image, label_column=self.label
         )
         try:
             source = table_source(config, self.splits[split], need_captions=False)
         except UserError as error:
-            raise Missing(f"no hub data set {self.id}: {str(error).split('; check --')[0][:300]}") from None
+            reason = str(error).split("; check --")[0].removeprefix(f"cannot load {self.id} ({self.splits[split]}): ")
+            raise Missing(f"the hub's {self.id} cannot be had: {reason[:200]}") from None
         return Opened(source, f"hub {self.id} {self.name} {self.splits[split]}")
 
-    def help(self) -> str:
+    def help(self, place: Place) -> str:
         arguments = ", ".join(repr(part) for part in (self.id, self.name) if part)
-        command = f'python -c "import datasets; datasets.load_dataset({arguments})"'
-        return f"{command} on a machine with network gives it (share its cache, HF_HOME)"
+        return f'python -c "import datasets; datasets.load_dataset({arguments})" with network and the same HF_HOME'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,11 +258,8 @@ class Files:
                 return self._open(split, root)
         raise Missing(f"no folder train/ and no Parquet files in {place.root}")
 
-    def help(self) -> str:
-        return (
-            "give a folder with train/ and test/ (one sub-folder per class) or with Parquet files of these names, "
-            "or say in a task file what they are called"
-        )
+    def help(self, place: Place) -> str:
+        return ""
 
     def names(self, place: Place) -> dict[Split, str]:
         """What the splits are called that there are. Raises Missing when train or test is not there."""

@@ -22,6 +22,7 @@ from tt_ray.data.source import Source
 from tt_ray.errors import UserError, nearest
 
 Rows = npt.NDArray[np.int64]
+_LAYOUT = "give a folder with train/ and test/, or say in a task file what they are called"
 _VALIDATION_SHARE, _LARGE, _LARGE_SHARE = 0.2, 50_000, 0.1
 
 
@@ -94,17 +95,18 @@ class Task:
             try:
                 opened = origin.open(split, self.place)
             except Missing as error:
-                problems.append(str(error))
+                if self.place.given or not isinstance(origin, Files):  # few keep such folders where sets lie together
+                    problems.append(str(error))
             else:
                 self._check(opened.source, split)
                 return opened
-        problems, helps = (
-            list(dict.fromkeys(problems)),
-            list(dict.fromkeys(text for each in self.origins if (text := each.help()))),
+        helps = [text for origin in self.origins if (text := origin.help(self.place))]
+        layout = (
+            "" if self.evaluation_only else ", which has train/ and test/ with one folder for each class, or Parquet"
         )
         raise UserError(
-            f"{self.name} ({split}) is not there: {'; '.join(problems)}. Give its folder with --task-root "
-            f"{self.name}=DIR; {'; or '.join(helps)}"
+            f"{self.name} ({split}) is not there: {'; '.join(dict.fromkeys(problems))}. To mend this: "
+            f"{'; or '.join([*helps, f'give --task-root {self.name}=DIR{layout}'])}"
         )
 
     def fingerprint(self, split: Split) -> str:
@@ -269,7 +271,7 @@ def _own(name: str, origin: Files | Hub, place: Place, entry: Entry) -> Task:
         splits: Mapping[Split, str] = origin.names(place) if isinstance(origin, Files) else origin.splits
         sources: dict[Split, Source] = {split: origin.open(split, place).source for split in splits}
     except Missing as error:
-        raise UserError(f"task {name}: {error}; {origin.help()}") from None
+        raise UserError(f"task {name}: {error}; {origin.help(place) or _LAYOUT}") from None
     sizes: dict[Split, int] = {split: len(source) for split, source in sources.items()}
     empty = [split for split, size in sizes.items() if not size]
     if empty:

@@ -177,7 +177,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
     texts = {name: message(lambda task=task: task.open("test")) for name, task in found.items()}
     for name, text in texts.items():
         assert f"--task-root {name}=DIR" in text and str(tmp_path) in text
-    assert "torchvision.datasets.Flowers102('DIR', split='train', download=True)" in texts["flowers102"]
+    assert f"torchvision.datasets.Flowers102('{tmp_path}', split='train', download=True)" in texts["flowers102"]
     assert 'datasets.load_dataset("tanganke/stanford_cars")'.replace('"', "'") in texts["cars"]
     assert "CUB_200_2011.tgz" in texts["cub200"] and "Partitions.zip" in texts["sun397"]
 
@@ -369,7 +369,10 @@ def test_table_task_from_an_image_folder(tmp_path: Path) -> None:
         ("mine: {root: data, test: exam}", ["no split 'exam'", "train, valid"]),
         ("mine: {root: data, classes: 7, test: valid}", ["must have 7 classes, but 3"]),
         ("mine: {root: [", ["is not YAML"]),
-        ("mine: {hub: someone/something}", ["no hub data set someone/something", "load_dataset('someone/something')"]),
+        (
+            "mine: {hub: someone/something}",
+            ["hub's someone/something cannot", "load_dataset('someone/something')"],
+        ),
     ],
 )
 def test_task_file_mistakes(tmp_path: Path, text: str, expected: list[str]) -> None:
