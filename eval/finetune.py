@@ -7,7 +7,10 @@ result is tested once. A rate whose loss becomes infinite has lost; a recipe wit
 
 The budget is steps, not epochs: as many images as the steps need are drawn so that all occur equally often (give or
 take one), in random order over the whole training. Images are resized as in training runs: bicubic, to the backbone's
-input size.
+input size. `EvalConfig.batch_size` splits larger steps into parts whose gradients add up: the same up to rounding,
+the random numbers of stochastic depth, and batch norm's statistics.
+
+`at_edge` among what was chosen says that the best rate was the lowest or the highest: try a wider grid.
 """
 
 import tempfile
@@ -99,7 +102,8 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     predictions = probs.argmax(1)
     metrics = score(task, test.labels, predictions)
     metrics["ece"] = expected_calibration_error(probs, test.labels)
-    chosen = {"lr": rate, "validation": found, "recipe": asdict(recipe)}
+    at_edge = len(found) > 1 and rate in (min(found), max(found))
+    chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": asdict(recipe)}
     return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
 
 

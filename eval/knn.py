@@ -4,6 +4,8 @@ Wu et al., 2018, arXiv 1805.01978, section 3.4, with the settings of DINO's and 
 L2-normalised, neighbours are found by cosine, and each votes for its class with weight softmax(cosine / 0.07). k is
 chosen among 10, 20, 100 and 200 on validation images; the test images are then classified once by training and
 validation images together. `k=20` fixes it, which is what those papers report.
+
+`effective_rank` is that of the test images' features as they are, before they are normalised.
 """
 
 from collections.abc import Sequence
@@ -18,14 +20,14 @@ from torch import Tensor
 
 from eval.backbone import Backbone
 from eval.features import task_features
-from eval.metrics import expected_calibration_error, score
+from eval.metrics import effective_rank, expected_calibration_error, score
 from eval.protocol import EvalConfig, Result
 from eval.tasks import Task
 from tt_ray.errors import UserError
 
 VERSION = 1
-# Cosines of a block of queries with a block of the bank: 64 MiB.
-_QUERIES, _BANK = 1024, 16384
+# Cosines of a block of queries with a block of the bank: 32 MiB.
+_QUERIES, _BANK = 1024, 8192
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
@@ -76,6 +78,7 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     predictions = votes.argmax(1)
     metrics = score(task, features.test_y, predictions)
     metrics["ece"] = expected_calibration_error(votes / votes.sum(1, keepdims=True), features.test_y)
+    metrics["effective_rank"] = effective_rank(features.test_x)
     return Result(
         metrics,
         len(predictions),
@@ -111,11 +114,15 @@ def neighbours(bank: Bank, queries: Bank, k: int, device: str = "cpu") -> Neighb
         best: Neighbours | None = None
         for first in range(0, len(bank), _BANK):
             cosines = block @ bank.block(first, min(first + _BANK, len(bank)), device).T
-            rows = torch.arange(first, first + cosines.shape[1], device=device).expand_as(cosines)
+            before = 0
             if best is not None:  # these come first in the bank, so they win ties
-                cosines, rows = torch.cat([best.cosines, cosines], 1), torch.cat([best.rows, rows], 1)
+                before = best.rows.shape[1]
+                cosines = torch.cat([best.cosines, cosines], 1)
             columns = _largest(cosines, k)
-            best = Neighbours(cosines.gather(1, columns), rows.gather(1, columns))
+            rows = columns + (first - before)
+            if best is not None:
+                rows = torch.where(columns < before, best.rows.gather(1, columns.clamp(max=before - 1)), rows)
+            best = Neighbours(cosines.gather(1, columns), rows)
         assert best is not None, "a task has training images"
         found.append(Neighbours(best.cosines.cpu(), best.rows.cpu()))
     return Neighbours(torch.cat([each.cosines for each in found]), torch.cat([each.rows for each in found]))

@@ -40,7 +40,7 @@ def test_learns_selects_and_leaves_nothing(
     assert 100 * (result.predictions == result.labels).mean() == pytest.approx(result.metrics["top1"])
     found = result.chosen["validation"]
     assert found.keys() == {1e-4, 3e-3} and found[result.chosen["lr"]] == max(found.values())
-    assert result.chosen["recipe"]["steps"] == 30
+    assert result.chosen["recipe"]["steps"] == 30 and result.chosen["at_edge"]
     assert not list(tmp_path.iterdir())
     assert "".join(capfd.readouterr()) == ""
 
