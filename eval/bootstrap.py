@@ -9,7 +9,7 @@ Shares = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 METRICS = ("top1", "mean_per_class")
 """Metrics that are averages over images, or over classes of averages over their images."""
-RESAMPLES = 5000
+RESAMPLES = 2000
 # Numbers held at a time: 32 MB of counts.
 _BLOCK = 4_000_000
 

@@ -15,7 +15,7 @@ BAR = 20
 """Pixels from one bar to the next."""
 ROW = 16
 """Pixels from one interval to the next."""
-COLOURS = 8
+_COLOURS = 8
 _SIDE, _LEFT, _BOTTOM = 360.0, 44.0, 38.0
 _LETTER = 6.0
 """Pixels of an average letter at the size of the labels."""
@@ -51,7 +51,7 @@ def describe(task: str, model: str, cell: Cell | None) -> str:
     return f"{text}, {signed(cell.difference.value)} {interval(cell.difference)}".rstrip()
 
 
-def _bar(cell: Cell | None, colour: int) -> str:
+def _bar(cell: Cell | None, place: int) -> str:
     """Bars take 80 % of the width, the rest is for the value at their end."""
     if cell is None:
         return f'<text class="none" x="0" y="14">{number(None)}</text>'
@@ -59,8 +59,8 @@ def _bar(cell: Cell | None, colour: int) -> str:
     whisker = f'<line class="w" x1="{low:.2f}%" x2="{high:.2f}%" y1="9.5" y2="9.5"/>' if cell.std else ""
     return (
         f'<rect class="track" width="80%" y="3" height="13" rx="2"/>'
-        f'<rect class="f{colour % COLOURS}" width="{value:.2f}%" y="3" height="13" rx="2"/>{whisker}'
-        f'<text x="{high:.2f}%" dx="6" y="14">{number(cell.mean)}</text>'
+        f'<rect class="f{colour(place)}" width="{value:.2f}%" y="3" height="13" rx="2"/>{whisker}'
+        f'<text x="{high:.2f}%" dx="8" y="14">{number(cell.mean)}</text>'
     )
 
 
@@ -89,7 +89,7 @@ def forest(section: Section, numbers: dict[str, int]) -> str:
         for line, model in enumerate(models):
             text = escape(describe(task, model, section.cells[task, model]))
             opening = f'<g data-m="{numbers[model]}" transform="translate(0 {line * ROW})"><title>{text}</title>'
-            parts.append(f"{opening}{_interval(found[task, model], x, numbers[model] % COLOURS)}</g>")
+            parts.append(f"{opening}{_interval(found[task, model], x, colour(numbers[model]))}</g>")
         height = ROW * len(models)
         label = escape(f"{section.label}, {task}: difference to the baseline")
         opening = f'<svg data-step="{ROW}" width="100%" height="{height}" role="img" aria-label="{label}">'
@@ -100,17 +100,22 @@ def forest(section: Section, numbers: dict[str, int]) -> str:
     return f'<div class="forest">{"".join(rows)}{axis}</div>'
 
 
-def _interval(difference: Difference, x: Callable[[float], str], colour: int) -> str:
-    look = "f" if difference.mark else "s"
-    point = f'<circle class="{look}{colour} point" cx="{x(difference.value)}" cy="8" r="4"/>'
+def _interval(difference: Difference, x: Callable[[float], str], look: int) -> str:
+    kind = "f" if difference.mark else "s"
+    point = f'<circle class="{kind}{look}" cx="{x(difference.value)}" cy="8" r="4"/>'
     if difference.interval is None:
         return point
     ends = f'x1="{x(difference.interval.low)}" x2="{x(difference.interval.high)}"'
-    return f'<line class="f{colour} l" {ends} y1="8" y2="8"/>{point}'
+    return f'<line class="f{look} l" {ends} y1="8" y2="8"/>{point}'
 
 
 def _tick(value: float) -> str:
     return f"{value:+g}" if value else "0"
+
+
+def colour(model: int) -> int:
+    """The style sheet's number for a model's colour: 0 is the baseline's alone."""
+    return 1 + (model - 1) % (_COLOURS - 1) if model else 0
 
 
 def breakable(name: str) -> str:
@@ -142,7 +147,7 @@ def scatter(section: Section, baseline: str, numbers: dict[str, int]) -> str:
     parts = [_axes((low, high), ticks, x, y, baseline)]
     for first, second, task, model, cell in points:
         mark = cell.difference.mark if cell.difference else 0
-        look = f"f{numbers[model] % COLOURS}" if mark else f"s{numbers[model] % COLOURS}"
+        look = f"f{colour(numbers[model])}" if mark else f"s{colour(numbers[model])}"
         parts.append(
             f'<circle class="{look}" data-m="{numbers[model]}" data-task="{escape(task)}" cx="{x(first):.1f}" '
             f'cy="{y(second):.1f}" r="5"><title>{escape(describe(task, model, cell))}</title></circle>'

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from eval.report_charts import COLOURS, bars, breakable, forest, scatter
+from eval.report_charts import bars, breakable, colour, forest, scatter
 from eval.report_content import Cell, Report, Section
 from eval.report_text import DASH, MARKS, explanations, interval, number, other_cell, signed, summary
 
@@ -76,7 +76,7 @@ def _filters(report: Report, numbers: dict[str, int]) -> str:
 
 
 def _swatch(place: int) -> str:
-    return f'<i class="f{place % COLOURS}"></i>'
+    return f'<i class="f{colour(place)}"></i>'
 
 
 def _sorting(name: str, kind: str, attributes: str = "", mark: str = "") -> str:
@@ -118,7 +118,7 @@ def _summary(report: Report, numbers: dict[str, int]) -> str:
 
 
 def _swatch_inline(place: int) -> str:
-    return f'<i class="dot f{place % COLOURS}"></i>'
+    return f'<i class="dot f{colour(place)}"></i>'
 
 
 def _section(report: Report, section: Section, numbers: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
 """A headless Chromium driven over its DevTools pipe: no driver, no port, no package."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -16,9 +17,19 @@ _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
 ).split()
-# Chromium reads commands from descriptor 3 and answers on 4; each message ends in a zero byte.
+# Chromium reads commands from descriptor 3 and answers on 4; each message ends in a zero byte. bash, because other
+# shells know only descriptors of one digit.
 _SHELL = 'commands=$1 answers=$2; shift 2; exec "$@" 3<&"$commands" 4>&"$answers"'
 _PATIENCE_S = 120.0
+
+
+def _pipe() -> tuple[int, int]:
+    """Ends for reading and writing, neither of which is 3 or 4."""
+    ends = os.pipe()
+    first, second = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return first, second
 
 
 class Chromium:
@@ -29,11 +40,11 @@ class Chromium:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        theirs_in, self._commands = os.pipe()
-        self._answers, theirs_out = os.pipe()
+        theirs_in, self._commands = _pipe()
+        self._answers, theirs_out = _pipe()
         command = [EXECUTABLE, *_FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
-            ["sh", "-c", _SHELL, "sh", str(theirs_in), str(theirs_out), *command],
+            ["bash", "-c", _SHELL, "bash", str(theirs_in), str(theirs_out), *command],
             pass_fds=(theirs_in, theirs_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -42,6 +53,13 @@ class Chromium:
         os.close(theirs_in)
         os.close(theirs_out)
         self._buffer, self._number, self._session = b"", 0, ""
+        try:
+            self._attach()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _attach(self) -> None:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
