@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from eval.task_layouts import ClassFolders, Cub, ImageNet, INaturalist, Sun397, 
 from eval.task_origins import Hub, Opened, Place, Split, Torchvision, stratified
 from eval.task_table import SUITES, TABLE
 from eval.tasks import Task, load_tasks, split_rows, tasks
-from tests.data.test_tables import encoded
+from tests.data.test_tables import encoded, write_mnist
 from tt_ray.errors import UserError
 
 COLOURS = {"ant": (255, 0, 0), "bee": (0, 255, 0), "cow": (0, 0, 255)}
@@ -119,6 +120,7 @@ def test_shapes_are_drawn_once_and_never_as_in_training() -> None:
 
     found = tasks(["shapes_shape", "shapes_count"])
     first, second = (task.opened("test") for task in found.values())
+    assert len({task.fingerprint("test") for task in found.values()}) == 2, "labels are part of it"
     rows = np.arange(64)
     pixels = first.source.pixels(rows, 32)
     assert first.identity == second.identity and (pixels == second.source.pixels(rows, 32)).all()
@@ -193,6 +195,36 @@ def test_class_without_training_image(tmp_path: Path) -> None:
     task = small({"train": 1, "test": 1}, 2, origins=(origin,), place=Place(tmp_path, False))
     assert len(task.open("test")) == 1
     assert "1 classes have no training image: bee" in message(lambda: task.open("train"))
+
+
+def test_torchvision_set_with_train_flag(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "train", [1, 0, 2])
+    write_mnist(tmp_path, "t10k", [2, 1])
+    (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
+    task = tasks(["fashion_mnist"], data_root=tmp_path)["fashion_mnist"]
+    assert "must have 10,000 images, but 2 are there" in message(lambda: task.open("test"))
+    source = opened(task.origins[0], "train", tmp_path).source
+    assert source.labels.tolist() == [1, 0, 2] and len(source.classes) == 10
+    assert source.pixels(np.array([2]), 32)[0, 5, 5].tolist() == [40] * 3
+
+
+def test_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = datasets.ClassLabel(names=list(COLOURS))
+    features = datasets.Features({"image": datasets.Image(), "fine": kind})
+    rows = {"image": [{"bytes": encoded(colour), "path": None} for colour in COLOURS.values()], "fine": [2, 0, 1]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*given: Any, split: str) -> datasets.Dataset:
+        asked.append((*given, split))
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = Hub("some/set", {"train": "train", "test": "validation"}, label="fine", name="big")
+    source = opened(hub, "test", tmp_path, given=False).source
+    assert asked == [("some/set", "big", "validation")] and source.labels.tolist() == [2, 0, 1]
+    assert source.classes == tuple(COLOURS) and source.read(0).getpixel((0, 0)) == COLOURS["ant"]
+    assert "where a folder is given" in message(lambda: opened(hub, "test", tmp_path))
 
 
 # Layouts
