@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from statistics import mean, stdev
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -23,7 +24,7 @@ from eval.jobs import Job, plan, read_options
 from eval.live import Board
 from eval.protocol import EvalConfig
 from eval.results import Row, finished_keys, read_rows, write_result
-from eval.scheduler import Resources, requests_for, schedule
+from eval.scheduler import Resources, State, requests_for, schedule
 from eval.worker import Answer, identity
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.errors import Stopped, UserError
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
 def check(given: Arguments) -> None:
     """Raises UserError on what needs no model or data to see."""
-    if is_uri(str(given.out)):
+    if is_uri(str(given.out).replace(":/", "://", 1)):  # a Path has lost one of the two
         raise UserError(f"--out {given.out} must be a folder on this machine or on a file system that all nodes share")
     if given.out.exists() and not given.out.is_dir():
         raise UserError(f"--out {given.out} is a file: give a folder")
@@ -144,12 +145,14 @@ def start(given: Arguments, jobs: Sequence[Job], display: Display) -> None:
 
 def run(given: Arguments, jobs: Sequence[Job], tasks: dict[str, Any], command: str) -> list[Answer]:
     """Runs the jobs and writes each one's result as it ends; returns the answers of those that failed."""
+    if not jobs:
+        return []
     device = "cuda" if given.gpus_per_job else "cpu"
     cache = (given.cache or given.out / "features").absolute()
     base = EvalConfig(None, cache, 0, device, given.cpus_per_job, given.batch_size, given.num_loaders)
-    about = {"versions": json.dumps(_versions()), "command": command}
+    about: dict[str, str] = {"versions": json.dumps(_versions()), "command": command}
     failures: list[Answer] = []
-    with Board(list(jobs), Display()) as board, signals_stop(board):
+    with Board(list(jobs), Display()) as board, signals(signal.SIGINT, signal.SIGTERM) as came:
 
         def ended(job: Job, answer: Answer) -> None:
             metric = tasks[job.task].metric
@@ -158,9 +161,14 @@ def run(given: Arguments, jobs: Sequence[Job], tasks: dict[str, Any], command: s
             if answer.kind:
                 failures.append(answer)
 
-        schedule(
-            requests_for(jobs, tasks, base), Resources(given.cpus_per_job, given.gpus_per_job), ended, board.looked
-        )
+        def looked(state: State) -> None:
+            board.looked(state)
+            if came:  # an exception out of the handler could strike anywhere in Ray
+                text = f"stopped with {board.done} of {board.of} jobs done; the same command goes on with the rest"
+                raise Stopped(text, 128 + came[0])
+
+        resources = Resources(given.cpus_per_job, given.gpus_per_job)
+        schedule(requests_for(jobs, tasks, base), resources, ended, looked)
     return failures
 
 
@@ -179,17 +187,18 @@ def _check_cluster(given: Arguments) -> None:
 
 
 @contextmanager
-def signals_stop(board: Any) -> Any:
-    """Ctrl-C and SIGTERM end the command with what is done; jobs in flight are given up."""
+def signals(*numbers: signal.Signals) -> Iterator[list[int]]:
+    """What came of Ctrl-C and SIGTERM; a second one ends the command at once."""
+    came: list[int] = []
 
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(
-            f"stopped with {board.done} of {board.of} jobs done; the same command goes on with the rest", 128 + number
-        )
+    def handle(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -211,7 +220,8 @@ def write(out: Path, job: Job, metric: str, answer: Answer, about: dict[str, str
         reason=answer.problem,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         task_metric=metric,
-        **about,
+        versions=about["versions"],
+        command=about["command"],
     )
     result = answer.result
     try:
@@ -243,14 +253,14 @@ def print_summary(out: Path, jobs: Sequence[Job], metrics: dict[str, str]) -> No
         if row.job in keys and row.status == "done" and row.metric == metrics[row.task]:
             values[row.protocol, row.task, row.model].append(row.value)
     models = list(dict.fromkeys(job.model for job in sorted(jobs, key=lambda job: job.model)))
-    display = Display()
+    console = Console()
     for protocol in dict.fromkeys(job.protocol for job in jobs):
         grid = Grid(f"{protocol} (%)", *models, box=None, pad_edge=False)
         for task in metrics:
             cells = [values.get((protocol, task, model), []) for model in models]
             if any(cells):
                 grid.add_row(Text(task), *map(_cell, cells))
-        display.console.print(grid)
+        console.print(grid)
 
 
 def _cell(values: list[float]) -> str:

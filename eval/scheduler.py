@@ -57,13 +57,14 @@ def schedule(
     resources: Resources,
     ended: Callable[[Job, Answer], None],
     looked: Callable[[State], None],
+    do: Callable[[Request], Answer] = work,
 ) -> None:
-    """Runs all requests on the running Ray cluster.
+    """Has `do` done for all requests, as tasks of the running Ray cluster.
 
     `ended` gets each job's last answer, `looked` the state now and then. Raises what `ended` raises; jobs in flight
     are then given up.
     """
-    _Run(requests, resources, ended, looked).run()
+    _Run(requests, resources, ended, looked, do).run()
 
 
 class _Run:
@@ -73,11 +74,12 @@ class _Run:
         resources: Resources,
         ended: Callable[[Job, Answer], None],
         looked: Callable[[State], None],
+        do: Callable[[Request], Answer],
     ) -> None:
         import ray
 
         self.ended, self.looked, self.resources = ended, looked, resources
-        self.remote = ray.remote(work).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+        self.remote = ray.remote(do).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
         self.count = itertools.count()
         self.ready: list[tuple[float, int, Item]] = []
         self.flying: dict[Any, Item] = {}

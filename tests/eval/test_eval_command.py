@@ -1,0 +1,147 @@
+"""`python -m eval` as users run it: real processes, a real model, small tasks; killed and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.results import finished_keys, read_predictions, read_rows
+from tests.toy import run_toy, toy_config
+
+_LIMIT_S = 300
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a small ViT for 16 px."""
+    config = toy_config(tmp_path_factory.mktemp("runs"), "shapes_baseline")
+    run_toy(config)
+    return config.run_dir
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of coloured images: train and test, two classes."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 8)):
+        for label, channel in (("red", 0), ("blue", 2)):
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (16, 16, 3), np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(root / split / label / f"{number}.png")
+    return root
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "eval", *map(str, arguments)]
+
+
+def give(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=_LIMIT_S)
+
+
+def common(run_folder: Path, colours: Path, out: Path, protocols: Sequence[str] = ("knn", "few_shot")) -> list[object]:
+    models = ["--models", f"toy={run_folder}", f"again={run_folder / 'export'}"]
+    own = ["--tasks", "colours", "--task-root", f"colours={colours}", "--seeds", 0, 1]
+    return [*models, *own, "--protocols", *protocols, "--out", out]
+
+
+def test_it_evaluates_and_does_only_what_is_missing_when_given_again(
+    run_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    arguments = common(run_folder, colours, tmp_path / "out", ["knn"])
+    first = give(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "knn (%)" in first.stdout and f"python -m eval.report {tmp_path / 'out'}" in first.stdout
+    rows = [row for row in read_rows(tmp_path / "out") if row.metric == "top1"]
+    assert {(row.model, row.seed, row.n) for row in rows} == {
+        (model, seed, 16) for model in ("toy", "again") for seed in (0, 1)
+    }
+    for row in rows:
+        predictions = read_predictions(tmp_path / "out", row.job)
+        assert predictions is not None
+        assert 100 * (predictions.predictions[0] == predictions.labels).mean() == pytest.approx(row.value)
+    assert len({row.value for row in rows if row.seed == 0}) == 1, "a run and its export are the same model"
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "rows").iterdir()}
+    again = give(*arguments)
+    assert again.returncode == 0 and "4 of 4 jobs are done already" in again.stderr
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "rows").iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_it_loses_at_most_what_was_in_flight(
+    number: signal.Signals, run_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = [*common(run_folder, colours, out, ("finetune", "knn")), "--set", "finetune.steps=60"]
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + _LIMIT_S
+    while len(finished_keys(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, "it is to be killed in the middle"
+    os.kill(process.pid, number)
+    _, text = process.communicate(timeout=_LIMIT_S)
+    done = finished_keys(out)
+    assert 2 <= len(done) < 8
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number and "jobs done; the same command goes on with the rest" in text
+    times = {key: (out / "rows" / f"{key}.parquet").stat().st_mtime_ns for key in done}
+    again = give(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(done)} of 8 jobs are done already" in again.stderr
+    assert len(finished_keys(out)) == 8
+    assert {key: (out / "rows" / f"{key}.parquet").stat().st_mtime_ns for key in done} == times
+
+
+def test_a_failed_job_is_a_row_with_its_reason_and_the_others_go_on(
+    run_folder: Path, colours: Path, tmp_path: Path
+) -> None:
+    # The toy's classifier knows shapes, not colours.
+    answer = give(*common(run_folder, colours, tmp_path / "out", ("knn", "classifier")))
+    assert answer.returncode == 1 and "4 of 8 jobs failed" in answer.stderr
+    failed = [row for row in read_rows(tmp_path / "out") if row.status == "failed"]
+    assert len(failed) == 4 and all("has no class" in row.reason for row in failed)
+    assert len(finished_keys(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (["--models", "a=random:vit_tiny_patch16_224", "a=random:resnet18"], "two --models are called 'a'"),
+        (["--models", "random:resnet18"], "must be NAME=MODEL"),
+        (["--models", "a=no/such/run"], "no/such/run"),
+        (["--models", "a=random:vit_tini_patch16_224"], "did you mean"),
+        (["--tasks", "digitz"], "no task 'digitz'; did you mean digits"),
+        (["--protocols", "linaer"], "no protocol 'linaer'; did you mean linear"),
+        (["--seeds", "0", "0"], "--seeds has something twice"),
+        (["--task-root", "digits"], "--task-root 'digits' must be NAME=DIR"),
+        (["--gpus-per-job", "2"], "--gpus-per-job is 2.0"),
+        (["--out", "s3://bucket/out"], "must be a folder on this machine"),
+        (["--cpus-per-job", "4096"], "the largest node has"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(changes: list[str], text: str, tmp_path: Path) -> None:
+    defaults = {
+        "--models": ["a=random:test_vit"],
+        "--tasks": ["digits"],
+        "--protocols": ["knn"],
+        "--out": [str(tmp_path / "out")],
+    }
+    given = defaults | {changes[0]: changes[1:]}
+    answer = give(*(word for option, words in given.items() for word in (option, *words)))
+    assert answer.returncode == 2, answer.stderr
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    assert text in line and "Traceback" not in answer.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,63 @@
+import pytest
+
+from eval.jobs import Job, plan, read_options
+from tt_ray.errors import UserError
+
+MODELS = {"base": ("a/run", "0" * 64), "text": ("b/run", "1" * 64)}
+TASKS = {"small": (1, 100, False), "large": (2, 5000, False), "only-test": (1, 10, True)}
+
+
+def jobs(**changes: object) -> list[Job]:
+    options = read_options(("linear", "knn", "classifier"), ())
+    given = {"models": MODELS, "tasks": TASKS, "options": options, "seeds": (0, 1)} | changes
+    return plan(**given)  # type: ignore[arg-type]
+
+
+def test_every_combination_is_a_job_and_the_longest_come_first() -> None:
+    found = jobs()
+    # 2 models x 2 seeds x (3 protocols on 2 tasks, the classifier alone on the third).
+    assert len(found) == 2 * 2 * (3 * 2 + 1)
+    assert len({job.key for job in found}) == len(found)
+    assert [job.cost for job in found] == sorted((job.cost for job in found), reverse=True)
+    assert {job.protocol for job in found if job.task == "only-test"} == {"classifier"}
+
+
+@pytest.mark.parametrize("field", ["model", "weights", "task", "task_version", "seed", "options"])
+def test_whatever_can_change_a_result_changes_its_key(field: str) -> None:
+    job = next(job for job in jobs() if job.protocol == "knn")
+    other = {
+        "model": "x",
+        "weights": "2" * 64,
+        "task": "y",
+        "task_version": 9,
+        "seed": 7,
+        "options": read_options(("knn",), ("knn.temperature=0.5",))["knn"],
+    }[field]
+    changed = Job(**{**vars(job), field: other})
+    assert changed.key != job.key
+    assert Job(**{**vars(job), "images": 1, "spec": "moved/run"}).key == job.key
+
+
+def test_keys_name_files() -> None:
+    (job, *_) = jobs(models={"a/b c": ("x", "0")})
+    assert "/" not in job.key and " " not in job.key
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "text"),
+    [
+        (("lineal",), (), "no protocol 'lineal'; did you mean linear"),
+        (("knn",), ("knn.temprature=1",), "knn has no field 'temprature'; did you mean temperature?"),
+        (("knn",), ("linear.tolerance=1",), "'linear' is none of the protocols that run: knn"),
+        (("knn",), ("knn",), "write PROTOCOL.FIELD=VALUE"),
+        (("knn",), ("knn.temperature=hot",), "--set knn.temperature: "),
+    ],
+)
+def test_wrong_options_are_refused(names: tuple[str, ...], settings: tuple[str, ...], text: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_options(names, settings)
+    assert text in str(error.value)
+
+
+def test_options_are_set_over_the_defaults() -> None:
+    assert read_options(("knn",), ("knn.temperature=0.5",))["knn"].temperature == 0.5
