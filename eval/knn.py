@@ -4,8 +4,6 @@ Wu et al., 2018, arXiv 1805.01978, section 3.4, with the settings of DINO's and 
 L2-normalised, neighbours are found by cosine, and each votes for its class with weight softmax(cosine / 0.07). k is
 chosen among 10, 20, 100 and 200 on validation images; the test images are then classified once by training and
 validation images together. `k=20` fixes it, which is what those papers report.
-
-`effective_rank` is that of the test images' features as they are, before they are normalised.
 """
 
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from eval.backbone import Backbone
 from eval.features import task_features
-from eval.metrics import effective_rank, expected_calibration_error, score
+from eval.metrics import expected_calibration_error, score
 from eval.protocol import EvalConfig, Result
 from eval.tasks import Task
 from tt_ray.errors import UserError
@@ -78,7 +76,6 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     predictions = votes.argmax(1)
     metrics = score(task, features.test_y, predictions)
     metrics["ece"] = expected_calibration_error(votes / votes.sum(1, keepdims=True), features.test_y)
-    metrics["effective_rank"] = effective_rank(features.test_x)
     return Result(
         metrics,
         len(predictions),

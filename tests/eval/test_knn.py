@@ -75,7 +75,6 @@ def test_equals_brute_force(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.metrics["top1"] == pytest.approx(100 * (expected == found.test_y).mean())
     assert result.chosen == {"k": k} and result.n == 60 and 0 <= result.metrics["ece"] <= 100
     assert (result.labels == found.test_y).all() and result.predictions.dtype == np.int32
-    assert 1 <= result.metrics["effective_rank"] <= 8
 
 
 @pytest.mark.parametrize("metric", ["top1", "mean_per_class"])

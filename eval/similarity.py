@@ -1,0 +1,159 @@
+"""How alike models see: CKA between their features, or between their layers, on a task's test images.
+
+    python -m eval.similarity --models base=RUN textteacher=RUN2 --task digits
+    python -m eval.similarity --models base=RUN textteacher=RUN2 --task digits --layers
+
+Linear CKA without bias, from minibatches (Nguyen et al., 2021, arXiv 2010.15327): 1 for features that are rotations
+and scales of each other, about 0 for unrelated ones. Layers are the backbone's blocks and, last, its pooled feature;
+a block's activations are taken as they are, all tokens or pixels side by side, as in that paper.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from eval.backbone import Backbone, open_backbone, parse_models
+from eval.features import Decoder, test_features
+from eval.metrics import hsic1, unbiased_cka
+from eval.protocol import EvalConfig
+from eval.tasks import Task, tasks
+from tt_ray.cli import read_arguments, run_command
+from tt_ray.data.source import Source
+from tt_ray.data.transforms import normalize
+from tt_ray.errors import UserError
+from tt_ray.strategies import blocks
+
+_SMALLEST_BATCH = 4
+Grid = npt.NDArray[np.float64]
+
+
+def between_models(backbones: Sequence[Backbone], task: Task, config: EvalConfig) -> Grid:
+    """CKA of every two models' pooled features on the test images, (K, K); features come from the cache."""
+    features = [test_features(backbone, task, config)[0] for backbone in backbones]
+    return np.array([[unbiased_cka(x, y, config.batch_size) for y in features] for x in features])
+
+
+def between_layers(first: Backbone, second: Backbone, source: Source, config: EvalConfig) -> Grid:
+    """CKA of every layer of `first` with every layer of `second`, (L1, L2), on all images of a split.
+
+    A batch's Gram matrices are in memory at a time. Raises UserError below four images.
+    """
+    if min(len(source), config.batch_size) < _SMALLEST_BATCH:
+        raise UserError(f"CKA without bias needs at least {_SMALLEST_BATCH} images a batch, but has {len(source)}")
+    batches = np.array_split(np.arange(len(source)), max(1, len(source) // config.batch_size))
+    both: Grid | None = None
+    own: list[Any] = [0.0, 0.0]
+    for rows in batches:
+        grams = [_grams(backbone, source, rows, config) for backbone in (first, second)]
+        terms = np.array([[hsic1(k, l) for l in grams[1]] for k in grams[0]])  # noqa: E741, as in the paper
+        both = terms if both is None else both + terms
+        own = [total + np.array([hsic1(k, k) for k in each]) for total, each in zip(own, grams, strict=True)]
+    assert both is not None
+    scale = np.sqrt(np.maximum(own[0], 0)[:, None] * np.maximum(own[1], 0)[None, :])
+    return np.divide(both, scale, out=np.full(both.shape, np.nan), where=scale > 0)
+
+
+def layer_names(backbone: Backbone) -> list[str]:
+    """Names of the rows of `between_layers`."""
+    names = {module: name for name, module in backbone.model.named_modules()}
+    return [*(names[block] for block in blocks(backbone.model)), "pooled"]
+
+
+@torch.inference_mode()
+def _grams(backbone: Backbone, source: Source, rows: npt.NDArray[np.int64], config: EvalConfig) -> list[Grid]:
+    """One Gram matrix (B, B) a layer."""
+    prep, device = backbone.preprocessing, torch.device(config.device)
+    images = Decoder(source, prep, [rows], config.threads)[0].to(device)
+    found: list[Tensor] = []
+    model = backbone.model.to(device)
+    try:
+        with _watching(blocks(model), found.append):
+            pooled = backbone.pooled(normalize(images, prep.mean, prep.std))
+    finally:
+        model.to("cpu")
+    return [gram.double().cpu().numpy() for gram in [*found, _gram(pooled)]]
+
+
+@contextmanager
+def _watching(modules: Sequence[nn.Module], put: Callable[[Tensor], None]) -> Iterator[None]:
+    """Gives the Gram matrix of each module's output, in the order of the forward pass; the output itself can go."""
+    hooks = [module.register_forward_hook(lambda _, __, out: put(_gram(out))) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _gram(output: Any) -> Tensor:
+    """(B, B) from activations (B, ...); the first of several outputs."""
+    flat = (output[0] if isinstance(output, tuple) else output).flatten(1)
+    return flat @ flat.T
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """CKA between models' features or layers, on a task's test images."""
+
+    models: tuple[str, ...]
+    """NAME=MODEL, as for python -m eval."""
+    task: str
+    """Task whose test images are compared on."""
+    layers: bool = False
+    """Compare the layers of the first two models (of the first with itself, if it is alone) instead of the features."""
+    images: int = 1024
+    """layers: test images to use, drawn at random."""
+    data_root: Path = Path("data")
+    """Folder that tasks' files are looked for in."""
+    task_root: str = ""
+    """The task's own folder."""
+    cache: Path = Path("features")
+    """Folder of extracted features, such as OUT/features of python -m eval."""
+    out: Path | None = None
+    """JSON file to write: rows, columns and values."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    given = read_arguments(Arguments, arguments, "python -m eval.similarity")
+    roots = {given.task: given.task_root} if given.task_root else {}
+    task = tasks([given.task], roots, given.data_root)[given.task]
+    backbones = [open_backbone(name, spec) for name, spec in parse_models(given.models).items()]
+    config = EvalConfig(None, given.cache, device=given.device, threads=torch.get_num_threads())
+    if given.layers:
+        source = task.open("test")
+        chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: given.images])
+        first, second = backbones[0], backbones[min(1, len(backbones) - 1)]
+        values = between_layers(first, second, source.select(chosen), config)
+        rows, columns = ([f"{each.name} {name}" for name in layer_names(each)] for each in (first, second))
+    else:
+        values = between_models(backbones, task, config)
+        rows = columns = [backbone.name for backbone in backbones]
+    print(table(rows, columns, values))
+    if given.out is not None:
+        tree = {"task": task.name, "rows": rows, "columns": columns, "values": values.tolist()}
+        partial = given.out.with_name(f".{given.out.name}.partial")
+        partial.write_text(json.dumps(tree, indent=2))
+        partial.replace(given.out)
+
+
+def table(rows: Sequence[str], columns: Sequence[str], values: Grid) -> str:
+    """As Markdown."""
+    lines = [f"| CKA | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 1)}"]
+    for name, line in zip(rows, values, strict=True):
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in line)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,69 @@
+"""CKA between models and layers against features taken by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eval.metrics import unbiased_cka
+from eval.protocol import EvalConfig
+from eval.similarity import between_layers, between_models, layer_names, main
+from tests.eval.toy_task import ToyTask, coloured, tensor, toy_backbone
+from tt_ray.errors import UserError
+
+
+def _activations(backbone: Any, images: torch.Tensor) -> list[np.ndarray]:
+    """Of both blocks, flattened, and the pooled feature, layer after layer by hand."""
+    model = backbone.model
+    found, x = [], model._pos_embed(model.patch_embed(images))
+    for block in model.blocks:
+        x = block(x)
+        found.append(x.flatten(1).numpy())
+    return [*found, model.norm(x)[:, 0].numpy()]
+
+
+def test_layers_equal_those_taken_by_hand() -> None:
+    first, second, source = toy_backbone(), toy_backbone(depth=3), coloured(20, 0)
+    with torch.inference_mode():
+        images = torch.stack([tensor(source.read(row)) for row in range(20)])
+        layers = [_activations(each, images) for each in (first, second)]
+    found = between_layers(first, second, source, EvalConfig(None, Path()))
+    expected = [[unbiased_cka(x, y) for y in layers[1]] for x in layers[0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert layer_names(first) == ["blocks.0", "blocks.1", "pooled"] and found.shape == (3, 4)
+    assert not any(module._forward_hooks for module in first.model.modules())
+
+
+def test_a_model_is_like_itself_in_batches_too() -> None:
+    backbone = toy_backbone()
+    found = between_layers(backbone, backbone, coloured(21, 0), EvalConfig(None, Path(), batch_size=7))
+    assert np.diag(found) == pytest.approx(np.ones(3)) and found == pytest.approx(found.T)
+
+
+def test_models_are_compared_by_pooled_features(tmp_path: Path) -> None:
+    task: Any = ToyTask()
+    backbones = [toy_backbone(), toy_backbone(depth=3)]
+    found = between_models(backbones, task, EvalConfig(None, tmp_path))
+    assert np.diag(found) == pytest.approx(np.ones(2)) and found[0, 1] == pytest.approx(found[1, 0])
+    layers = between_layers(*backbones, task.open("test"), EvalConfig(None, tmp_path))
+    assert found[0, 1] == pytest.approx(layers[-1, -1], abs=1e-4)
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 4 images"):
+        between_layers(toy_backbone(), toy_backbone(), coloured(3, 0), EvalConfig(None, Path()))
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cka.json"
+    models = [f"{name}=random:test_vit.r160_in1k:{seed}" for seed, name in enumerate("ab")]
+    options = ["--layers", "--images", "16"] if layers else []
+    main(["--models", *models, "--task", "digits", "--cache", str(tmp_path / "cache"), "--out", str(out), *options])
+    tree = json.loads(out.read_text())
+    assert np.shape(tree["values"]) == (len(tree["rows"]), len(tree["columns"]))
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 + len(tree["rows"]) and shown[0].startswith("| CKA | ")
