@@ -20,13 +20,12 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
-from PIL import Image
 from timm.models import get_model_args
 from torch import Tensor, nn
 
 from eval.backbone import Backbone
+from eval.finetune_data import hold, joined, repeated
 from eval.finetune_recipes import RECIPES, Recipe
 from eval.metrics import expected_calibration_error, score
 from eval.protocol import EvalConfig, Result
@@ -35,7 +34,7 @@ from tt_ray.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfi
 from tt_ray.context import LocalContext
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import EvalBatches, load
-from tt_ray.data.source import Pixels, Source
+from tt_ray.data.source import Source
 from tt_ray.data.transforms import VECTORISED, normalize
 from tt_ray.errors import NonFiniteLoss, UserError
 from tt_ray.loop import Trainer
@@ -45,7 +44,6 @@ from tt_ray.run_folder import start_run
 
 VERSION = 1
 _ORDER_SEED, _CLASSIFIER_SEED = 31, 32
-_HELD_BYTES = 2**30
 Rows = npt.NDArray[np.int64]
 
 
@@ -119,42 +117,6 @@ def _splits(task: Task, seed: int) -> Splits:
     train = task.open("train")
     both = joined(train, task.open("val")) if task.has_val else train
     return Splits(both, *split_rows(task, both.labels, len(train), seed))
-
-
-def joined(first: Source, second: Source) -> Source:
-    """The images of both, one after the other; classes are those of the first."""
-    border = len(first)
-
-    def read(row: int) -> Image.Image:
-        return first.read(row) if row < border else second.read(row - border)
-
-    def pixels(rows: Rows, size: int) -> Pixels:
-        result = np.empty((len(rows), size, size, 3), np.uint8)
-        early = rows < border
-        result[early] = first.pixels(rows[early], size)
-        result[~early] = second.pixels(rows[~early] - border, size)
-        return result
-
-    ids = pa.concat_arrays([first.ids, second.ids])
-    return Source(ids, np.concatenate([first.labels, second.labels]), first.classes, None, read, pixels)
-
-
-def hold(source: Source, size: int) -> Source:
-    """The split with its resized pixels in memory, if they fit in 1 GiB: every learning rate reads them again."""
-    if not size or len(source) * size * size * 3 > _HELD_BYTES:
-        return source
-    held = source.pixels(np.arange(len(source)), size)
-    given = source.pixels
-    return replace(source, pixels=lambda rows, wanted: held[rows] if wanted == size else given(rows, wanted))
-
-
-def repeated(source: Source, count: int, seed: int) -> Source:
-    """`count` images: each of the split equally often, give or take one."""
-    full, rest = divmod(count, len(source))
-    extra = np.random.default_rng(seed).permutation(len(source))[:rest]
-    return replace(source, captions=None, tasks=None).select(
-        np.concatenate([np.tile(np.arange(len(source)), full), extra])
-    )
 
 
 class Tuned(NamedTuple):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.finetune import Options, Tuner, evaluate, hold, joined, model_config, repeated, start_from
+from eval.finetune import Options, Tuner, evaluate, model_config, start_from
+from eval.finetune_data import hold, joined, repeated
 from eval.finetune_recipes import RECIPES
 from eval.protocol import EvalConfig, Result
 from tests.eval.toy_task import SIZE, ToyTask, coloured, toy_backbone
