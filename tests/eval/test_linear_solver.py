@@ -1,0 +1,191 @@
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from eval.linear_design import Design, moments, read_blocks
+from eval.linear_solver import Fit, Solver, line_search, predict
+from tt_ray.errors import UserError
+
+STRENGTHS = (1e-5, 1e-3, 1e-2, 0.1, 1.0)
+
+
+def problem(
+    rows: int = 240, dim: int = 12, classes: int = 4, distance: float = 0.8, seed: int = 0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Correlated features of unlike sizes and offsets, whose classes overlap unless `distance` is large."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % classes
+    centres = distance * rng.normal(size=(classes, dim))
+    x = (centres[labels] + rng.normal(size=(rows, dim))) @ rng.normal(size=(dim, dim))
+    return (x * rng.uniform(0.1, 9, dim) + rng.uniform(-20, 20, dim)).astype(np.float32), labels
+
+
+def solver(x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], **kwargs: Any) -> Solver:
+    rows = np.arange(len(x))
+    resident = kwargs.pop("resident_bytes", None)
+    design = Design(x, rows, moments(x, rows), len(x), resident_bytes=resident)
+    return Solver(design, labels, int(labels.max()) + 1, **kwargs)
+
+
+def shares(x: npt.NDArray[np.float32], fit: Fit) -> npt.NDArray[np.float32]:
+    return predict(x, np.arange(len(x)), moments(x, np.arange(len(x))), fit.weights)
+
+
+def reference(x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], strength: float) -> LogisticRegression:
+    scaling = moments(x, np.arange(len(x)))
+    model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit((x - scaling.mean) / scaling.scale, labels)
+
+
+def objective(model: LogisticRegression, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """scikit-learn's, of its own solution, in float64."""
+    scaling = moments(x, np.arange(len(x)))
+    own = model.predict_log_proba((x - scaling.mean) / scaling.scale)[np.arange(len(x)), labels]
+    return float(-own.mean() + np.square(model.coef_).sum() / 2 / model.C / len(x))
+
+
+@pytest.mark.parametrize("distance", [0.8, 8.0], ids=["overlapping", "separable"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_path_is_scikit_learns(distance: float, classes: int) -> None:
+    x, labels = problem(distance=distance, classes=classes)
+    path = solver(x, labels)
+    for strength in STRENGTHS:
+        fit, model = path.fit(strength), reference(x, labels, strength)
+        scaling = moments(x, np.arange(len(x)))
+        assert fit.converged and fit.gradient <= 1e-5
+        assert fit.objective == pytest.approx(objective(model, x, labels), rel=1e-4, abs=1e-6)
+        expected = model.predict_proba((x - scaling.mean) / scaling.scale)
+        assert np.abs(shares(x, fit) - expected).max() < 2e-3
+
+
+def test_a_warm_path_ends_where_a_cold_fit_ends() -> None:
+    x, labels = problem()
+    path = solver(x, labels, tolerance=1e-6)
+    for strength in STRENGTHS:
+        warm, cold = path.fit(strength), solver(x, labels, tolerance=1e-6).fit(strength)
+        assert warm.objective == pytest.approx(cold.objective, rel=1e-6)
+        assert np.abs(shares(x, warm) - shares(x, cold)).max() < 1e-3
+
+
+def test_the_same_bits_again() -> None:
+    x, labels = problem()
+    paths = [solver(x, labels), solver(x, labels)]
+    for strength in STRENGTHS:
+        first, second = (path.fit(strength) for path in paths)
+        assert torch.equal(first.weights, second.weights) and first[2:] == second[2:]
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    x, labels = problem()
+    order = np.random.default_rng(1).permutation(len(x))
+    plain, mixed = solver(x, labels, tolerance=1e-6), solver(x[order], labels[order], tolerance=1e-6)
+    for strength in STRENGTHS:
+        first, second = plain.fit(strength), mixed.fit(strength)
+        assert first.objective == pytest.approx(second.objective, rel=1e-6)
+        assert torch.allclose(first.weights, second.weights, atol=2e-3)
+
+
+def test_a_memory_map_read_in_blocks_is_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = problem(rows=1000)
+    whole = solver(x, labels, tolerance=1e-6)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    monkeypatch.setattr("eval.linear_design._BLOCK_BYTES", 4 * 12 * 64)
+    monkeypatch.setattr("eval.linear_design._READ_BYTES", 4 * 12 * 100)
+    for resident in (0, 1 << 30):
+        blocks = solver(mapped, labels, tolerance=1e-6, resident_bytes=resident)
+        assert (blocks.objective.design.data is None) == (resident == 0)
+        for strength in STRENGTHS:
+            fit, expected = blocks.fit(strength), whole.fit(strength)
+            assert fit.converged and fit.objective == pytest.approx(expected.objective, rel=1e-5)
+            assert np.abs(shares(x, fit) - shares(x, expected)).max() < 1e-3
+        whole = solver(x, labels, tolerance=1e-6)
+
+
+def test_the_bias_is_free() -> None:
+    x, _ = problem(classes=3)
+    labels = np.array([0] * 12 + [1] * 48 + [2] * 180)
+    fit = solver(x, labels).fit(1e-9)
+    assert fit.weights[:, :-1].abs().max() < 1e-4
+    assert np.allclose(shares(x, fit).mean(0), [0.05, 0.2, 0.75], atol=1e-4)
+
+
+def test_constant_features_change_nothing() -> None:
+    x, labels = problem()
+    more = np.concatenate([x, np.full((len(x), 2), 7.1, np.float32), np.zeros((len(x), 1), np.float32)], 1)
+    scaling = moments(more, np.arange(len(x)))
+    assert (scaling.scale[-3:] == 1).all()
+    first, second = solver(x, labels).fit(0.1), solver(more, labels).fit(0.1)
+    assert second.converged and second.objective == pytest.approx(first.objective, rel=1e-5)
+    assert second.weights[:, -4:-1].abs().max() < 1e-6
+
+
+def test_more_features_than_images() -> None:
+    x, labels = problem(rows=20, dim=50)
+    for strength in STRENGTHS:
+        fit = solver(x, labels).fit(strength)
+        assert fit.converged
+        model = reference(x, labels, strength)
+        assert fit.objective == pytest.approx(objective(model, x, labels), rel=1e-4, abs=2e-6)
+
+
+def test_features_that_are_not_numbers_are_refused() -> None:
+    x, _ = problem()
+    x[7, 3] = np.nan
+    with pytest.raises(UserError, match="1 of 12 features are NaN or infinite"):
+        moments(x, np.arange(len(x)))
+    x[7, 3] = np.inf
+    with pytest.raises(UserError, match="1 of 12 features are NaN or infinite"):
+        moments(x, np.arange(len(x)))
+    moments(x, np.arange(7))  # those rows alone
+
+
+def test_an_iteration_limit_is_told() -> None:
+    x, labels = problem()
+    fit = solver(x, labels, max_iterations=2).fit(1.0)
+    assert not fit.converged and fit.iterations == 2 and fit.gradient > 1e-5
+
+
+def test_the_gradient_is_that_of_the_features_own_basis() -> None:
+    x, labels = problem()
+    one = solver(x, labels)
+    fit = one.fit(0.1)
+    scaled = torch.from_numpy((x - x.mean(0)) / x.std(0))
+    weights = fit.weights.clone().requires_grad_()
+    logits = scaled @ weights[:, :-1].T + weights[:, -1]
+    penalty = weights[:, :-1].square().sum() / 2 / 0.1 / len(x)
+    value = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)) + penalty
+    (gradient,) = torch.autograd.grad(value, weights)
+    assert float(value.detach()) == pytest.approx(fit.objective, rel=1e-5)
+    assert float(gradient.abs().max()) == pytest.approx(fit.gradient, abs=1e-6)
+
+
+def test_line_searches_end_where_it_is_lower_and_flatter() -> None:
+    x, labels = problem()
+    one = solver(x, labels)
+    one.fit(0.01)
+    start = one.objective(torch.zeros_like(one.point.weights))
+    for factor in (1e-3, 0.1, 1.0, 30.0):
+        direction = -factor * one.precondition(start.gradient)
+        there = line_search(one.objective, start, direction)
+        assert there is not None and there.value < start.value
+        slope = float((direction * start.gradient).sum())
+        assert abs(float((direction * there.gradient).sum())) <= 0.9 * abs(slope)
+    assert line_search(one.objective, start, start.gradient) is None
+
+
+def test_blocks_are_the_rows_asked_for() -> None:
+    x, _ = problem()
+    rows = np.array([5, 3, 200, 7])
+    parts = list(read_blocks(x, rows, block_bytes=4 * 12 * 3))
+    assert [place for place, _ in parts] == [slice(0, 3), slice(3, 4)]
+    assert np.array_equal(np.concatenate([part for _, part in parts]), x[rows])
