@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -97,13 +98,19 @@ def _index(rows: list[Row]) -> _Index:
     failed = {_work(row): row for row in rows if row.status == "failed" and _work(row) not in finished}
     shown = [*last.values(), *failed.values()]
     models = _labels(((row.model, row.weights) for row in shown if row.weights), lambda weights: weights[:8])
+    kept = [row for row in last.values() if math.isfinite(row.value)]
+    notes = (
+        [f"{len(done) - len(last)} values were computed again; the last ones count."] if len(last) < len(done) else []
+    )
+    unknown = sorted({f"{row.protocol}, {row.task}" for row in last.values() if not math.isfinite(row.value)})
+    notes += [f"{place}: some metrics are no numbers; they are left out." for place in unknown]
     return _Index(
         {(row.model, ""): row.model for row in shown} | models,
         _labels(((row.task, row.task_version) for row in shown), lambda version: f"version {version}"),
         _labels(((row.protocol, row.protocol_hash) for row in shown), lambda digest: digest[:8]),
-        list(last.values()),
+        kept,
         sorted(failed.values(), key=lambda row: (*_section_order(row), row.task, row.model, row.seed)),
-        [f"{len(done) - len(last)} values were computed again; the last ones count."] if len(last) < len(done) else [],
+        notes,
     )
 
 

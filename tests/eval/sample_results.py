@@ -48,7 +48,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        name = "".join(sign if sign.isalnum() else "_" for sign in self.model)[:60]
+        name = "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in self.model)[:60]
         parts = [name, self.task, str(self.task_version), self.protocol, self.protocol_hash, self.weights]
         return "-".join([*parts, str(self.seed)])
 

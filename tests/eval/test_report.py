@@ -146,6 +146,13 @@ def test_the_last_of_two_results_counts(tmp_path: Path) -> None:
     assert report.sections[0].cells["digits", "base"].mean == 90 and "computed again" in report.notes[0]
 
 
+def test_values_that_are_no_numbers_are_left_out_and_noted(tmp_path: Path) -> None:
+    finish(tmp_path, Job(), LABELS, LABELS, {"cka": float("nan")})
+    report = build(tmp_path)
+    assert not report.sections[0].others.get("cka") and "no numbers" in report.notes[0]
+    assert "nan" not in to_csv(report)
+
+
 def test_failures_are_told_until_a_rerun_succeeds(tmp_path: Path) -> None:
     finish(tmp_path, Job("base"), LABELS, LABELS)
     fail(tmp_path, Job("mine"), "no folder runs/mine")
@@ -294,7 +301,9 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
             assert "<img" not in text and text.count("<script>") == text.count("</script>") == 1
         if file.suffix == ".tex":
             body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
-            escaped = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum|text\w+)\{\}|\\[&%$#_{}]", "", body)
+            escaped = re.sub(
+                r"\\(textbackslash|textasciitilde|textasciicircum|text\w+|char34)\{\}|\\[&%$#_{}]", "", body
+            )
             assert "alert" in escaped and "<" not in escaped and "#" not in escaped and "~" not in escaped
             assert all("second line" not in line for line in text.splitlines() if not line.startswith("%"))
         if file.suffix == ".md":
@@ -303,6 +312,18 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
             assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table)
         if file.suffix == ".csv":
             assert {row["model"] for row in csv.DictReader(io.StringIO(text))} == {"base", NASTY}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs: apt-get install texlive")
+def test_latex_takes_the_tables(sample: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+    finish(tmp_path, Job(NASTY), LABELS, LABELS)
+    write_report(tmp_path)
+    body = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{report.tex}\end{document}"
+    (tmp_path / "main.tex").write_text(body)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert answer.returncode == 0, answer.stdout[-1000:]
 
 
 def test_versions_hashes_and_commands_are_told(sample: Path) -> None:
