@@ -13,6 +13,8 @@ COLUMNS = (
     "status protocol protocol_hash task task_version metric main_metric model model_spec weights mean std seeds n "
     "difference low high differing significant rank reason"
 ).split(" ")
+# Cells of a column that Markdown aligns to the right: values, bold ones, dashes, empty ones.
+_STARTS_NUMBER = re.compile(rf"[-+]?(\*\*)?\d|{DASH}|$")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -158,7 +160,10 @@ def _md(text: str) -> str:
 def _md_table(head: list[str], rows: list[list[str]], escape: bool = True) -> list[str]:
     if escape:
         head, rows = [_md(cell) for cell in head], [[_md(cell) for cell in row] for row in rows]
-    lines = [head, ["---", *["---:" for _ in head[1:]]], *rows]
+    if not rows:
+        return ["Nothing."]
+    numeric = [all(_STARTS_NUMBER.match(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [head, ["---:" if right else "---" for right in numeric], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
