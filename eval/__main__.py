@@ -119,8 +119,7 @@ def jobs_of(given: Arguments) -> tuple[list[Job], dict[str, Any]]:
     own = load_tasks(given.task_file) if given.task_file else {}
     found = tasks(given.tasks, roots, given.data_root, own)
     models = {name: (spec, identity(open_backbone(name, spec))) for name, spec in specs.items()}
-    about = {name: (task.version, task.images, task.evaluation_only) for name, task in found.items()}
-    jobs = plan(models, about, options, given.seeds)
+    jobs = plan(models, found, options, given.seeds)
     if not jobs:
         raise UserError("nothing to do: these tasks have no training images, give --protocols classifier")
     return jobs, found

@@ -6,12 +6,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from eval.protocol import PROTOCOLS, protocol, protocol_hash
 from tt_ray.errors import UserError, nearest
+
+if TYPE_CHECKING:  # it imports much
+    from eval.tasks import Task
 
 # Seconds of a job relative to each other, for an image of the task; only the order and the time left depend on them.
 _COST = {"knn": 1.0, "few_shot": 1.5, "classifier": 0.5, "linear": 4.0, "linear_sgd": 40.0, "finetune": 200.0}
@@ -37,14 +40,18 @@ class Job:
     seed: int
     images: int
     """Images of the task, for the order of work."""
+    data: str = ""
+    """Tasks of the user's own: changes when their data does."""
+    images_key: str = ""
+    """The same for tasks that share their images, and so features."""
 
     @property
     def key(self) -> str:
         """Names the result's files: the same for the same work, whatever the model is called in another command."""
-        parts = [self.weights, self.task, self.task_version, self.protocol, self.protocol_hash, self.seed]
+        parts = [self.weights, self.task, self.task_version, self.protocol, self.protocol_hash, self.seed, self.data]
         digest = hashlib.sha256(json.dumps([self.model, *parts]).encode()).hexdigest()[:12]
-        name = "-".join((self.model, self.task, self.protocol, str(self.seed)))
-        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{digest}"
+        name = "-".join((self.model[:60], self.task[:60], self.protocol, str(self.seed)))
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name).lstrip('.')}-{digest}"
 
     @property
     def protocol_hash(self) -> str:
@@ -101,22 +108,22 @@ def _build(name: str, fields: Mapping[str, Any]) -> Any:
 
 def plan(
     models: Mapping[str, tuple[str, str]],
-    tasks: Mapping[str, tuple[int, int, bool]],
+    tasks: Mapping[str, "Task"],
     options: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> list[Job]:
     """All jobs, the longest first.
 
-    `models` gives spec and weights' hash by name; `tasks` version, number of images and whether it is for evaluation
-    alone, which leaves protocols out that would train on it.
+    `models` gives spec and weights' hash by name. Protocols that train are left out for tasks that only test.
     """
     assert set(options) <= set(PROTOCOLS)
     jobs = [
-        Job(model, spec, weights, task, version, name, options[name], seed, images)
+        Job(model, spec, weights, task.name, task.version, name, options[name], seed, task.images, *shared)
         for model, (spec, weights) in models.items()
-        for task, (version, images, evaluation_only) in tasks.items()
+        for task in tasks.values()
+        for shared in [(task.data, task.images_key)]
         for name in options
         for seed in seeds
-        if name == "classifier" or not evaluation_only
+        if name == "classifier" or not task.evaluation_only
     ]
     return sorted(jobs, key=lambda job: -job.cost)

@@ -138,7 +138,7 @@ class _Run:
 
 
 def _items(requests: Sequence[Request]) -> list[Item]:
-    """Jobs that work on features wait for one extraction for each model and task."""
+    """Jobs that work on features wait for one extraction for each model and set of images."""
     items: list[Item] = []
     extractions: dict[tuple[str, str], Item] = {}
     for request in requests:
@@ -147,7 +147,7 @@ def _items(requests: Sequence[Request]) -> list[Item]:
         if job.protocol not in FEATURES:
             items.append(item)
             continue
-        place = (job.weights, job.task)
+        place = (job.weights, job.images_key or job.task)
         if place not in extractions:
             extractions[place] = Item(replace(request, extraction=True), 0.0)
             items.append(extractions[place])

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from eval.task_layouts import ImageNet, Subset, image_number, real_labels, wordnet_ids
-from eval.task_origins import Files, Hub, Missing, Opened, Origin, Place, Split, stratified
+from eval.task_origins import Files, Hub, Missing, Opened, Origin, Place, Shapes, Split, stratified
 from eval.task_table import SUITES, TABLE, Metric
 from tt_ray.data.classes import some
 from tt_ray.data.source import Source
@@ -43,6 +43,8 @@ class Task:
     """How it is opened: the first that finds its files is taken."""
     place: Place
     """Where its files are."""
+    data: str = ""
+    """Tasks of the user's own: changes when their images or labels do."""
     subset: Subset | None = None
     """Evaluation-only sets: which of ImageNet's classes they have."""
 
@@ -55,6 +57,11 @@ class Task:
     def evaluation_only(self) -> bool:
         """Tests classifiers of ImageNet's 1000 classes; there is nothing to train on."""
         return "train" not in self.sizes
+
+    @property
+    def images_key(self) -> str:
+        """The same for tasks that differ in labels alone, and so share their features."""
+        return "shapes" if isinstance(self.origins[0], Shapes) else self.name
 
     @property
     def images(self) -> int:
@@ -179,7 +186,8 @@ def _from_table(name: str, root: str | Path | None, data_root: Path) -> Task:
         hubs = [origin for origin in origins if isinstance(origin, Hub)]
         copies = [Files(hub.splits, hub.image, hub.label, (name,)) for hub in hubs]
         origins = (*origins, *copies, Files(folders=(name,)))
-    return Task(name, line.version, line.classes, line.metric, line.citation, line.sizes, origins, place, line.subset)
+    about = (line.metric, line.citation, line.sizes)
+    return Task(name, line.version, line.classes, *about, origins, place, subset=line.subset)
 
 
 def folder_task(name: str, root: Path) -> Task:
@@ -269,15 +277,20 @@ def _own(name: str, origin: Files | Hub, place: Place, entry: Entry) -> Task:
     """Looks into the data for the sizes, so that later changes of it are noticed."""
     try:
         splits: Mapping[Split, str] = origin.names(place) if isinstance(origin, Files) else origin.splits
-        sources: dict[Split, Source] = {split: origin.open(split, place).source for split in splits}
+        opened: dict[Split, Opened] = {split: origin.open(split, place) for split in splits}
     except Missing as error:
         raise UserError(f"task {name}: {error}; {origin.help(place) or _LAYOUT}") from None
+    sources: dict[Split, Source] = {split: each.source for split, each in opened.items()}
     sizes: dict[Split, int] = {split: len(source) for split, source in sources.items()}
     empty = [split for split, size in sizes.items() if not size]
     if empty:
         raise UserError(f"task {name}: {place.root} has no images in {' and '.join(empty)}")
     classes = entry.classes or len(sources["train"].classes)
-    task = Task(name, entry.version, classes, entry.metric, entry.citation, sizes, (origin,), place)
+    digest = hashlib.sha256()
+    for each in opened.values():
+        digest.update(images_fingerprint(each).encode() + each.source.labels.tobytes())
+    about = (entry.metric, entry.citation, sizes)
+    task = Task(name, entry.version, classes, *about, (origin,), place, digest.hexdigest())
     for split, source in sources.items():
         task._check(source, split)
     return task

@@ -1,10 +1,17 @@
+from types import SimpleNamespace
+
 import pytest
 
 from eval.jobs import Job, plan, read_options
 from tt_ray.errors import UserError
 
 MODELS = {"base": ("a/run", "0" * 64), "text": ("b/run", "1" * 64)}
-TASKS = {"small": (1, 100, False), "large": (2, 5000, False), "only-test": (1, 10, True)}
+TASKS = {
+    name: SimpleNamespace(
+        name=name, version=1, images=images, evaluation_only=name == "only-test", data="", images_key=name
+    )
+    for name, images in (("small", 100), ("large", 5000), ("only-test", 10))
+}
 
 
 def jobs(**changes: object) -> list[Job]:
@@ -22,7 +29,7 @@ def test_every_combination_is_a_job_and_the_longest_come_first() -> None:
     assert {job.protocol for job in found if job.task == "only-test"} == {"classifier"}
 
 
-@pytest.mark.parametrize("field", ["model", "weights", "task", "task_version", "seed", "options"])
+@pytest.mark.parametrize("field", ["model", "weights", "task", "task_version", "seed", "options", "data"])
 def test_whatever_can_change_a_result_changes_its_key(field: str) -> None:
     job = next(job for job in jobs() if job.protocol == "knn")
     other = {
@@ -31,6 +38,7 @@ def test_whatever_can_change_a_result_changes_its_key(field: str) -> None:
         "task": "y",
         "task_version": 9,
         "seed": 7,
+        "data": "changed",
         "options": read_options(("knn",), ("knn.temperature=0.5",))["knn"],
     }[field]
     changed = Job(**{**vars(job), field: other})
@@ -41,6 +49,8 @@ def test_whatever_can_change_a_result_changes_its_key(field: str) -> None:
 def test_keys_name_files() -> None:
     (job, *_) = jobs(models={"a/b c": ("x", "0")})
     assert "/" not in job.key and " " not in job.key
+    (job, *_) = jobs(models={"." + 300 * "x": ("x", "0")})
+    assert not job.key.startswith(".") and len(job.key) < 200
 
 
 @pytest.mark.parametrize(

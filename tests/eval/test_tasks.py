@@ -18,7 +18,7 @@ from PIL import Image
 from eval.task_layouts import ClassFolders
 from eval.task_origins import Hub, Opened, Place, Split, Torchvision, stratified
 from eval.task_table import SUITES, TABLE
-from eval.tasks import Task, load_tasks, split_rows, tasks
+from eval.tasks import Task, folder_task, load_tasks, split_rows, tasks
 from tests.data.test_tables import encoded, write_mnist
 from tt_ray.errors import UserError
 
@@ -317,3 +317,16 @@ def test_own_mistakes(tmp_path: Path) -> None:
 def test_counts_of_the_builtin_suite_are_small() -> None:
     sizes = Counter({name: tasks([name])[name].images for name in SUITES["builtin"]})
     assert max(sizes.values()) <= 5120
+
+
+def test_changed_data_of_the_users_own_makes_another_task(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            for row in range(5):
+                file = tmp_path / split / label / f"{row}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (row, 0, 0)).save(file)
+    before = folder_task("own", tmp_path).data
+    assert folder_task("own", tmp_path).data == before
+    (tmp_path / "test" / "a" / "0.png").rename(tmp_path / "test" / "b" / "9.png")
+    assert folder_task("own", tmp_path).data != before
