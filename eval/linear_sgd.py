@@ -26,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 
 from eval.backbone import Backbone, Preprocessing
 from eval.features import Decoder
-from eval.finetune import joined
+from eval.finetune_data import joined
 from eval.metrics import expected_calibration_error, score
 from eval.protocol import EvalConfig, Result
 from eval.tasks import Task, split_rows
@@ -117,7 +117,6 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     if task.has_val:
         source = joined(source, task.open("val"))
     fit, val = split_rows(task, source.labels, count, config.seed)
-    torch.set_num_threads(config.threads)
     at_first = next(backbone.model.parameters()).device
     backbone.model.to(config.device)
     try:

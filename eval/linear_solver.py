@@ -148,6 +148,7 @@ class Pairs:
         self.shape, self.size = shape, size
         self.steps, self.changes = torch.empty(2, size, shape.numel(), device=device)
         self.products = np.zeros((size, size))
+        self._at_first = np.zeros(size)  # each pair's s'y when it was added
         self.order: list[int] = []  # slots, the oldest first
 
     def clear(self) -> None:
@@ -165,13 +166,24 @@ class Pairs:
         used = len(self.order)
         self.products[:used, slot] = multiply(self.steps[:used], y)[:, 0].cpu()
         self.products[slot, :used] = multiply(self.changes[:used], s)[:, 0].cpu()
+        self._at_first[slot] = self.products[slot, slot]
 
     def shift(self, change: float) -> None:
-        """Makes the pairs those of an objective whose penalty is `change` stronger."""
+        """Makes the pairs those of an objective whose penalty is `change` stronger.
+
+        Pairs that were the penalty's but for a ten-thousandth go: the rest is not much more than rounding errors.
+        """
         used = len(self.order)
         steps, changes = (part[:used].view(used, *self.shape) for part in (self.steps, self.changes))
         changes[:, :, :-1].add_(steps[:, :, :-1], alpha=change)
         self.products[:used, :used] = multiply(self.steps[:used], self.changes[:used].T).cpu()
+        good = [slot for slot in self.order if self.products[slot, slot] > 1e-4 * self._at_first[slot]]
+        if len(good) < used:  # they move to the first slots, by age
+            for place in (self.steps, self.changes):
+                place[: len(good)] = place[good]
+            self._at_first[: len(good)] = self._at_first[good]
+            self.products[: len(good), : len(good)] = self.products[np.ix_(good, good)]
+            self.order = list(range(len(good)))
 
     def solve(self, gradient: Tensor, precondition: Preconditioner) -> Tensor:
         """The inverse second derivatives, as far as they are known, times the gradient."""

@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from eval.linear_design import Design, moments, read_blocks
-from eval.linear_solver import Fit, Solver, line_search, predict
+from eval.linear_solver import Fit, Pairs, Solver, line_search, predict
 from tt_ray.errors import UserError
 
 STRENGTHS = (1e-5, 1e-3, 1e-2, 0.1, 1.0)
@@ -181,6 +181,39 @@ def test_line_searches_end_where_it_is_lower_and_flatter() -> None:
         slope = float((direction * start.gradient).sum())
         assert abs(float((direction * there.gradient).sum())) <= 0.9 * abs(slope)
     assert line_search(one.objective, start, start.gradient) is None
+
+
+def test_pairs_invert_a_quadratic_and_follow_its_penalty() -> None:
+    """As many pairs as dimensions, along conjugate directions, make L-BFGS exact."""
+    size = 6
+    root = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    curvature = root @ root.T + torch.eye(size)
+    _, vectors = torch.linalg.eigh(curvature)
+    shape = torch.Size((1, size + 1))
+    pairs = Pairs(shape, size + 1, torch.device("cpu"))
+    steps = torch.cat([torch.cat([vectors.T, torch.zeros(size, 1)], 1), torch.eye(size + 1)[-1:]])
+    full = torch.block_diag(curvature, torch.ones(1, 1))
+    for step in steps:
+        pairs.add(step[None], (full @ step)[None])
+    gradient = torch.arange(1.0, size + 2)[None]
+    identity: Any = torch.clone
+    torch.testing.assert_close(full @ pairs.solve(gradient, identity)[0], gradient[0], rtol=1e-3, atol=1e-3)
+    pairs.shift(2.0)
+    full[:-1, :-1] += 2 * torch.eye(size)
+    torch.testing.assert_close(full @ pairs.solve(gradient, identity)[0], gradient[0], rtol=1e-3, atol=1e-3)
+
+
+def test_pairs_that_were_all_penalty_are_forgotten() -> None:
+    pairs = Pairs(torch.Size((1, 4)), 3, torch.device("cpu"))
+    flat, steep = torch.eye(4)[:1], torch.eye(4)[1:2]
+    pairs.add(flat, 100 * flat)
+    pairs.add(steep, 150 * steep)
+    pairs.shift(-100.0)
+    assert pairs.order == [0] and torch.equal(pairs.steps[0], steep[0]) and torch.equal(pairs.changes[0], 50 * steep[0])
+    identity: Any = torch.clone
+    torch.testing.assert_close(pairs.solve(steep, identity), steep / 50)
+    pairs.add(flat, 2 * flat)
+    assert pairs.order == [0, 1]
 
 
 def test_blocks_are_the_rows_asked_for() -> None:
