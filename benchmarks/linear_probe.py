@@ -1,6 +1,6 @@
 """Claim: the linear probe takes at most 1/8 of scikit-learn's CPU time (1/5 at the largest size) to the same answer.
 
-    python -m benchmarks.linear_probe                # sizes A, B and F, about 20 minutes on one core
+    python -m benchmarks.linear_probe                # sizes A, B and F, about 8 minutes of CPU time
     python -m benchmarks.linear_probe --sizes L
 
 Both choose C on a fifth of the images, refit on all and test once, on the same features, standardised by the same
