@@ -134,12 +134,13 @@ def _pair(item: str) -> tuple[str, str]:
 
 def start(given: Arguments, jobs: Sequence[Job], display: Display) -> None:
     """Joins or starts Ray; raises UserError when no node can ever hold a job."""
-    from tt_ray.ray_train import join_ray
+    from tt_ray.ray_train import cluster_address, join_ray
 
     display.show("starting Ray", 0, 1)
     joined = join_ray()
     _check_cluster(given)
-    display.say(f"{len(jobs)} jobs on {'the Ray cluster' if joined else 'this machine'}, results in {given.out}")
+    place = f"the Ray cluster at {cluster_address()}" if joined else "this machine"
+    display.say(f"{len(jobs)} jobs on {place}, results in {given.out}")
 
 
 def run(given: Arguments, jobs: Sequence[Job], tasks: dict[str, Any], command: str) -> list[Answer]:

@@ -52,6 +52,7 @@ class Command:
         """Exit code, stdout and stderr."""
         self.monkeypatch.setattr(sys, "argv", ["prog", *arguments])
         self.monkeypatch.setattr(tt_ray.ray_train, "start_ray", lambda config: True)
+        self.monkeypatch.setattr(tt_ray.ray_train, "cluster_address", lambda: "host:1")
         nothing = lambda *_: pytest.fail("training has started")  # noqa: E731
         self.monkeypatch.setattr(tt_ray.ray_train, "train_on_ray", nothing)
         code = 0
@@ -79,7 +80,7 @@ def one_line(err: str) -> str:
 def last_line(err: str, run: Path) -> str:
     """The error of a run that had started and said so."""
     first, _, rest = err.partition("\n")
-    assert first == f"starting run {run}"
+    assert first == f"starting run {run} on the Ray cluster at host:1"
     return one_line(rest)
 
 
@@ -115,7 +116,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         (["shapes_basline"], ["no recipe 'shapes_basline'", "did you mean shapes_baseline"]),
         (["cifar.yaml"], ["cannot read cifar.yaml", "No such file"]),
-        (["--data.rot", "x"], ["no option --data.rot", "did you mean data.root"]),
+        (["--data.rot", "x"], ["no option --data.rot", "did you mean --data.root"]),
         (["--lr", "1"], ["no option --lr", "optim.lr"]),
         (["--text.loss", "clop"], ["text.loss is 'clop'", "'clip'"]),
         (["--text.schedule", "lim"], ["text.schedule", "'lim'", "lin"]),

@@ -160,7 +160,7 @@ def _check_names(arguments: list[str]) -> None:
         name = argument[2:].split("=")[0]
         known = name.replace("-", "_") in paths or name.startswith("model.kwargs.")
         if argument.startswith("--") and not known:
-            raise UserError(f"no option {argument}; {nearest(name, paths)}")
+            raise UserError(f"no option {argument}; {nearest(name, paths, '--')}")
 
 
 def _raise_wrong_value(base: Config, arguments: list[str]) -> None:

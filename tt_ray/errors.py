@@ -28,11 +28,14 @@ class Stopped(RuntimeError):
         self.code = code
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Ends an error about an unknown name: the closest known names, or all of them when none is close."""
+def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """Ends an error about an unknown name: the closest known names, or all of them when none is close.
+
+    `prefix` goes before each name that is shown, as -- before options.
+    """
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     tail = [path for path in known if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     if close or tail:
-        return f"did you mean {' or '.join(dict.fromkeys([*tail, *close]))}?"
-    return f"known: {', '.join(known)}"
+        return f"did you mean {' or '.join(prefix + each for each in dict.fromkeys([*tail, *close]))}?"
+    return f"known: {', '.join(prefix + each for each in known)}"

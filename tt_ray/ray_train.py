@@ -67,6 +67,13 @@ def join_ray() -> bool:
     return node is None or not node.is_head()
 
 
+def cluster_address() -> str:
+    """Host and port of the cluster that this process has joined."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def _warm_up() -> None:
     """Starts an actor that Ray Train would otherwise wait for later on."""
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         return
     with Display() as display:
         resumes = check_run(config)
-        from tt_ray.ray_train import start_ray, train_on_ray
+        from tt_ray.ray_train import cluster_address, start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
         with ThreadPoolExecutor(1) as pool:
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> None:
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
             _try_model(config, classes)
-        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}")
+        where = f" on the Ray cluster at {cluster_address()}" if joined else ""
+        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}")
         start_run(config)
         mailbox = Mailbox(uuid.uuid4().hex)
         ask = partial(mailbox.put, "request", "stop")
