@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
+from eval.__main__ import main
 from eval.results import finished_keys, read_predictions, read_rows
 from tests.toy import run_toy, toy_config
+from tt_ray.errors import UserError
 
 _LIMIT_S = 300
 
@@ -132,7 +135,7 @@ def test_a_failed_job_is_a_row_with_its_reason_and_the_others_go_on(
         (["--cpus-per-job", "4096"], "the largest node has"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(changes: list[str], text: str, tmp_path: Path) -> None:
+def test_mistakes_are_told_and_leave_nothing(changes: list[str], text: str, tmp_path: Path) -> None:
     defaults = {
         "--models": ["a=random:test_vit"],
         "--tasks": ["digits"],
@@ -140,8 +143,16 @@ def test_mistakes_are_one_line_and_leave_nothing(changes: list[str], text: str, 
         "--out": [str(tmp_path / "out")],
     }
     given = defaults | {changes[0]: changes[1:]}
-    answer = give(*(word for option, words in given.items() for word in (option, *words)))
-    assert answer.returncode == 2, answer.stderr
-    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
-    assert text in line and "Traceback" not in answer.stderr
+    try:
+        with pytest.raises(UserError) as error:
+            main([word for option, words in given.items() for word in (option, *words)])
+    finally:
+        ray.shutdown()
+    assert text in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_one_line(tmp_path: Path) -> None:
+    answer = give("--models", "a=random:test_vit", "--tasks", "digitz", "--out", tmp_path / "out")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: no task 'digitz'")
