@@ -80,7 +80,7 @@ def one_line(err: str) -> str:
 def last_line(err: str, run: Path) -> str:
     """The error of a run that had started and said so."""
     first, _, rest = err.partition("\n")
-    assert first == f"starting run {run} on the Ray cluster at host:1"
+    assert first == f"starting run {run}"
     return one_line(rest)
 
 

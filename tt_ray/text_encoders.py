@@ -127,7 +127,7 @@ def _batches(order: npt.NDArray[np.int64], lengths: list[int], batch_size: int) 
     if batch_size:
         return np.split(order, range(batch_size, len(order), batch_size))
     starts = [0]
-    for position, length in enumerate(lengths):
+    for position in range(len(lengths)):
         if (position + 1 - starts[-1]) * lengths[starts[-1]] > _CPU_TOKENS and position > starts[-1]:
             starts.append(position)
     return np.split(order, starts[1:])
