@@ -70,8 +70,9 @@ def use_store(path: Path, images: pa.StringArray, batch: int) -> tuple[dict[str,
     rng = np.random.default_rng(1)
     wanted = images.take(pa.array(rng.permutation(len(images))))
     began = time.perf_counter()
-    index = store.rows_of(wanted)
+    index = store.rows_of(wanted).astype(np.int32)  # as training keeps it
     seconds["join"] = time.perf_counter() - began
+    del wanted
     read = [store.embeddings[rows].astype(np.float32).sum() for rows in _batches(rng, len(store), batch)]
     times = _times(lambda rows: store.embeddings[index[rows]].astype(np.float32), rng, len(index), batch)
     seconds["batch"] = median(times)
@@ -124,6 +125,7 @@ def reader(side: str, path: Path, images: int, batch: int, barrier: Barrier, ans
     """One process: what it took, in seconds, and by how many bytes it grew, while all others hold theirs as well."""
     use = use_store if side == STORE else use_zip
     wanted = image_ids(images)  # training has them anyway
+    pa.default_memory_pool().release_unused()
     before = memory()
     seconds, held = use(path, wanted, batch)
     barrier.wait()

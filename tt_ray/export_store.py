@@ -37,12 +37,12 @@ def export_dataset(store: EmbeddingStore, out: Path, show: Show) -> int:
     if out.exists():
         raise UserError(f"{out} exists already: give another --out")
     per_file = max(_FILE_BYTES // (store.dim * store.embeddings.itemsize), 1)
-    files = -(-len(store) // per_file)
+    files, ids = -(-len(store) // per_file), store.ids
     with disk_problems(out), new_folder(out) as folder:
         (folder / "data").mkdir()
         for number in range(files):
             rows = range(number * per_file, min((number + 1) * per_file, len(store)))
-            _write(store, rows, folder / "data" / f"train-{number:05d}-of-{files:05d}.parquet")
+            _write(store, ids, rows, folder / "data" / f"train-{number:05d}-of-{files:05d}.parquet")
             show("embeddings exported", rows.stop, len(store))
         encoder = store.manifest["encoder"]
         (folder / ABOUT).write_text(json.dumps(encoder, indent=2) + "\n")
@@ -53,7 +53,7 @@ def export_dataset(store: EmbeddingStore, out: Path, show: Show) -> int:
     return files
 
 
-def _write(store: EmbeddingStore, rows: range, file: Path) -> None:
+def _write(store: EmbeddingStore, ids: pa.StringArray, rows: range, file: Path) -> None:
     kind = pa.list_(pa.from_numpy_dtype(store.embeddings.dtype), store.dim)
     schema = pa.schema([("image_id", pa.string()), ("embedding", kind)])
     # Embeddings hardly repeat and hardly compress: both would only cost time.
@@ -61,4 +61,4 @@ def _write(store: EmbeddingStore, rows: range, file: Path) -> None:
         for start in range(rows.start, rows.stop, _BLOCK):
             block = store.embeddings[start : min(start + _BLOCK, rows.stop)]
             values = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=kind)
-            writer.write_table(pa.table([store.ids.slice(start, len(block)), values], schema=schema))
+            writer.write_table(pa.table([ids.slice(start, len(block)), values], schema=schema))

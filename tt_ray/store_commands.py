@@ -177,10 +177,11 @@ def _neighbours(
     if examples < 1:
         return []
     queries = np.linspace(0, len(sample.rows) - 1, examples).astype(np.int64)
+    ids = store.ids
     found, cosines = nearest(sample.units, sample.groups, queries, min(3, len(sample.rows) - 1))
 
     def name(row: int) -> str:
-        image = store.ids[int(sample.rows[row])].as_py()
+        image = ids[int(sample.rows[row])].as_py()
         at = texts[0].index(image).as_py() if texts else -1
         return f"{image}: {texts[1][at].as_py()}" if texts and at >= 0 else image
 
