@@ -134,7 +134,7 @@ def cluster(run: Command, nodes: int) -> Iterator[Any]:
     # It lives on this machine, for a minute, and its processes are found like the command's.
     settings = {"RAY_AUTH_MODE": "disabled", _MARK: run.mark}
     os.environ |= settings
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": None})
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)

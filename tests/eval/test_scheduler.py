@@ -113,7 +113,7 @@ def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": None})
     try:
         lost = nodes.add_node(num_cpus=1)
         ray.init(address=nodes.address, log_to_driver=False)
