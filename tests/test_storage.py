@@ -13,13 +13,15 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from tests.test_train_command import LONG, TOY, Started, run, steps, wait_until
+from tests.test_train_command import LONG, TOY, Started, run, run_here, steps, wait_until
 from tests.toy import largest_difference, run_toy, toy_config, weights
+from tt_ray.cli import read_config
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import open_source
 from tt_ray.errors import UserError
 from tt_ray.keeper import Keeper
 from tt_ray.logbook import read_rows
+from tt_ray.prepare import find_store, open_images
 from tt_ray.run_folder import check_run, read_result
 from tt_ray.storage import Storage, local_root
 
@@ -188,6 +190,8 @@ def test_the_command_killed_on_one_machine_ends_on_another(
     assert again.code == 0, again.err
     assert again.err.startswith("going on with run s3://bucket/runs/moved")
     assert steps(again.config) == list(range(240))
-    undisturbed = run([*arguments, "--run.storage", str(tmp_path / "plain")])
-    assert largest_difference(weights(again.config), weights(undisturbed.config)) == 0
-    assert read_result(again.config.run_dir)["top1"] == read_result(undisturbed.config.run_dir)["top1"]
+    plain = [*arguments, "--run.storage", str(tmp_path / "plain")]
+    config = read_config(plain, "prog")
+    undisturbed = run_here(plain, find_store(config, open_images(config)[0]), "moved")
+    assert largest_difference(weights(again.config), weights(undisturbed)) == 0
+    assert read_result(again.config.run_dir)["top1"] == read_result(undisturbed.run_dir)["top1"]

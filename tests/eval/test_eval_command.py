@@ -81,7 +81,7 @@ def test_it_evaluates_and_does_only_what_is_missing_when_given_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_it_loses_at_most_what_was_in_flight(
     number: signal.Signals, run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
