@@ -5,7 +5,8 @@
 
 Learning rates are chosen on TUNING_SEED and other validation images than those that are reported: other shapes, or a
 fifth of the emoji of the training split; the grid grows by factors of 2 until the best rate is inside it. Controls
-take TextTeacher's rate, and fewer seeds. Rows go to OUT one by one; running again does what is missing.
+take TextTeacher's rate, and fewer seeds. Rows go to OUT one by one; running again does what is missing. Rows of other
+settings (--set) need another OUT.
 """
 
 import argparse
@@ -131,8 +132,8 @@ def _tuning_split(root: Path, folder: Path) -> Path:
 
 def run_all(jobs: list[tuple[Config, dict[str, Any]]], out: Path, workers: int, probes: bool) -> Iterator[None]:
     """Runs what has no row yet, `workers` at a time, and appends rows."""
-    done = {tuple(row[key] for key in ("arm", "rate", "seed")) for row in read(out)}
-    todo = [(config, key) for config, key in jobs if tuple(key.values()) not in done]
+    rows = read(out)
+    todo = [(config, key) for config, key in jobs if not any(key.items() <= row.items() for row in rows)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run, config, probes): key for config, key in todo}
         for future in as_completed(futures):
@@ -213,16 +214,16 @@ def main() -> None:
     study, arms = STUDIES[given.study], given.arms or list(STUDIES[given.study].arms)
     extra: Overrides = {"data.root": given.root, **dict(given.set)}
     out = given.out or Path(__file__).parent / "results" / f"{given.study}.jsonl"
+    also = {"set": dict(given.set)} if given.set else {}
+    if others := [row for row in read(out) if row.get("set", {}) != dict(given.set)]:
+        parser.error(f"{out} holds rows with --set {others[0].get('set', {})}: give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the runs, scikit-learn's too
     with tempfile.TemporaryDirectory() as folder:
 
         def jobs(pairs: list[tuple[str, float]], seeds: list[int]) -> list[tuple[Config, dict[str, Any]]]:
-            return [
-                (configure(study, arm, rate, seed, extra, Path(folder)), {"arm": arm, "rate": rate, "seed": seed})
-                for seed in seeds
-                for arm, rate in pairs
-            ]
+            keys = [{"arm": arm, "rate": rate, "seed": seed} for seed in seeds for arm, rate in pairs]
+            return [(configure(study, **key, extra=extra, storage=Path(folder)), {**key, **also}) for key in keys]
 
         grid = [(arm, rate) for arm in _TUNED for rate in given.rates]
         while grid:

@@ -7,8 +7,7 @@ import shlex
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +29,7 @@ from tt_ray.cli import read_arguments, run_command
 from tt_ray.errors import Stopped, UserError
 from tt_ray.progress import Display
 from tt_ray.storage import is_uri
+from tt_ray.train import stop_on_signals
 
 _PACKAGES = ("tt-ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "datasets", "ray", "pillow")
 
@@ -152,7 +152,7 @@ def run(given: Arguments, jobs: Sequence[Job], tasks: dict[str, Any], command: s
     base = EvalConfig(None, cache, 0, device, given.cpus_per_job, given.batch_size, given.num_loaders)
     about: dict[str, str] = {"versions": json.dumps(_versions()), "command": command}
     failures: list[Answer] = []
-    with Board(list(jobs), Display()) as board, signals(signal.SIGINT, signal.SIGTERM) as came:
+    with Board(list(jobs), Display()) as board, stop_on_signals(lambda: None, signal.SIGINT, signal.SIGTERM) as came:
 
         def ended(job: Job, answer: Answer) -> None:
             metric = tasks[job.task].metric
@@ -184,24 +184,6 @@ def _check_cluster(given: Arguments) -> None:
             f"a job wants {given.cpus_per_job} CPUs and {given.gpus_per_job:g} GPUs, but the largest node has "
             f"{most['CPU']:g} CPUs and {most['GPU']:g} GPUs: give lower --cpus-per-job or --gpus-per-job"
         )
-
-
-@contextmanager
-def signals(*numbers: signal.Signals) -> Iterator[list[int]]:
-    """What came of Ctrl-C and SIGTERM; a second one ends the command at once."""
-    came: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write(out: Path, job: Job, metric: str, answer: Answer, about: dict[str, str]) -> None:

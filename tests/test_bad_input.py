@@ -473,6 +473,16 @@ def test_unreadable_images_are_left_out_and_counted(command: Command) -> None:
     assert "on 3 validation images" in out
 
 
+def test_labels_of_images_are_kept_and_noise_is_told_at_the_start(command: Command) -> None:
+    without_ray(command)
+    code, out, err = command.run([*command.baseline, "--train.epochs", "1"])
+    assert code == 0 and "replaced" not in out and "label_noise" not in err
+    asked = ["--data.label_noise", "0.5", "--run.name", "noisy"]
+    code, out, err = command.run([*command.baseline, "--train.epochs", "1", *asked])
+    assert code == 0 and "6 of 12 training labels were replaced" in out
+    assert err.splitlines()[0].endswith("noisy; 0.5 of its training labels are made wrong (data.label_noise)")
+
+
 def test_what_the_join_leaves_out_is_counted(command: Command) -> None:
     without_ray(command)
     embed(command.store, [*TRAINING[:8], *(f"emu/{number}.png" for number in range(6))])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import embedding_store, loop_efficiency, ray_overhead, start_up, step_cost
+from benchmarks import embedding_store, loop_efficiency, ray_overhead, start_up, step_cost, what_text_buys
 from tt_ray.config import Config
 
 _TOY = {
@@ -74,6 +74,20 @@ def test_embedding_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for what in ("open (s)", "join (s)", "batch of 512 (ms)", "memory of 2 processes, pss (GB)"):
         assert math.isfinite(result[what]["ratio"]["median"]) and result[what]["ratio"]["median"] > 0
     assert "| open (s) | " in capsys.readouterr().out
+
+
+def test_rows_of_other_settings_are_not_taken_for_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    full = ["--set", "data.shapes.caption", "full"]
+    for given, there in ((full, {}), ([], {"set": {"data.shapes.caption": "full"}})):
+        out.write_text(json.dumps({"arm": "baseline", "rate": 0.001, "seed": 0, "top1": 1.0, **there}) + "\n")
+        monkeypatch.setattr("sys.argv", ["what_text_buys", "shapes-noise", "--out", str(out), *given])
+        monkeypatch.setattr(what_text_buys, "run_all", lambda *_, **__: pytest.fail("runs were started"))
+        with pytest.raises(SystemExit, match="2"):
+            what_text_buys.main()
+        assert "give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.slow

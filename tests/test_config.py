@@ -67,6 +67,12 @@ def test_yaml_mistakes_are_one_line_with_file_and_path(text: str, parts: list[st
         assert part in str(error.value)
 
 
+def test_yaml_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("run: {storage: läufe}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"c\.yaml is not YAML: .*utf-8"):
+        Config.from_yaml(tmp_path / "c.yaml")
+
+
 def test_exponents_in_arguments_of_the_model_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {kwargs: {init_values: 1e-4}}\n")
     assert Config.from_yaml(tmp_path / "c.yaml").model.kwargs == {"init_values": 1e-4}
@@ -109,6 +115,9 @@ def test_override_changes_one_path_of_a_new_tree(path: str, value: object) -> No
         ("optim.lr", None, ["optim.lr", "None"]),
         ("optim.lr", -1e-3, ["optim.lr", "between 0"]),
         ("data.mean", [0.5, 0.5], ["data.mean"]),
+        ("data.mean", [0.5, float("nan"), 0.5], ["data.mean is", "all must be between"]),
+        ("data.std", [0.5, 0.5, 0.0], ["data.std is", "between"]),
+        ("data.std", [float("inf"), 0.5, 0.5], ["data.std is", "between"]),
         ("text.loss", "triplet", ["text.loss", "'triplet'", *map(repr, ALIGNMENT_LOSSES)]),
         ("text.schedule", "cosine", ["text.schedule", "cos"]),
         ("train.epochs", 2.5, ["train.epochs", "2.5"]),

@@ -217,6 +217,50 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
     assert not (config.run_dir / "result.json").exists()
 
 
+@pytest.mark.parametrize("bad", [7, 11], ids=["at a checkpoint", "at the end"])
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(
+    bad: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, "shapes_baseline", run__checkpoint_every=4)
+    original = Trainer._backward
+
+    def poisoned(self: Trainer, *arguments: Any) -> torch.Tensor:
+        parts = original(self, *arguments)
+        if arguments[-1] == bad:
+            weight = next(self.model.parameters())
+            assert weight.grad is not None
+            weight.grad.view(-1)[0] = float("inf")
+        return parts
+
+    monkeypatch.setattr(Trainer, "_backward", poisoned)
+    with pytest.raises(NonFiniteLoss, match=rf"gradient is not finite at step {bad} .*step-0000000{bad - 3}$"):
+        run_toy(config)
+    assert all(value.isfinite().all() for value in weights(config).values())
+    assert not (config.run_dir / "export").exists() and not (config.run_dir / "result.json").exists()
+
+
+@pytest.mark.parametrize(("bad", "what"), [(7, r"weights \(.+\) are"), (11, "the validation loss is")])
+def test_weights_that_overflow_are_neither_kept_nor_exported(
+    bad: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a learning rate without measure, after a loss and a gradient that were finite."""
+    config = toy_config(tmp_path, "shapes_baseline", run__checkpoint_every=4)
+    original = Trainer.step
+
+    def overflowing(self: Trainer, batch: Any, step: int) -> torch.Tensor:
+        columns = original(self, batch, step)
+        if step == bad:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(float("inf"))
+        return columns
+
+    monkeypatch.setattr(Trainer, "step", overflowing)
+    with pytest.raises(NonFiniteLoss, match=rf"^{what} not finite after step {bad}; .*step-0000000{bad - 3}$"):
+        run_toy(config)
+    assert all(value.isfinite().all() for value in weights(config).values())
+    assert not (config.run_dir / "export").exists() and not (config.run_dir / "result.json").exists()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -232,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
     ],
     ids=lambda settings: next(iter(settings.values())),
 )
-def test_settings_train_and_learn_something(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_settings_train_to_the_end_and_are_exported(tmp_path: Path, settings: dict[str, Any]) -> None:
     config = toy_config(tmp_path, **settings)
     result = run_toy(config)
     rows = [row for row in read_rows(config.run_dir / "metrics.jsonl") if row["kind"] == "step"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.toy import DIM, toy_config
-from tt_ray.embeddings import open_store
+from tt_ray.embeddings import open_store, write_store
 from tt_ray.errors import UserError
 from tt_ray.prepare import find_store, open_data, open_images
 
@@ -51,6 +51,17 @@ def test_label_noise_is_exact_and_spares_validation_and_text(tmp_path: Path) -> 
     rows = np.arange(48)
     assert before.targets is not None and after.targets is not None
     assert (before.targets[rows] == after.targets[rows]).all() and after.targets.dim == DIM
+
+
+def test_images_without_an_embedding_change_no_label_of_the_others(tmp_path: Path) -> None:
+    taught = toy_config(tmp_path, data__label_noise=0.5, text__max_missing=0.7)
+    ids = open_images(taught)[0].ids[::3]
+    rows = np.zeros((len(ids), DIM), np.float32)
+    write_store(tmp_path / "some", ids, [rows], len(ids), DIM, "float32", {"id": "random", "revision": "0"})
+    some, every = open_data(taught, tmp_path / "some"), open_data(taught.override("text.weight", 0.0), None)
+    assert len(some.train) == 16 and some.train.ids.equals(ids)
+    assert (some.train.labels == every.train.labels[::3]).all()
+    assert (every.train.labels != open_images(taught)[0].labels).sum() == 24
 
 
 def test_random_class_vectors_follow_the_clean_label(tmp_path: Path) -> None:

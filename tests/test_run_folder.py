@@ -80,6 +80,14 @@ def test_how_it_runs_may_change(path: str, value: object, tmp_path: Path) -> Non
     assert check_run(_config(tmp_path, **{path: value}))
 
 
+@pytest.mark.parametrize("drops", [{"model__drop_path": 0.1}, {"model__kwargs": {"attn_drop_rate": 0.1}}])
+def test_parts_of_a_batch_may_not_change_where_each_draws_its_own(drops: dict[str, object], tmp_path: Path) -> None:
+    start_run(_config(tmp_path, **drops))
+    assert check_run(_config(tmp_path, **drops, run__num_workers=2))
+    with pytest.raises(UserError, match=r"train\.max_batch_per_worker 0 \(now 4\)"):
+        check_run(_config(tmp_path, **drops, train__max_batch_per_worker=4))
+
+
 def test_many_changes_name_the_first(tmp_path: Path) -> None:
     start_run(_config(tmp_path))
     changed = _config(tmp_path, optim__lr=0.5, train__epochs=3)

@@ -254,7 +254,7 @@ def test_a_run_that_is_told_to_stop_has_a_checkpoint(uninterrupted: Config, stor
     arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "stopped"]
     with Started(arguments) as started:
         started.wait_for_steps(40)
-        started.process.send_signal(signal.SIGTERM)
+        os.killpg(started.process.pid, signal.SIGTERM)  # as timeout, service managers and (SIGINT) terminals do
         out, err = started.process.communicate(timeout=60)
     assert (started.process.returncode, out) == (128 + signal.SIGTERM, "")
     (done,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command goes on$", err, re.MULTILINE)

@@ -89,6 +89,11 @@ class Snapshot:
     optimizer: dict[str, Any]
     """What of the optimiser is no tensor."""
 
+    def not_finite(self) -> str:
+        """Name of the first weight that is infinite or NaN somewhere; empty when there is none."""
+        weights = [*self.tensors["model"].items(), *self.tensors.get("ema", {}).items()]
+        return next((name for name, weight in weights if not weight.isfinite().all()), "")
+
 
 def snapshot(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> Snapshot:
     """Copies the state; where it is sharded every worker must call, and each gets the whole."""

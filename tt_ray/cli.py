@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,11 +64,14 @@ def read_config(arguments: list[str], prog: str) -> Config:
     import tyro
 
     named = bool(arguments) and not arguments[0].startswith("-")
-    base = _base(arguments[0] if named else "shapes_textteacher")
+    name = arguments[0] if named else "shapes_textteacher"
+    base = _base(name)
     rest = _split_equals(arguments[named:])
     if not {"-h", "--help"} & set(rest):
         _check_names(rest)
     base, rest = _take_kwargs(base, rest)
+    if name in RECIPES:
+        base = _keep_own_labels(base, rest)
     rest = _as_tyro(rest)
     parser = tyro.conf.configure(tyro.conf.FlagConversionOff)(Config)
     description = f"{prog} [RECIPE | FILE.yaml] [--dotted.path value ...]\n\nRecipes: {', '.join(RECIPES)}."
@@ -129,6 +133,13 @@ def _take_kwargs(base: Config, arguments: list[str]) -> tuple[Config, list[str]]
     added = {key: _literal(value) for key, value in zip(keys, values, strict=True)}
     base = base.override("model.kwargs", {**base.model.kwargs, **added})
     return base, arguments[: start - 1] + arguments[stop:]
+
+
+def _keep_own_labels(recipe: Config, arguments: list[str]) -> Config:
+    """A recipe's label noise is for the data that it names: labels of another `--data.source` are taken as they are."""
+    sources = [value for option, value in pairwise(arguments) if option == "--data.source"]
+    own = bool(sources) and sources[-1] != recipe.data.source
+    return recipe.override("data.label_noise", 0.0) if own else recipe
 
 
 def _literal(text: str) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -84,7 +85,7 @@ class DataConfig:
     repeats: int = 1
     """Repeated augmentation: copies of an image in a batch, each augmented on its own; an epoch keeps its length."""
     label_noise: float = 0.0
-    """Share of training images whose label is replaced by another class, fixed by image id."""
+    """Share of training images whose label is replaced by another class, fixed by image id and train.seed."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable image: stop and name it, or leave it out and count it."""
     cache_gb: float = 1.0
@@ -199,7 +200,7 @@ class TrainConfig:
     batch_size: int = 64
     """Images per step, over all workers."""
     max_batch_per_worker: int = 0
-    """Images that a worker's memory holds; a larger share is run in parts whose gradients add up; 0 is no limit."""
+    """Images that a worker holds; a larger share runs in parts, each with dropout of its own; 0 is no limit."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and mixing."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -268,8 +269,9 @@ class Config:
             value = self.get(path)
             if not low <= value <= high:
                 raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
-        if min(self.data.std) <= 0:
-            raise UserError(f"data.std is {self.data.std}, but all must be above 0")
+        for path, low in (("data.mean", -inf), ("data.std", 0)):
+            if not all(low < value < inf for value in self.get(path)):
+                raise UserError(f"{path} is {self.get(path)}, but all must be between {low:g} and inf")
         build_schedule(self.text.schedule, self.text.weight, self.train.epochs)
         if self.run.strategy == "fsdp" and self.train.precision == "fp16":
             raise UserError("run.strategy fsdp does not scale fp16's losses: give --train.precision bf16")
@@ -353,8 +355,8 @@ class Config:
     def from_yaml(cls, path: Path) -> Self:
         """Reads a YAML file; fields that it leaves out have their defaults."""
         try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None

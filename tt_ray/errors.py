@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or NaN: says at which step, from which part, and where the last good state is."""
+    """Loss, gradient or weights became infinite or NaN: says at which step, and where the last good state is."""
 
 
 class Interrupted(RuntimeError):

@@ -218,8 +218,8 @@ class Trainer:
         read = self.recorder.read([*(requested == request for request in REQUESTS), bool(problem)])
         if read is None:
             return ""
-        if bad := read.not_finite():
-            raise NonFiniteLoss(f"the loss is not finite at {bad}; {self.keeper.last_good()}")
+        if bad := read.not_finite(self.scaler.is_enabled()):
+            raise NonFiniteLoss(f"{bad}; {self.keeper.last_good()}")
         if read.flags[-1]:
             raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.keeper.last_good()}")
         if book is not None:
@@ -248,6 +248,8 @@ class Trainer:
         start = time.perf_counter()
         model = self.model if self.ema is None else self.ema.module
         self.scores = validate(model, held_out, self.config, self.context.device, self.autocast())
+        if last and not math.isfinite(self.scores["val_loss"]):
+            raise NonFiniteLoss(f"the validation loss is not finite after step {done - 1}; {self.keeper.last_good()}")
         if book is not None:
             book.validation({"step": done, "epoch": epoch, **self.scores})
         self.recorder.watch.skip(time.perf_counter() - start)
@@ -256,6 +258,8 @@ class Trainer:
         """Copies the state; worker 0 writes it while training goes on, and validates it elsewhere if it should."""
         self.keeper.wait()
         state = snapshot(self.model, self.optimizer, self.ema and self.ema.module)
+        if bad := state.not_finite():  # the last update may have overflowed, by a learning rate without measure
+            raise NonFiniteLoss(f"weights ({bad}) are not finite after step {done - 1}; {self.keeper.last_good()}")
         if book is None:
             return
         book.flush()

@@ -84,10 +84,14 @@ def _counter(show: Show | None, of: int) -> Callable[[int], None] | None:
 
 
 def join(config: Config, train: Source, val: Source, store: EmbeddingStore | None, notes: list[str]) -> Data:
-    """Joins images and embeddings by id, then replaces labels: captions go on describing the image."""
-    targets = None
+    """Joins images and embeddings by id, and replaces labels: captions go on describing the image.
+
+    Labels are replaced before the join: what it leaves out changes none of the others.
+    """
+    targets, labels = None, train.labels
+    train = _spoil_labels(config, train, notes)
     if store is not None:
-        targets, missing = build_targets(store, train, train.labels, config)
+        targets, missing = build_targets(store, train, labels, config)
         if missing.images:
             shown = ", ".join(missing.image_ids)
             notes.append(f"{missing.images} training images without an embedding were left out: {shown}")
@@ -95,12 +99,17 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
         if missing.embeddings:
             shown = ", ".join(missing.embedding_ids)
             notes.append(f"{missing.embeddings} embeddings have no training image: {shown}")
-    if config.data.label_noise:
-        ids = train.ids.to_pylist()
-        noisy = replace_labels(train.labels, ids, len(train.classes), config.data.label_noise, config.train.seed)
-        notes.append(f"{int((noisy != train.labels).sum())} of {len(train)} training labels were replaced at random")
-        train = replace(train, labels=noisy)
     return Data(train, val, targets, tuple(notes))
+
+
+def _spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
+    """Replaces labels."""
+    if not config.data.label_noise:
+        return train
+    ids = train.ids.to_pylist()
+    noisy = replace_labels(train.labels, ids, len(train.classes), config.data.label_noise, config.train.seed)
+    notes.append(f"{int((noisy != train.labels).sum())} of {len(train)} training labels were replaced at random")
+    return replace(train, labels=noisy)
 
 
 def find_store(

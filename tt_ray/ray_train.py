@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,9 @@ def join_ray() -> bool:
 
     if not ray.is_initialized():
         try:
-            # A Ray that ends with the command needs no dashboard: eleven processes less, which start and run beside it.
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            with _apart_from_signals():
+                # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except ConnectionError as error:
             raise UserError(
                 f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS', '')} ({_one_line(error)}): "
@@ -67,6 +70,26 @@ def join_ray() -> bool:
     worker._worker_logs_enabled = False
     node = worker._global_node
     return node is None or not node.is_head()
+
+
+@contextmanager
+def _apart_from_signals() -> Iterator[None]:
+    """Ray's processes, and so all that they start, begin a session of their own.
+
+    Signals to the command's process group, as of `timeout` and Ctrl-C, so reach the command alone, which has a
+    checkpoint taken first.
+    They die with the command all the same: the kernel kills them when it ends, which Ray calls fate sharing. Where the
+    kernel is not Linux, Ray ends them by their group instead, and they must stay in it.
+    """
+    from ray._private import services, utils
+
+    popen = services.ConsolePopen
+    apart = bool(utils.detect_fate_sharing_support())
+    services.ConsolePopen = partial(popen, start_new_session=apart)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def cluster_address() -> str:

@@ -11,7 +11,8 @@ def shapes_textteacher() -> Config:
 
     python -m tt_ray.train
     Two CPU cores, about two minutes. What it gains over shapes_baseline: README, "What the text buys". With
-    --data.label_noise 0 the labels are clean. No flips: captions tell left from right.
+    --data.label_noise 0 the labels are clean, as those of any other --data.source are. No flips: captions tell left
+    from right.
     """
     return Config(
         data=DataConfig(augment="crop", label_noise=0.5),

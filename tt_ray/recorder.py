@@ -27,11 +27,17 @@ class Read(NamedTuple):
     flags: list[bool]
     """Whether any worker has raised its flag, one by one."""
 
-    def not_finite(self) -> str | None:
-        """The first step whose loss is not finite, with its parts."""
+    def not_finite(self, scaled: bool) -> str | None:
+        """What is not finite, the loss or the gradient, at the first such step, with the parts of its loss.
+
+        `scaled`: fp16's scaler leaves out steps whose gradient is not finite, so those do no harm.
+        """
+        checked = {"loss": "loss"} if scaled else {"loss": "loss", "grad_norm": "gradient"}
         for step, row in enumerate(self.rows, self.first):
-            if not math.isfinite(row["loss"]):
-                return f"step {step} ({', '.join(f'{name} {row[name]:g}' for name in STEP_COLUMNS)})"
+            for column, name in checked.items():
+                if not math.isfinite(row[column]):
+                    parts = ", ".join(f"{part} {row[part]:g}" for part in STEP_COLUMNS)
+                    return f"the {name} is not finite at step {step} ({parts})"
         return None
 
 

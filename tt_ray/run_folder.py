@@ -19,8 +19,8 @@ _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EISDIR, errno.ENOTDIR),
 }
-# May differ when a run goes on: where and how fast it runs, not what it computes.
-_FREE = ("run.", "data.num_loaders", "data.cache_gb", "train.max_batch_per_worker", "train.compile")
+# May differ when a run goes on: where and how fast it runs, not what it computes (but for batch-norm statistics).
+_FREE = ("run.", "data.num_loaders", "data.cache_gb", _PARTS := "train.max_batch_per_worker", "train.compile")
 
 
 def check_run(config: Config) -> bool:
@@ -50,13 +50,20 @@ def check_run(config: Config) -> bool:
             raise UserError(f"{folder} is not a run of tt-ray and not empty: give another --run.name or --run.storage")
         return False
     before = Config.from_yaml(folder / "config.yaml")
-    changed = [path for path in Config.paths() if not path.startswith(_FREE) and before.get(path) != config.get(path)]
+    free = tuple(path for path in _FREE if path != _PARTS or not _drops(config))
+    changed = [path for path in Config.paths() if not path.startswith(free) and before.get(path) != config.get(path)]
     if changed:
         values = ", ".join(f"{path} {before.get(path)} (now {config.get(path)})" for path in changed[:5])
         raise UserError(
             f"unfinished run {folder} was started with {values}: give another --run.name, or --run.overwrite True"
         )
     return True
+
+
+def _drops(config: Config) -> bool:
+    """Whether the model draws random numbers, which each part of a batch does for itself."""
+    model = config.model
+    return bool(model.drop or model.drop_path or any("drop" in key and value for key, value in model.kwargs.items()))
 
 
 def start_run(config: Config) -> None:

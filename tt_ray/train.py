@@ -19,6 +19,8 @@ from tt_ray.progress import Display, Watcher
 from tt_ray.run_folder import check_run, discard_run, disk_problems, start_run
 from tt_ray.storage import is_uri
 
+_SAME_SIGNAL_S = 1.0
+
 
 def main(arguments: list[str]) -> None:
     """Prepares the data, trains under Ray Train (or as a torchrun process), and sums up."""
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> None:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
             _try_model(config, classes)
         where = f" on the Ray cluster at {cluster_address()}" if joined else ""
-        display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}")
+        display.say(_opening(config, resumes, where))
         start_run(config)
         mailbox = Mailbox(uuid.uuid4().hex)
         ask = partial(mailbox.put, "request", "stop")
@@ -59,16 +61,30 @@ def main(arguments: list[str]) -> None:
     print(summary(config, result, started))
 
 
+def _opening(config: Config, resumes: bool, where: str = "") -> str:
+    """What is about to happen; labels that are made wrong are not left for the summary to tell."""
+    noise = f"; {config.data.label_noise:.4g} of its training labels are made wrong (data.label_noise)"
+    run = f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}"
+    return run + noise * bool(config.data.label_noise)
+
+
 @contextmanager
 def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterator[list[int]]:
-    """The first signal asks for a checkpoint and the end, a second one ends the command at once; gives what came."""
+    """The first signal asks for a checkpoint and the end, a second one ends the command at once; gives what came.
+
+    Within a second it is still the first: `timeout` signals its child, and then the group that the child is in.
+    """
     came: list[int] = []
+    first = 0.0
 
     def handle(number: int, frame: object) -> None:
+        nonlocal first
         came.append(number)
-        if len(came) > 1:
+        if len(came) == 1:
+            first = time.monotonic()
+            ask()
+        elif time.monotonic() > first + _SAME_SIGNAL_S:
             raise KeyboardInterrupt
-        ask()
 
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
@@ -123,7 +139,7 @@ def train_under_torchrun(config: Config, started: float) -> None:
             resumes = check_run(config)
             classes, _ = prepare(config, display)
             _try_model(config, classes)
-            display.say(f"{'going on with' if resumes else 'starting'} run {config.run_place}")
+            display.say(_opening(config, resumes))
             start_run(config)
         if context.world > 1:
             dist.barrier()

@@ -143,6 +143,14 @@ def test_metadata_with_bad_rows(tmp_path: Path, rows: list[dict[str, Any]], expe
     assert expected in message(lambda: open_source(folder_config(tmp_path), "train", False))
 
 
+def test_metadata_in_another_encoding(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", rows_of([0, 1, 1]))
+    with (tmp_path / "train/metadata.jsonl").open("ab") as file:
+        file.write('{"file_name": "x.png", "label": 0, "caption": "ein Käfer"}\n'.encode("latin-1"))
+    text = message(lambda: open_source(folder_config(tmp_path), "train", False))
+    assert "train/metadata.jsonl:4 is not UTF-8" in text
+
+
 def test_metadata_with_a_broken_line(tmp_path: Path) -> None:
     write_split(tmp_path / "train", rows_of([0, 1, 1]))
     with (tmp_path / "train/metadata.jsonl").open("a") as file:

@@ -129,15 +129,22 @@ def _from_metadata(config: DataConfig, root: Path, files: list[str], need_captio
 
 def _read_metadata(path: Path, config: DataConfig) -> _Metadata:
     metadata = _Metadata()
-    with path.open(encoding="utf-8-sig") as lines:
+    try:
+        lines = path.open(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
+                line.encode()
                 row = json.loads(line)
                 name, caption = row["file_name"], row.get(config.caption_column)
                 if not isinstance(name, str) or not isinstance(caption, str | None):
                     raise TypeError
+            except UnicodeEncodeError:
+                raise UserError(f"{path}:{number} is not UTF-8: save the file as UTF-8") from None
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(
                     f"{path}:{number} is not a JSON object with texts file_name and (if any) {config.caption_column}: "

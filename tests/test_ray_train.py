@@ -1,0 +1,71 @@
+"""How the command starts Ray, without starting it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tt_ray import train
+from tt_ray.train import stop_on_signals
+
+STARTS = """
+import time, types
+import ray
+from ray._private import services
+from tt_ray import ray_train
+
+def start(**options):
+    popen = services.start_ray_process(["sleep", "60"], "raylet", fate_share=True)
+    print(popen.process.pid, flush=True)
+
+ray.is_initialized = lambda: False
+ray.init = start
+ray_train.join_ray()
+assert isinstance(services.ConsolePopen, type), "put back"
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def started() -> tuple[subprocess.Popen[str], int]:
+    """A command that has started a process as Ray does, and that process."""
+    command = subprocess.Popen(
+        [sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert command.stdout is not None
+    return command, int(command.stdout.readline())
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+def test_signals_to_the_group_spare_ray_which_dies_with_the_command(started: tuple[subprocess.Popen[str], int]) -> None:
+    command, daemon = started
+    assert os.getsid(daemon) == daemon and os.getpgid(daemon) != os.getpgid(command.pid)
+    assert running(daemon)
+    command.kill()
+    command.communicate()
+    end = time.monotonic() + 20
+    while running(daemon):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    with stop_on_signals(lambda: asked.append(1), signal.SIGTERM) as came:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2 and asked == [1]
+        monkeypatch.setattr(train, "_SAME_SIGNAL_S", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is not came
