@@ -1,6 +1,7 @@
 """The Loop contract of the design: what a step sees, and what a run ends with."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from timm.data.mixup import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
-from tests.toy import TOY, largest_difference, run_toy, toy_config, weights
+from tests.toy import TOY, largest_difference, run_toy, toy_config, toy_teacher, weights
 from tt_ray.config import Config
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import TrainBatches
@@ -73,6 +74,33 @@ def test_parts_of_a_batch_add_up_to_the_whole(tmp_path: Path, loss: str) -> None
     parts = toy_config(tmp_path / "parts", **settings, train__max_batch_per_worker=3)
     run_toy(whole), run_toy(parts)
     assert 0 < largest_difference(weights(whole), weights(parts)) < 1e-5
+
+
+NEW: list[dict[str, Any]] = [
+    {"teacher__model": "TEACHER", "data__cutmix": 1.0},
+    {"teacher__model": "TEACHER", "teacher__target": "logits", "data__unlabelled": 0.5},
+    {"text__loss": "borlan", "data__label_noise": 0.5, "data__subset": 0.7},
+    {"text__loss": "vl2litetext", "data__unlabelled": 0.7, "data__mixup": 0.8},
+]
+
+
+@pytest.mark.parametrize("settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled"])
+def test_comparisons_in_parts_and_cut_off_end_as_undisturbed(tmp_path: Path, settings: dict[str, Any]) -> None:
+    if "teacher__model" in settings:
+        settings = {**settings, "teacher__model": str(toy_teacher(tmp_path / "teacher"))}
+    settings = {**settings, "optim__name": "sgd", "optim__lr": 0.05, "run__checkpoint_every": 2}
+    whole, parts = (
+        toy_config(tmp_path / str(limit), train__max_batch_per_worker=limit, **settings) for limit in (0, 3)
+    )
+    run_toy(whole), run_toy(parts)
+    assert 0 < largest_difference(weights(whole), weights(parts)) < 1e-5
+    again = toy_config(tmp_path / "0", train__max_batch_per_worker=0, **settings)
+    finished = weights(again)
+    newest = max((again.run_dir / "checkpoints").iterdir())
+    shutil.rmtree(newest)  # as a run that was cut off after the step before
+    (again.run_dir / "result.json").unlink()
+    run_toy(again)
+    assert largest_difference(finished, weights(again)) == 0
 
 
 def test_text_changes_the_backbone(tmp_path: Path) -> None:
@@ -135,6 +163,13 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two, sharded": (2, {"text__loss": "clip", "run__strategy": "fsdp", "train__epochs": 9, "train__ema": 0.9}),
     "three, uneven": (3, {"text__loss": "clip", "data__mixup": 0.8, "train__epochs": 9}),
     "three, sharded, in parts": (3, {"text__loss": "cos", "run__strategy": "fsdp", "train__max_batch_per_worker": 3}),
+    "two, teacher": (2, {"teacher__model": "TEACHER", "data__cutmix": 1.0, "train__max_batch_per_worker": 3}),
+    "three, logits": (3, {"teacher__model": "TEACHER", "teacher__target": "logits", "data__mixup": 0.8}),
+    "two, sharded, teacher": (2, {"teacher__model": "TEACHER", "text__loss": "vl2lite", "run__strategy": "fsdp"}),
+    "three, borlan": (3, {"text__loss": "borlan", "data__label_noise": 0.5, "data__cutmix": 1.0}),
+    "two, vl2litetext": (2, {"text__loss": "vl2litetext", "train__max_batch_per_worker": 3}),
+    "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
+    "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0}),
 }
@@ -144,6 +179,9 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
 def wide_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     """The runs of WIDE; importing takes most of their time, so those of one width share their processes."""
     folder = tmp_path_factory.mktemp("wide")
+    teacher = str(toy_teacher(folder / "teacher"))
+    for _, settings in WIDE.values():
+        settings.update({key: teacher for key, value in settings.items() if value == "TEACHER"})
     configs = {
         name: toy_config(folder / name, optim__name="sgd", optim__lr=0.05, run__num_workers=workers, **settings)
         for name, (workers, settings) in WIDE.items()

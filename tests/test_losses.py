@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tt_ray import losses
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS
+from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE
 
 SHAPES = [(2, 3), (5, 4), (7, 16)]
 
@@ -68,6 +68,62 @@ def _naive_siglip(p: np.ndarray, e: np.ndarray, log_scale: float = math.log(10),
     return total / len(p)
 
 
+def _naive_cosine_kl(p: np.ndarray, e: np.ndarray, t: np.ndarray) -> float:
+    """KL over the batch axis, divided by B, of softmax(p e^T / 2) against softmax(t e^T / 2), rows of unit length."""
+    sides = [np.array([[_cosine(u, v) / 2 for v in e] for u in rows]) for rows in (p, t)]
+    return _naive_kl(*sides)
+
+
+def _naive_vl2lite(p: np.ndarray, e: np.ndarray, t: np.ndarray) -> float:
+    units, total = (_unit(p), _unit(t)), 0.0
+    for i in range(len(p)):
+        for j in range(len(p)):
+            ours, theirs = (math.sqrt(((rows[i] - rows[j]) ** 2).sum()) for rows in units)
+            gap = abs(ours - theirs)
+            total += gap**2 / 2 if gap < 1 else gap - 0.5
+    return 2 * _naive_cosine_kl(p, e, t) + total / len(p) ** 2 / 2
+
+
+def _naive_borlan(
+    p: np.ndarray, e: np.ndarray, y: np.ndarray, means: np.ndarray, variances: np.ndarray, temperature: float = 0.07
+) -> float:
+    total = 0.0
+    for row, label in zip(p, y, strict=True):
+        logits = [
+            (sum(a * b for a, b in zip(row, m, strict=True)) + 0.5 * sum(row**2 * s / temperature)) / temperature
+            for m, s in zip(means, variances, strict=True)
+        ]
+        # Shares of classes, 1 for a hard label.
+        shares = np.eye(len(means))[label] if np.ndim(label) == 0 else label
+        highest = max(logits)
+        log_sum = highest + math.log(sum(math.exp(value - highest) for value in logits))
+        total += sum(share * (log_sum - value) for share, value in zip(shares, logits, strict=True))
+        total += 0.5 * sum(row**2 * (shares @ variances) / temperature) / temperature
+    return total / len(p)
+
+
+def extras(name: str, batch: int, dim: int, classes: int = 3) -> tuple[Tensor, ...]:
+    """What a loss needs beside pred and target, in double precision."""
+    generator = torch.Generator().manual_seed(7)
+    known = {
+        "means": torch.randn(classes, dim, generator=generator, dtype=torch.float64),
+        "variances": torch.rand(classes, dim, generator=generator, dtype=torch.float64),
+        "labels": torch.arange(batch) % classes,
+        "teacher": torch.randn(batch, dim, generator=generator, dtype=torch.float64),
+    }
+    return tuple(known[need] for need in NEEDS.get(name, ()))
+
+
+def _loss(name: str, pred: Tensor, target: Tensor, *scalars: Tensor, order: Tensor | None = None) -> Tensor:
+    """The loss with what it needs, whose rows are in `order`."""
+    more = [
+        (each if order is None or need not in ("teacher", "labels") else each[order])
+        for need, each in zip(NEEDS.get(name, ()), extras(name, *pred.shape), strict=True)
+    ]
+    more = [each.to(pred.dtype) if each.is_floating_point() else each for each in more]
+    return ALIGNMENT_LOSSES[name](pred, target, *scalars, *more)
+
+
 NAIVE = {
     "clip": _naive_clip,
     "normclip": lambda p, e: _naive_clip(_unit(p), _unit(e)),
@@ -79,6 +135,9 @@ NAIVE = {
     "dist": _naive_dist,
     "siglip": _naive_siglip,
     "clip_learned": lambda p, e: _naive_clip(_unit(p) / 0.07, _unit(e)),
+    "vl2litetext": lambda p, e: 4 * _naive_cosine_kl(p, e, e),
+    "vl2lite": _naive_vl2lite,
+    "borlan": _naive_borlan,
 }
 
 
@@ -90,10 +149,11 @@ def test_every_loss_has_its_naive_twin() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_is_that_of_the_table(name: str, shape: tuple[int, int]) -> None:
     pred, target = _rows(*shape)
-    value = ALIGNMENT_LOSSES[name](pred, target)
+    more = extras(name, *shape)
+    value = ALIGNMENT_LOSSES[name](pred, target, *more)
     assert value.shape == () and value.dtype == torch.float64
     # Default scalars are single precision.
-    assert value.item() == pytest.approx(NAIVE[name](pred.numpy(), target.numpy()), rel=1e-6)
+    assert value.item() == pytest.approx(NAIVE[name](*(each.numpy() for each in (pred, target, *more))), rel=1e-6)
 
 
 @pytest.mark.parametrize(("log_scale", "bias"), [(0.0, 0.0), (1.0, -3.0), (-1.0, 2.0)])
@@ -154,9 +214,9 @@ def test_equal_rows_are_the_minimum(name: str) -> None:
 def test_order_of_the_batch_does_not_matter(name: str) -> None:
     pred, target = _rows(6, 4)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    expected = ALIGNMENT_LOSSES[name](pred, target).item()
-    assert ALIGNMENT_LOSSES[name](pred[order], target[order]).item() == pytest.approx(expected, rel=1e-9)
-    assert ALIGNMENT_LOSSES[name](pred, target[order]).item() != pytest.approx(expected, rel=1e-6)
+    expected = _loss(name, pred, target).item()
+    assert _loss(name, pred[order], target[order], order=order).item() == pytest.approx(expected, rel=1e-9)
+    assert _loss(name, pred, target[order], order=order).item() != pytest.approx(expected, rel=1e-6)
 
 
 def _degenerate(kind: str) -> tuple[Tensor, Tensor]:
@@ -178,7 +238,7 @@ def _degenerate(kind: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["twin rows", "zero row", "pred is target", "opposite", "large"])
 def test_gradients_are_finite(name: str, kind: str) -> None:
     pred, target = _degenerate(kind)
-    value = ALIGNMENT_LOSSES[name](pred, target)
+    value = _loss(name, pred, target)
     (grad,) = torch.autograd.grad(value, pred)
     assert torch.isfinite(value) and torch.isfinite(grad).all()
 
@@ -190,6 +250,42 @@ def test_gradient_is_that_of_finite_differences(name: str) -> None:
     inputs = [pred.requires_grad_(), *([learned] if len(learned) else [])]
 
     def loss(pred: Tensor, *scalars: Tensor) -> Tensor:
-        return ALIGNMENT_LOSSES[name](pred, target, *(scalars[0].unbind() if scalars else ()))
+        return _loss(name, pred, target, *(scalars[0].unbind() if scalars else ()))
 
     assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_borlan_takes_shares_of_classes() -> None:
+    pred, target = _rows(5, 4)
+    labels, means, variances = extras("borlan", 5, 4)
+    hard = torch.nn.functional.one_hot(labels, 3).double()
+    mixed = 0.7 * hard + 0.3 * hard.flip(0)
+    for shares in (hard, mixed):
+        value = losses.borlan(pred, target, shares, means, variances)
+        naive = _naive_borlan(*(each.numpy() for each in (pred, target, shares, means, variances)))
+        assert value.item() == pytest.approx(naive, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_losses_of_images_by_themselves_are_means_over_parts(name: str) -> None:
+    pred, target = _rows(6, 4)
+    halves = [_loss(name, pred[rows], target[rows]).item() for rows in (slice(0, 3), slice(3, 6))]
+    assert _loss(name, pred, target).item() == pytest.approx(sum(halves) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_that_of_the_paper(temperature: float) -> None:
+    logits, target = _rows(5, 4)
+    total = 0.0
+    for ours, theirs in zip(logits.numpy(), target.numpy(), strict=True):
+        q, t = (np.exp(row / temperature) / np.exp(row / temperature).sum() for row in (ours, theirs))
+        total += sum(t * (np.log(t) - np.log(q)))
+    expected = temperature**2 * total / 5
+    assert losses.distillation(logits, target, temperature).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_distillations_gradient_is_that_of_logits_where_the_temperature_is_high() -> None:
+    """Hinton et al., section 2.1: (z - v) / C for logits of mean 0, as T squared undoes the temperature."""
+    logits, target = (rows - rows.mean(1, keepdim=True) for rows in _rows(5, 4))
+    (grad,) = torch.autograd.grad(losses.distillation(logits.requires_grad_(), target, 1e4), logits)
+    torch.testing.assert_close(grad * len(logits), (logits - target).detach() / 4, rtol=1e-3, atol=1e-4)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tt_ray.config import Config, HeadConfig, OptimConfig, TextConfig
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS
+from tests.test_losses import extras
+from tt_ray.config import Config, HeadConfig, OptimConfig, TeacherConfig, TextConfig
+from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS
 from tt_ray.model import Outputs, TaughtClassifier, TextHead
 from tt_ray.objective import PARTS, Objective
 
@@ -49,7 +50,17 @@ def _batch(soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
 
 def _objective(loss: str = "clip", balance: bool = True, smoothing: float = 0.1, eps: float = 1e-8) -> Objective:
     text, optim = TextConfig(loss=loss, balance=balance), OptimConfig(label_smoothing=smoothing, eps=eps)
-    return Objective.of(Config(text=text, optim=optim))
+    teacher = TeacherConfig("timm:any") if loss == "vl2lite" else TeacherConfig()
+    objective = Objective.of(Config(text=text, optim=optim, teacher=teacher))
+    if loss != "borlan":
+        return objective
+    _, means, variances = extras(loss, BATCH, DIM, CLASSES)
+    return objective._replace(statistics=(means.float(), variances.float()))
+
+
+def _vision(loss: str) -> Tensor | None:
+    """What a vision teacher gives, where the loss wants it."""
+    return extras(loss, BATCH, DIM, CLASSES)[0].float() if loss == "vl2lite" else None
 
 
 def _losses_by_hand(outputs: Outputs, labels: Tensor, text: Tensor, loss: str, smoothing: float = 0.1) -> list[Tensor]:
@@ -60,7 +71,10 @@ def _losses_by_hand(outputs: Outputs, labels: Tensor, text: Tensor, loss: str, s
     loss_cls = -(shares * outputs.logits.log_softmax(1)).sum(1).mean()
     assert outputs.text is not None
     scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-    return [loss_cls, ALIGNMENT_LOSSES[loss](outputs.text, text, *scalars)]
+    more = [each.float() for each in extras(loss, len(text), DIM, CLASSES)]
+    if "labels" in NEEDS.get(loss, ()):
+        more[0] = labels
+    return [loss_cls, ALIGNMENT_LOSSES[loss](outputs.text, text, *scalars, *more)]
 
 
 def _norms(losses: list[Tensor], features: Tensor) -> list[float]:
@@ -77,7 +91,7 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 def test_balance_sets_the_ratio_of_the_gradients_at_the_feature(loss: str, soft: bool, weight: float) -> None:
     images, labels, text = _batch(soft)
     outputs = _model(loss)(images)
-    _, parts = _objective(loss)(outputs, labels, text, weight)
+    _, parts = _objective(loss)(outputs, labels, text, weight, _vision(loss))
     norm_cls, norm_text = _norms(_losses_by_hand(outputs, labels, text, loss), outputs.features)
     ratio = parts[PARTS.index("balance")].item()
     assert ratio == pytest.approx(norm_cls / norm_text, rel=1e-4)
@@ -89,7 +103,7 @@ def test_balance_sets_the_ratio_of_the_gradients_at_the_feature(loss: str, soft:
 def test_gradients_are_those_of_the_formula_with_a_constant_w(loss: str, balance: bool) -> None:
     images, labels, text = _batch()
     model, by_hand = _model(loss), _model(loss)
-    total, _ = _objective(loss, balance)(model(images), labels, text, 0.3)
+    total, _ = _objective(loss, balance)(model(images), labels, text, 0.3, _vision(loss))
     total.backward()
     outputs = by_hand(images)
     loss_cls, loss_text = _losses_by_hand(outputs, labels, text, loss)
@@ -217,3 +231,61 @@ def test_tiny_gradients_keep_their_ratio_in_half_precision() -> None:
     assert _objective("l2", eps=1e-12)(project(features), labels, text, 0.5)[1][-1].item() == pytest.approx(
         expected, rel=0.05
     )
+
+
+def _distils(balance: bool) -> Objective:
+    teacher = TeacherConfig("timm:any", "logits", 3.0)
+    return Objective.of(Config(text=TextConfig(balance=balance), teacher=teacher))
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_logits_are_distilled_without_a_head(balance: bool) -> None:
+    images, labels, _ = _batch()
+    theirs = torch.randn(BATCH, CLASSES, generator=torch.Generator().manual_seed(3))
+    outputs = _model(head=False)(images)
+    total, parts = _distils(balance)(outputs, labels, None, 0.3, theirs)
+    ours = (outputs.logits / 3).log_softmax(1)
+    soft = (theirs / 3).softmax(1)
+    distilled = 9 * (soft * (soft.log() - ours)).sum(1).mean()
+    plain = _losses_by_hand(outputs._replace(text=outputs.logits), labels, theirs, "l2")[0]
+    norm_cls, norm_text = _norms([plain, distilled], outputs.features)
+    ratio = norm_cls / norm_text if balance else 1.0
+    assert parts[2].item() == pytest.approx(distilled.item(), rel=1e-5)
+    assert parts[3].item() == pytest.approx(ratio, rel=1e-4)
+    assert total.item() == pytest.approx(0.3 * ratio * distilled.item() + 0.7 * plain.item(), rel=1e-4)
+
+
+def test_weight_0_forgets_the_logits_of_a_teacher() -> None:
+    images, labels, _ = _batch()
+    outputs = _model(head=False)(images)
+    assert torch.equal(
+        _distils(True)(outputs, labels, None, 0.0, torch.ones(BATCH, CLASSES))[0],
+        _objective()(outputs, labels, None, 0.0)[0],
+    )
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_images_without_a_label_count_for_text_alone(soft: bool) -> None:
+    images, labels, text = _batch(soft)
+    known = torch.tensor([True, False, True, True, False, True])
+    outputs = _model()(images)
+    spoiled = labels * known[:, None] if soft else torch.where(known, labels, -1)
+    objective = _objective()._replace(labelled=(4,))
+    parts = objective(outputs, spoiled, text, 0.5)[1].tolist()
+    rest = Outputs(*(None if part is None else part[known] for part in outputs))
+    assert parts[1] == pytest.approx(_losses_by_hand(rest, labels[known], text[known], "clip")[0].item(), rel=1e-5)
+    assert parts[2] == pytest.approx(_losses_by_hand(outputs, labels, text, "clip")[1].item(), rel=1e-5)
+
+
+def test_a_worker_counts_by_its_labelled_images() -> None:
+    """Two workers with 3 and 1 labelled images: the mean of their losses is that over the four."""
+    images, labels, _ = _batch()
+    outputs = _model()(images)
+    each = []
+    for rows, known in ((slice(0, 3), [1, 1, 1]), (slice(3, 6), [0, 1, 0])):
+        part = Outputs(*(None if side is None else side[rows] for side in outputs))
+        spoiled = torch.where(torch.tensor(known) > 0, labels[rows], -1)
+        each.append(_objective()._replace(labelled=(3, 1))._classification(part.logits, spoiled).item())
+    chosen = torch.tensor([0, 1, 2, 4])
+    expected = F.cross_entropy(outputs.logits[chosen], labels[chosen], label_smoothing=0.1).item()
+    assert sum(each) / 2 == pytest.approx(expected, rel=1e-5)

@@ -83,3 +83,38 @@ def test_a_damaged_store_is_found_before_training(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(UserError, match="checksum|damaged|sha256"):
         find_store(config, open_images(config)[0])
+
+
+def test_a_subset_is_kept_and_reported(tmp_path: Path) -> None:
+    whole, part = toy_config(tmp_path), toy_config(tmp_path, data__subset=0.25)
+    all_of_it, kept = open_images(whole)[0], open_images(part)[0]
+    data = open_data(part, Path(part.text.embeddings))
+    assert len(kept) == len(data.train) == 12 and "12 of 48 training images were kept" in data.notes[0]
+    assert kept.classes == all_of_it.classes and set(kept.ids.to_pylist()) < set(all_of_it.ids.to_pylist())
+    assert len(data.val) == 37
+
+
+def test_labels_are_taken_away_and_noise_counts_the_rest(tmp_path: Path) -> None:
+    clean = open_images(toy_config(tmp_path))[0].labels
+    config = toy_config(tmp_path, data__unlabelled=0.75, data__label_noise=0.5)
+    data = open_data(config, Path(config.text.embeddings))
+    known = data.train.labels >= 0
+    assert known.sum() == 12 and (data.train.labels[~known] == -1).all() and len(data.train) == 48
+    assert (data.train.labels != clean)[known].sum() == 6
+    assert "36 of 48 training images have no label (data.unlabelled)" in data.notes
+    assert "6 of 12 training labels were replaced at random" in data.notes
+    assert (data.val.labels >= 0).all()
+
+
+def test_where_labels_alone_teach_images_without_one_are_left_out(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__unlabelled=0.75, text__weight=0.0)
+    data = open_data(config, None)
+    taught = toy_config(tmp_path, data__unlabelled=0.75)
+    labels = open_data(taught, Path(taught.text.embeddings)).train.labels
+    assert (data.train.labels == labels[labels >= 0]).all() and "left out" in data.notes[0]
+
+
+def test_no_label_at_all_is_refused(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__unlabelled=0.99)
+    with pytest.raises(UserError, match="data.unlabelled 0.99 leaves none of 48 images a label"):
+        open_data(config, Path(config.text.embeddings))

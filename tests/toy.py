@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import timm
 import torch
 
 from tt_ray.config import Config
 from tt_ray.context import LocalContext
 from tt_ray.embeddings import write_store
+from tt_ray.export import export_model
 from tt_ray.loop import train
 from tt_ray.prepare import open_data, open_images
 from tt_ray.recipes import RECIPES
@@ -36,7 +38,7 @@ def toy_config(storage: Path, recipe: str = "shapes_textteacher", **settings: An
         config = config.override(path, value)
     for path, value in settings.items():
         config = config.override(path.replace("__", "."), value)
-    if config.teaches and not config.text.embeddings:
+    if config.reads_text and not config.text.embeddings:
         config = config.override("text.embeddings", str(random_store(config, storage / "store")))
     return config
 
@@ -50,11 +52,22 @@ def random_store(config: Config, path: Path) -> Path:
     return path
 
 
+def toy_teacher(folder: Path) -> Path:
+    """An export for the toy's classes, of random weights and with an embedding as long as the toy's text."""
+    config = toy_config(folder, text__weight=0.0)
+    torch.manual_seed(0)
+    kwargs = {"patch_size": 8, "embed_dim": DIM, "depth": 1, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=16, img_size=16, **kwargs)
+    torch.nn.init.normal_(model.get_classifier().weight)
+    export_model(model, config, open_images(config)[0].classes, folder / "export")
+    return folder / "export"
+
+
 def run_toy(config: Config) -> dict[str, Any]:
     """Trains in this process, from the start or on from a checkpoint."""
     torch.set_num_threads(1)
     start_run(config)
-    store = Path(config.text.embeddings) if config.teaches else None
+    store = Path(config.text.embeddings) if config.reads_text else None
     return train(config, open_data(config, store), LocalContext.start(use_gpu=False))
 
 

@@ -4,19 +4,16 @@ Nothing changes after parsing: what follows from a field is a property, and `ove
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from functools import cache
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
+from tt_ray.config_checks import check_config, first_problem, workers_range
 from tt_ray.errors import UserError, nearest
-from tt_ray.ranges import RANGES
-from tt_ray.schedules import build_schedule
 from tt_ray.storage import is_uri, local_root
 
 _STRICT = ConfigDict(extra="forbid")
@@ -84,8 +81,12 @@ class DataConfig:
     """Beta parameter of cutmix; 0 is off."""
     repeats: int = 1
     """Repeated augmentation: copies of an image in a batch, each augmented on its own; an epoch keeps its length."""
+    subset: float = 1.0
+    """Share of training images that are kept, alike in each class, fixed by image id and train.seed."""
     label_noise: float = 0.0
     """Share of training images whose label is replaced by another class, fixed by image id and train.seed."""
+    unlabelled: float = 0.0
+    """Share of training images whose label is not used, only text or teacher; the rest is at least half of a batch."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable image: stop and name it, or leave it out and count it."""
     cache_gb: float = 1.0
@@ -105,8 +106,11 @@ class TextConfig:
     """Lambda in lambda * w * L_text + (1 - lambda) * L_cls; 0 is the baseline and needs no captions."""
     schedule: str = "const"
     """How lambda moves over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
-    loss: Literal["clip", "normclip", "infonce", "cos", "lncos", "l2", "kl", "dist", "siglip", "clip_learned"] = "clip"
-    """Alignment loss between the text head's output and the embedding."""
+    loss: Literal[
+        "clip", "normclip", "infonce", "cos", "lncos", "l2", "kl", "dist", "siglip", "clip_learned", "vl2litetext",
+        "vl2lite", "borlan",
+    ] = "clip"
+    """Alignment loss between the text head's output and the embedding; vl2lite needs text and a teacher."""
     balance: bool = True
     """Scale the text loss by w, the ratio of the two losses' gradient norms at the feature; False sets w = 1."""
     negatives: Literal["global", "local"] = "global"
@@ -127,6 +131,22 @@ class TextConfig:
     """Hold the embeddings on the worker's device, where they must fit: 2.7 GB for ImageNet at D = 1024."""
     control: Literal["none", "shuffle", "random_class"] = "none"
     """Control experiments: captions shuffled among images, or one random vector per (true) class."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """An online vision teacher in the place of the language teacher; text.weight, schedule and balance are its too."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: str = ""
+    """timm:NAME, hf:ID (CLIP's projected output with +projection behind it), or a run or export folder; empty: none."""
+    target: Literal["embedding", "logits"] = "embedding"
+    """What is learned: its embedding, by text.loss; or its logits as soft labels, plainly with text.balance False."""
+    temperature: float = 4.0
+    """logits: what both sides' logits are divided by."""
+    image_size: int = 0
+    """Height and width of the teacher's input, in pixels; 0 is its own."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +277,7 @@ class Config:
 
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
+    teacher: TeacherConfig = TeacherConfig()
     head: HeadConfig = HeadConfig()
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = OptimConfig()
@@ -265,33 +286,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError, naming the path, for values that no run could use."""
-        for path, low, high in RANGES:
-            value = self.get(path)
-            if not low <= value <= high:
-                raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
-        for path, low in (("data.mean", -inf), ("data.std", 0)):
-            if not all(low < value < inf for value in self.get(path)):
-                raise UserError(f"{path} is {self.get(path)}, but all must be between {low:g} and inf")
-        build_schedule(self.text.schedule, self.text.weight, self.train.epochs)
-        if self.run.strategy == "fsdp" and self.train.precision == "fp16":
-            raise UserError("run.strategy fsdp does not scale fp16's losses: give --train.precision bf16")
-        mixes = bool(self.data.mixup or self.data.cutmix)
-        if mixes and self.train.batch_size % 2:
-            raise UserError(f"train.batch_size is {self.train.batch_size}, but mixing pairs images: it must be even")
-        if self.train.batch_size < (1 + mixes) * self.workers[1]:
-            of = f"{'2 x ' * mixes}run.num_workers, {self.workers[1]}"
-            raise UserError(f"train.batch_size is {self.train.batch_size}, but must be at least {of}")
+        check_config(self)
 
     @property
     def workers(self) -> tuple[int, int]:
         """The fewest and the most workers; raises UserError when run.num_workers is neither N nor MIN:MAX."""
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.run.num_workers))
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            raise UserError(
-                f"run.num_workers is {self.run.num_workers!r}, but must be a number, or MIN:MAX such as 1:4"
-            )
-        return low, high
+        return workers_range(self.run.num_workers)
 
     @property
     def run_dir(self) -> Path:
@@ -313,8 +313,18 @@ class Config:
 
     @property
     def teaches(self) -> bool:
-        """Whether the text loss takes part at all."""
+        """Whether a text or teacher loss takes part at all."""
         return self.text.weight > 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions or their embeddings are needed."""
+        return self.teaches and (not self.teacher.model or self.text.loss == "vl2lite")
+
+    @property
+    def has_text_head(self) -> bool:
+        """Whether there is a projection: logits are distilled without one."""
+        return self.teaches and not (self.teacher.model and self.teacher.target == "logits")
 
     def get(self, path: str) -> Any:
         """The value at a dotted path."""
@@ -345,7 +355,7 @@ class Config:
         try:
             return _adapter(cls).validate_python(tree)
         except ValidationError as error:
-            raise UserError(_first_problem(cls, error, where)) from None
+            raise UserError(first_problem(cls, error, where)) from None
 
     def to_yaml(self, path: Path) -> None:
         """Writes the whole tree."""
@@ -386,15 +396,4 @@ def _walk(node: Any, prefix: str = "") -> list[str]:
     return paths
 
 
-def _first_problem(cls: type[Config], error: ValidationError, where: str) -> str:
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part not in ("int", "float"))
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}no field {path}; {nearest(path, cls.paths())}"
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return f"{where}{cause}"
-    return f"{where}{path} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-_GROUPS = ("data", "text", "head", "model", "optim", "train", "run")
+_GROUPS = ("data", "text", "teacher", "head", "model", "optim", "train", "run")

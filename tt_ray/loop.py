@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from tt_ray.checkpoint import Position, checkpoint_name, load_checkpoint, snapshot, step_of
 from tt_ray.config import Config
 from tt_ray.context import REQUESTS, Context
+from tt_ray.data.class_statistics import class_statistics
 from tt_ray.data.device_targets import hold_targets
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
@@ -26,6 +28,7 @@ from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
 from tt_ray.export import write_export
 from tt_ray.keeper import Keeper
 from tt_ray.logbook import Logbook
+from tt_ray.losses import NEEDS
 from tt_ray.model import Outputs, TaughtClassifier, build_model
 from tt_ray.objective import Objective
 from tt_ray.optim import build_optimizer, build_scheduler, clip_gradients, learning_rate
@@ -37,9 +40,11 @@ from tt_ray.recorder import Read, Recorder, timed
 from tt_ray.schedules import build_schedule
 from tt_ray.storage import Storage
 from tt_ray.strategies import distribute, shard, sync_gradients
+from tt_ray.teachers import Teacher, load_teacher
 from tt_ray.validation import validate, validate_checkpoint
 
 _STEP_SEED = 6
+Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
 
 
 def train(config: Config, data: Data, context: Context) -> dict[str, Any]:
@@ -57,9 +62,10 @@ class Trainer:
     def __init__(self, config: Config, data: Data, context: Context) -> None:
         self.config, self.data, self.context = config, data, context
         device = context.device
-        self.order = train_order(config, len(data.train), context.rank, context.world)
+        self.order = train_order(config, len(data.train), context.rank, context.world, data.train.labels)
         self.steps = config.train.epochs * self.order.steps_per_epoch
-        self.model = build_model(config, len(data.train.classes), data.targets.dim if data.targets else 0)
+        self.teacher, dim = self._load_teacher()
+        self.model = build_model(config, len(data.train.classes), dim)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model.to(device).to(memory_format=self.memory_format)
         self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
@@ -71,9 +77,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.optim, self.model)
         self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-        self.objective = Objective.of(config)._replace(
-            shares=() if len(set(self.order.shares)) == 1 else self.order.shares
-        )
+        self.objective = self._build_objective()
         limit = config.train.max_batch_per_worker or config.train.batch_size
         self.parts = -(-max(self.order.shares) // limit)
         self.held_text = hold_targets(data.targets, config.text.on_device, device)
@@ -87,6 +91,33 @@ class Trainer:
         self.beside = config.run.async_validation and context.has_others
         self.validations: list[tuple[dict[str, int], str, Callable[[bool], dict[str, float] | None]]] = []
 
+    def _load_teacher(self) -> tuple[Teacher | None, int]:
+        """The vision teacher, if there is one, and the size of what the text head is to reach."""
+        config, data = self.config, self.data
+        text_dim = data.targets.dim if data.targets else 0
+        if not (config.teaches and config.teacher.model):
+            return None, text_dim
+        teacher, dim = load_teacher(config, data.train, self.context.device)
+        if text_dim and dim != text_dim:
+            raise UserError(
+                f"text.loss {config.text.loss} multiplies the teacher's embedding with that of text, but {dim} and "
+                f"{text_dim} dimensions differ: give a teacher that shares the encoder's space (CLIP's +projection)"
+            )
+        return teacher, text_dim or dim
+
+    def _build_objective(self) -> Objective:
+        order, train, statistics = self.order, self.data.train, None
+        objective = Objective.of(self.config)
+        if self.config.teaches and "means" in NEEDS.get(objective.loss, ()):
+            assert self.data.targets is not None
+            where = (self.context.device, order.rank, order.world)
+            statistics = class_statistics(self.data.targets, train.labels, len(train.classes), *where)
+        return objective._replace(
+            shares=() if len(set(order.shares)) == 1 else order.shares,
+            labelled=() if order.labelled is None else order.labelled_shares,
+            statistics=statistics,
+        )
+
     # --- a step ---------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, step: int) -> Tensor:
@@ -94,9 +125,11 @@ class Trainer:
         self.scheduler.step_update(step)
         images, labels, text = self._on_device(batch, step)
         weight = self.weight(step // self.order.steps_per_epoch)
+        text, teacher = self._ask_teacher(images, text) if weight else (text, None)
         # All workers in parts, or none: where the model is sharded they meet in each.
         backward = self._backward_in_parts if self.parts > 1 else self._backward
-        parts = backward(images, labels, text, weight, step)
+        objective = partial(self.objective, labels=labels, text=text, weight=weight, teacher=teacher)
+        parts = backward(images, objective, step)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config.optim.grad_clip)
         self.scaler.step(self.optimizer)
@@ -118,17 +151,22 @@ class Trainer:
             images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
         return images, labels, text
 
-    def _backward(self, images: Tensor, labels: Tensor, text: Tensor | None, weight: float, step: int) -> Tensor:
+    def _ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the text head is to reach, and what else the objective compares with; the teacher sees mixed images."""
+        if self.teacher is None:
+            return text, None
+        target = torch.cat([self.teacher(chunk) for chunk in images.tensor_split(self.parts)])
+        return (target, None) if text is None and self.model.text_head is not None else (text, target)
+
+    def _backward(self, images: Tensor, objective: Loss, step: int) -> Tensor:
         self._seed(step, 0)
         with self.autocast():
             outputs = self.net(images)
-        loss, parts = self.objective(outputs, labels, text, weight)
+        loss, parts = objective(outputs)
         self.scaler.scale(loss).backward()
         return parts
 
-    def _backward_in_parts(
-        self, images: Tensor, labels: Tensor, text: Tensor | None, weight: float, step: int
-    ) -> Tensor:
+    def _backward_in_parts(self, images: Tensor, objective: Loss, step: int) -> Tensor:
         """The same gradient in less memory: contrastive losses need all features, so those come first, without a graph.
 
         Each part then runs again, with the same random numbers, to carry its share of the gradient back (GradCache,
@@ -142,7 +180,7 @@ class Trainer:
                 pooled.append(self.net(chunk).features)
         with self.autocast():
             outputs = self.model.heads(torch.cat(pooled).requires_grad_())
-        loss, parts = self.objective(outputs, labels, text, weight)
+        loss, parts = objective(outputs)
         roots = [root for root in (outputs.logits, outputs.text, outputs.scalars) if root is not None]
         grads = torch.autograd.grad(self.scaler.scale(loss), roots)
         start = 0

@@ -1,7 +1,8 @@
 """Alignment losses between the text head's output `pred` (B, D) and caption embeddings `target` (B, D).
 
 All are pure functions that give a scalar. Formulas: TextTeacher (arXiv 2605.22098) and its code, unless said otherwise.
-`siglip` and `clip_learned` have scalars that are learned with the text head: see LEARNED_SCALARS.
+Some take more: `siglip` and `clip_learned` scalars that are learned with the text head (LEARNED_SCALARS), `borlan` and
+`vl2lite` what the batch and the data know (NEEDS). `distillation` compares logits, and is none of them.
 """
 
 import math
@@ -13,6 +14,8 @@ from torch import Tensor
 
 AlignmentLoss = Callable[..., Tensor]
 _INFONCE_TEMPERATURE = 0.1
+_VL2LITE_TEMPERATURE = 2.0
+_BORLAN_TEMPERATURE = 0.07
 # Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
 _SIGLIP = (math.log(10), -10.0)
 _CLIP = math.log(1 / 0.07)
@@ -73,6 +76,42 @@ def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = _CLIP
     return _symmetric(_cosines(pred, target) * scale)
 
 
+def vl2litetext(pred: Tensor, target: Tensor) -> Tensor:
+    """T² times `kl` of cosines over T = 2: those of pred and target towards those among the targets (VL2Lite)."""
+    return _VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, target)
+
+
+def vl2lite(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
+    """Text target and the embedding `teacher` (B, D) of a vision teacher that shares its space (VL2Lite).
+
+    T²/2 times `kl` of cosines over T = 2, of pred and target towards those of teacher and target; and half the mean
+    smooth L1 difference of the (B, B) distances among unit rows of pred and of teacher.
+    """
+    pairs = F.smooth_l1_loss(_distances(F.normalize(pred, dim=1)), _distances(F.normalize(teacher, dim=1)))
+    return (_VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, teacher) + pairs) / 2
+
+
+def borlan(pred: Tensor, target: Tensor, labels: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """Cross-entropy towards a Gaussian of text for each class, T = 0.07 (BorLan); does not look at `target`.
+
+    Logits are (p·m_c + p²·s_c / 2T) / T; the mean of p²·s_y / 2T² is added.
+
+    Args:
+        labels: class numbers (B,), or shares of classes (B, C).
+        means, variances: m and s of the targets of each class, (C, D).
+    """
+    spread = pred.square() @ variances.T / (2 * _BORLAN_TEMPERATURE)
+    shares = labels if labels.ndim == 2 else F.one_hot(labels, len(means)).to(pred.dtype)
+    own = (shares * spread).sum(1).mean() / _BORLAN_TEMPERATURE
+    return F.cross_entropy((pred @ means.T + spread) / _BORLAN_TEMPERATURE, shares) + own
+
+
+def distillation(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T² times the mean KL divergence from softmax(logits / T) to softmax(target / T), (B, C) (arXiv 1503.02531)."""
+    ours, theirs = (side.div(temperature).log_softmax(1) for side in (logits, target))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
 ALIGNMENT_LOSSES: dict[str, AlignmentLoss] = {
     "clip": clip,
     "normclip": normclip,
@@ -84,9 +123,16 @@ ALIGNMENT_LOSSES: dict[str, AlignmentLoss] = {
     "dist": dist,
     "siglip": siglip,
     "clip_learned": clip_learned,
+    "vl2litetext": vl2litetext,
+    "vl2lite": vl2lite,
+    "borlan": borlan,
 }
 # Initial values of the arguments that follow (pred, target), in order.
 LEARNED_SCALARS: dict[str, tuple[float, ...]] = {"siglip": _SIGLIP, "clip_learned": (_CLIP,)}
+# Other arguments that follow (pred, target), by name.
+NEEDS: dict[str, tuple[str, ...]] = {"vl2lite": ("teacher",), "borlan": ("labels", "means", "variances")}
+# Means over images, each by itself: the mean over workers is that over the batch.
+PER_IMAGE = ("cos", "lncos", "l2", "borlan")
 
 
 def _diagonal(pred: Tensor) -> Tensor:
@@ -102,7 +148,15 @@ def _cosines(pred: Tensor, target: Tensor) -> Tensor:
     return F.normalize(pred, dim=1) @ F.normalize(target, dim=1).T
 
 
+def _cosine_kl(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
+    return kl(*(_cosines(side, target) / _VL2LITE_TEMPERATURE for side in (pred, teacher)))
+
+
+def _distances(rows: Tensor) -> Tensor:
+    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _unit_distances(rows: Tensor) -> Tensor:
     # The official code divides the (B, B, D) differences by their norm; the norm of the distances is that same number.
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = _distances(rows)
     return distances / torch.linalg.matrix_norm(distances)

@@ -110,12 +110,12 @@ def build_backbone(config: Config, num_classes: int) -> nn.Module:
 
 
 def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassifier:
-    """Backbone and, when the text weight is above 0, a text head for targets of size `text_dim`.
+    """Backbone and, unless the text weight is 0 or logits are distilled, a text head for targets of size `text_dim`.
 
     The head draws from its own seed, so that the backbone starts the same with and without it.
     """
     backbone = build_backbone(config, num_classes)
-    if not config.teaches:
+    if not config.has_text_head:
         return TaughtClassifier(backbone, None)
     in_dim = cast(Any, backbone).get_classifier().in_features
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tt_ray.config import Config
-from tt_ray.losses import ALIGNMENT_LOSSES
+from tt_ray.data.source import NOBODY
+from tt_ray.losses import ALIGNMENT_LOSSES, NEEDS, PER_IMAGE, distillation
 from tt_ray.model import Outputs
 from tt_ray.parallel import gather_rows, sum_over_workers, world_size
 
@@ -15,39 +16,53 @@ PARTS = ("loss", "loss_cls", "loss_text", "balance")
 
 
 class Objective(NamedTuple):
-    """L = lambda w L_text + (1 - lambda) L_cls, with w = |dL_cls/dz| / |dL_text/dz| at the features z."""
+    """L = lambda w L_text + (1 - lambda) L_cls, with w = |dL_cls/dz| / |dL_text/dz| at the features z.
+
+    With a vision teacher L_text is the loss towards its embedding, or its logits.
+    """
 
     loss: str
+    """Of the alignment; empty distils logits."""
     balance: bool
     gather: bool
     label_smoothing: float
     eps: float
+    temperature: float = 1.0
+    """Of distilled logits."""
     shares: tuple[int, ...] = ()
     """Images of each worker in a step; empty where all have as many."""
+    labelled: tuple[int, ...] = ()
+    """Labelled images of each worker in a step; empty where all are."""
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and variance of each class's targets, (C, D), where the loss needs them."""
 
     @classmethod
     def of(cls, config: Config) -> "Objective":
-        text, optim = config.text, config.optim
-        return cls(text.loss, text.balance, text.negatives == "global", optim.label_smoothing, optim.eps)
+        text, optim, teacher = config.text, config.optim, config.teacher
+        logits = bool(teacher.model) and teacher.target == "logits"
+        loss = "" if logits else text.loss
+        gather = text.negatives == "global" and not logits and loss not in PER_IMAGE
+        return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, teacher.temperature)
 
-    def __call__(self, outputs: Outputs, labels: Tensor, text: Tensor | None, weight: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, outputs: Outputs, labels: Tensor, text: Tensor | None, weight: float, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The total loss and its detached parts, in the order of PARTS, shape (4,). Nothing waits for the device.
 
         Args:
             outputs: of the model; `features` must take part in the graph of `logits` and `text`.
-            labels: class numbers (B,), or shares of classes (B, C).
-            text: normalised embeddings (B, D), or None without a text head.
+            labels: class numbers (B,), -1 for none, or shares of classes (B, C), all 0 for none.
+            text: what the text head is to reach, (B, D), or None without one.
             weight: lambda.
+            teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with beside `text`.
         """
-        loss_cls = self._classification(outputs.logits, labels) * self._part(len(labels))
-        if outputs.text is None or text is None:
-            return loss_cls, _parts(loss_cls, loss_cls, None, None)
-        if weight == 0:
+        loss_cls = self._classification(outputs.logits, labels)
+        if weight == 0 or (text is None and teacher is None):
             # A weight that fell to 0: the head gets zero gradients, which DDP waits for, and the rest is the baseline.
             # Times 0 before the sum, which overflows in half precision.
             idle = sum((0 * root).sum() for root in (outputs.text, outputs.scalars) if root is not None)
             return loss_cls + idle, _parts(loss_cls, loss_cls, None, None)
-        loss_text = self._alignment(outputs, text)
+        loss_text = self._alignment(outputs, labels, text, teacher)
         ratio = self._ratio(loss_cls, loss_text, outputs.features) if self.balance else torch.ones_like(loss_cls)
         total = weight * ratio * loss_text + (1 - weight) * loss_cls
         return total, _parts(total, loss_cls, loss_text, ratio)
@@ -55,16 +70,28 @@ class Objective(NamedTuple):
     def _classification(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Mixed labels are smoothed where they are mixed.
         smoothing = self.label_smoothing if labels.ndim == 1 else 0.0
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        if not self.labelled:
+            return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) * self._part(len(labels))
+        total = F.cross_entropy(
+            logits.float(), labels, label_smoothing=smoothing, ignore_index=NOBODY, reduction="sum"
+        )
+        return total * (len(self.labelled) / sum(self.labelled))
 
-    def _alignment(self, outputs: Outputs, text: Tensor) -> Tensor:
-        assert outputs.text is not None
+    def _alignment(self, outputs: Outputs, labels: Tensor, text: Tensor | None, teacher: Tensor | None) -> Tensor:
+        if not self.loss:
+            assert teacher is not None
+            return distillation(outputs.logits.float(), teacher, self.temperature) * self._part(len(teacher))
+        assert outputs.text is not None and text is not None
         pred = outputs.text.float()
         part = 1.0 if self.gather else self._part(len(pred))
         if self.gather:
             pred, text = gather_rows(pred, self.shares), gather_rows(text, self.shares)
+            teacher = None if teacher is None else gather_rows(teacher, self.shares)
+        means, variances = self.statistics or (None, None)
+        known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
         scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars) * part
+        needs = [known[name] for name in NEEDS.get(self.loss, ())]
+        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars, *needs) * part
 
     def _part(self, rows: int) -> float:
         """What a worker's mean counts, so that the mean over workers is that over images."""

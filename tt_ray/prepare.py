@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from tt_ray.captions import read_captions
 from tt_ray.config import Config
-from tt_ray.data.corruption import replace_labels
-from tt_ray.data.source import Source
+from tt_ray.data.corruption import replace_labels, stratified
+from tt_ray.data.source import NOBODY, Source
 from tt_ray.data.sources import drop_unreadable, open_splits
 from tt_ray.data.targets import TextTargets, build_targets
 from tt_ray.embeddings import EmbeddingStore, embed_captions, open_store
@@ -45,11 +45,15 @@ def open_data(config: Config, store_path: Path | None) -> Data:
 
 
 def open_images(config: Config, show: Show | None = None) -> tuple[Source, Source, list[str]]:
-    """Both splits without unreadable images, and notes on those."""
+    """Both splits, training sub-sampled, without unreadable images, and notes on what is left out."""
     data = config.data
-    own_captions = config.teaches and not (config.text.captions or config.text.embeddings)
+    own_captions = config.reads_text and not (config.text.captions or config.text.embeddings)
     train, val = open_splits(data, need_captions=own_captions)
     notes: list[str] = []
+    if data.subset < 1:
+        count, of = round(data.subset * len(train)), len(train)
+        train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
+        notes.append(f"{count} of {of} training images were kept (data.subset)")
     if data.on_bad_image == "skip":
         train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
         for split, name in ((train, data.train_split), (val, data.val_split)):
@@ -103,13 +107,24 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
 
 
 def _spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
-    """Replaces labels."""
-    if not config.data.label_noise:
-        return train
-    ids = train.ids.to_pylist()
-    noisy = replace_labels(train.labels, ids, len(train.classes), config.data.label_noise, config.train.seed)
-    notes.append(f"{int((noisy != train.labels).sum())} of {len(train)} training labels were replaced at random")
-    return replace(train, labels=noisy)
+    """Replaces labels, then takes others away. Where nothing but labels teaches, images without one are left out."""
+    data, seed, count = config.data, config.train.seed, len(train)
+    known = np.arange(count)
+    if data.unlabelled:
+        known = stratified(train.labels, train.ids, count - round(data.unlabelled * count), seed, "unlabelled")
+        if not len(known):
+            raise UserError(f"data.unlabelled {data.unlabelled} leaves none of {count} images a label: lower it")
+        left_out = "" if config.teaches else ", and were left out, as nothing but labels teaches"
+        notes.append(f"{count - len(known)} of {count} training images have no label{left_out} (data.unlabelled)")
+    labels = np.full(count, NOBODY)
+    labels[known] = train.labels[known]
+    if data.label_noise:
+        ids = train.ids.take(pa.array(known)).to_pylist()
+        labels[known] = replace_labels(labels[known], ids, len(train.classes), data.label_noise, seed)
+        changed = int((labels[known] != train.labels[known]).sum())
+        notes.append(f"{changed} of {len(known)} training labels were replaced at random")
+    train = replace(train, labels=labels)
+    return train if config.teaches or not data.unlabelled else train.select(known)
 
 
 def find_store(
@@ -124,10 +139,10 @@ def find_store(
     `before` is called where they are about to be embedded, which can take long; `say` is told of rows of the caption
     table that are left out.
 
-    None when the text weight is 0. Stores made here live in <run.storage>/embeddings, named by encoder and captions,
-    and serve every run with the same captions.
+    None when no text is read: the text weight is 0, or a vision teacher takes its place. Stores made here live in
+    <run.storage>/embeddings, named by encoder and captions, and serve every run with the same captions.
     """
-    if not config.teaches:
+    if not config.reads_text:
         return None
     if config.text.embeddings:
         path = Path(config.text.embeddings).expanduser().absolute()

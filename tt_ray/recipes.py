@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from tt_ray.comparison_recipes import comparisons
 from tt_ray.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TextConfig, TrainConfig
 
 
@@ -75,4 +76,5 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "shapes_baseline": shapes_baseline,
     "in1k_vit_s_textteacher": in1k_vit_s_textteacher,
     "in1k_vit_s_baseline": in1k_vit_s_baseline,
+    **comparisons(shapes_textteacher, in1k_vit_s_textteacher),
 }

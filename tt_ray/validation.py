@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tt_ray.config import Config
-from tt_ray.data.loader import NOBODY, EvalBatches, load
+from tt_ray.data.loader import EvalBatches, load
+from tt_ray.data.source import NOBODY
 from tt_ray.data.transforms import normalize
 from tt_ray.export import load_backbone
 from tt_ray.model import TaughtClassifier

@@ -1,10 +1,12 @@
-"""Label noise: exact shares, no dependence on the order of rows."""
+"""Label noise and stratified parts: exact shares, no dependence on the order of rows."""
+
+import itertools
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tt_ray.data.corruption import replace_labels
+from tt_ray.data.corruption import replace_labels, stratified
 from tt_ray.errors import UserError
 
 COUNT, CLASSES = 5000, 5
@@ -52,3 +54,37 @@ def test_one_class_cannot_be_noisy() -> None:
     assert (replace_labels(LABELS * 0, IDS, 1, 0.0, seed=0) == 0).all()
     with pytest.raises(UserError, match="data.label_noise needs another class"):
         replace_labels(LABELS * 0, IDS, 1, 0.5, seed=0)
+
+
+# Classes of 5 to 2500 images.
+UNEVEN = np.repeat(np.arange(CLASSES), [5, 95, 900, 1500, 2500])
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 77, 2500, 5000])
+@pytest.mark.parametrize("labels", [LABELS, UNEVEN], ids=["even", "uneven"])
+def test_a_part_is_exact_and_alike_in_each_class(count: int, labels: np.ndarray) -> None:
+    rows = stratified(labels, IDS, count, 0, "subset")
+    assert len(np.unique(rows)) == count and (np.diff(rows) > 0).all()
+    counts, sizes = np.bincount(labels[rows], minlength=CLASSES), np.bincount(labels)
+    assert (counts >= np.minimum(1, count // CLASSES)).all(), "a class has none while another has two"
+    # As large a share of each class, to within an image of it and what the small classes' first images take.
+    assert (np.abs(counts - count * sizes / COUNT) <= 1 + CLASSES * sizes / COUNT).all()
+
+
+def test_a_smaller_part_is_within_a_larger_one() -> None:
+    parts = [set(stratified(UNEVEN, IDS, count, 0, "subset")) for count in (3, 40, 41, 1000, 4000)]
+    assert all(small < large for small, large in itertools.pairwise(parts))
+
+
+def test_a_part_follows_ids_seed_and_purpose() -> None:
+    order = np.random.default_rng(0).permutation(COUNT)
+    rows = stratified(UNEVEN, IDS, 1000, 0, "subset")
+    moved = stratified(UNEVEN[order], IDS.take(pa.array(order)), 1000, 0, "subset")
+    assert set(order[moved]) == set(rows)
+    for other in (stratified(UNEVEN, IDS, 1000, 1, "subset"), stratified(UNEVEN, IDS, 1000, 0, "unlabelled")):
+        # Independent parts of a fifth have a 25th in common.
+        assert 120 < len(np.intersect1d(rows, other)) < 290
+
+
+def test_a_part_is_the_same_in_every_version() -> None:
+    assert stratified(np.array([0, 0, 0, 1, 1, 1]), list("abcdef"), 3, 0, "subset").tolist() == [0, 1, 4]

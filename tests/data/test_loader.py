@@ -98,3 +98,35 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=64))
     with pytest.raises(UserError, match=r"train\.batch_size is 64, but there are only 48 training images"):
         train_order(config, 48, 0, 1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(("batch_size", "labelled"), [(8, 10), (16, 150), (15, 40), (64, 3), (30, 199)])
+def test_every_step_and_worker_has_its_share_of_labelled_images(world: int, batch_size: int, labelled: int) -> None:
+    known = np.random.default_rng(0).permutation(200)[:labelled]
+    orders = [Order(200, batch_size, 1, 0, rank, world, np.sort(known)) for rank in range(world)]
+    order = orders[0]
+    rows, copies = order.epoch_rows(0)
+    steps = np.isin(rows, known).reshape(order.steps_per_epoch, batch_size)
+    assert (steps == order.labelled_places).all()
+    share = order.labelled_places.mean()
+    assert 0 < share < 1 and abs(share - max(0.5, labelled / 200)) <= 2 / batch_size
+    if batch_size % 2 == 0:
+        assert (order.labelled_places == order.labelled_places[::-1]).all(), "mixing would pair both kinds"
+    found = [int(steps[0][each.part()].sum()) for each in orders]
+    assert order.labelled_shares == tuple(found)
+    if batch_size // 2 >= world:
+        assert max(found) - min(found) <= 2 + 2 * (batch_size % 2 == 0)
+    # Each kind in passes: no image comes again before all have come, and never twice as the same copy.
+    assert len(set(zip(rows.tolist(), copies.tolist(), strict=True))) == len(rows)
+    for kind in (known, np.setdiff1d(np.arange(200), known)):
+        counts = np.bincount(rows, minlength=200)[kind]
+        assert counts.max() - counts.min() <= 1
+    assert (order.epoch_rows(1)[0] != rows).any()
+
+
+def test_labelled_images_need_room_in_a_batch(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, train__batch_size=3)
+    with pytest.raises(UserError, match="too small for labelled and unlabelled images"):
+        train_order(config, 48, 0, 1, np.arange(48) % 2 - 1)
+    assert train_order(config, 48, 0, 1, np.arange(48)).labelled is None

@@ -1,4 +1,4 @@
-"""Training data made worse on purpose: label noise."""
+"""Training data made worse on purpose: label noise, fewer images, fewer labels."""
 
 import hashlib
 
@@ -31,7 +31,25 @@ def replace_labels(
     return noisy % classes
 
 
-def _hash(ids: pa.StringArray | list[str], seed: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def stratified(
+    labels: npt.NDArray[np.int64], ids: pa.StringArray | list[str], count: int, seed: int, purpose: str
+) -> npt.NDArray[np.int64]:
+    """The rows, rising, of `count` of N images, as large a share of each class as of the others, (count,).
+
+    Which images follows from a hash of (id, seed, purpose) alone, whatever the order of rows. The images of a smaller
+    count are among those of a larger one, and every class has one before any has a second.
+    """
+    rank, _ = _hash(ids, f"{seed} {purpose}")
+    order = np.lexsort((rank, labels))
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    before = np.empty(len(labels))
+    """Share of the image's class that comes before it."""
+    before[order] = (np.arange(len(labels)) - starts[labels[order]]) / sizes[labels[order]]
+    return np.sort(np.lexsort((rank, before))[:count])
+
+
+def _hash(ids: pa.StringArray | list[str], seed: int | str) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Two independent 64-bit numbers for each id, each of shape (N,). About a second for 1.3 million ids."""
     names = ids if isinstance(ids, list) else ids.to_pylist()
     key = str(seed).encode()

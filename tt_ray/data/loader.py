@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tt_ray.config import Config
 from tt_ray.data.order import Order, Rows
-from tt_ray.data.source import Pixels, Source
+from tt_ray.data.source import NOBODY, Pixels, Source
 from tt_ray.data.targets import TextTargets
 from tt_ray.data.transforms import (
     VECTORISED,
@@ -23,8 +23,6 @@ from tt_ray.data.transforms import (
 )
 
 _EVAL_BATCH = 256
-# The label of an image that does not count.
-NOBODY = -1
 
 
 class Batch(NamedTuple):
@@ -33,7 +31,7 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, 3, H, W): uint8 pixels, or floats that are normalised already."""
     labels: Tensor
-    """(B,) class numbers, or (B, C) shares once mixed."""
+    """(B,) class numbers, -1 for none, or (B, C) shares once mixed."""
     text: Tensor | None
     """(B, D) normalised embeddings."""
     rows: Tensor

@@ -19,11 +19,13 @@ class TextMixup(Mixup):
         """Mixes `images` (B, 3, H, W) in place, `labels` (B,) to (B, C), `text` (B, D); B must be even.
 
         Every worker draws the same coefficient and box. Cutmix boxes lie anywhere, so the text coefficient is the
-        share of pixels, as for labels.
+        share of pixels, as for labels. Pairs that are not labelled (-1) get shares of 0; an image and its partner are
+        both labelled, or neither (see Order).
         """
         np.random.seed(seed_of(seed, _MIXING_SEED, step))
         share = float(self._mix_batch(images))
-        mixed = mixup_target(labels, self.num_classes, share, self.label_smoothing)
+        mixed = mixup_target(labels.clamp(min=0), self.num_classes, share, self.label_smoothing)
+        mixed *= (labels >= 0)[:, None]
         if text is not None and share != 1:
             text = text * share + text.flip(0) * (1 - share)
         return images, mixed, text

@@ -24,6 +24,8 @@ class Order(NamedTuple):
     seed: int
     rank: int = 0
     world: int = 1
+    labelled: Rows | None = None
+    """Rows of labelled images, where some are not: every batch then has as many of them, at least half of it."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -31,11 +33,48 @@ class Order(NamedTuple):
         return self.images // self.batch_size
 
     def epoch_rows(self, epoch: int) -> tuple[Rows, Rows]:
-        """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated."""
+        """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated.
+
+        With labelled and unlabelled images each kind comes as often as its places in a batch want, in as many passes.
+        """
         generator = np.random.Generator(np.random.Philox(seed_of(self.seed, _ORDER_SEED, epoch)))
+        if self.labelled is not None:
+            return self._two_kinds(generator, self.labelled)
         order = generator.permutation(self.images)
         rows = np.repeat(order, self.repeats)[: self.images]
         return rows, (np.arange(self.images) % self.repeats).astype(np.int64)
+
+    @property
+    def labelled_places(self) -> npt.NDArray[np.bool_]:
+        """Which positions of a global batch have a label, (batch_size,): evenly, so that workers' parts are alike.
+
+        Partners in mixing are both labelled, or neither. The share is that of the data, but at least half.
+        """
+        assert self.labelled is not None
+        pairs = self.batch_size % 2 == 0
+        units = self.batch_size // (1 + pairs)
+        share = max(len(self.labelled) / self.images, 0.5)
+        ends = np.arange(units + 1) * min(round(units * share), units - 1) // units
+        places = np.diff(ends) > 0
+        return np.concatenate([places, places[::-1]]) if pairs else places
+
+    @property
+    def labelled_shares(self) -> tuple[int, ...]:
+        """Labelled images of each worker in a step."""
+        places = self.labelled_places
+        return tuple(int(places[self._replace(rank=rank).part()].sum()) for rank in range(self.world))
+
+    def _two_kinds(self, generator: np.random.Generator, labelled: Rows) -> tuple[Rows, Rows]:
+        places = np.tile(self.labelled_places, self.steps_per_epoch)
+        rows, copies = np.empty((2, len(places)), np.int64)
+        for kind, where in ((labelled, places), (np.setdiff1d(np.arange(self.images), labelled), ~places)):
+            passes = -(-int(where.sum()) // (len(kind) * self.repeats))
+            order = np.concatenate([np.repeat(generator.permutation(kind), self.repeats) for _ in range(passes)])
+            # A copy's number tells its augmentation: one that comes in a later pass is augmented anew.
+            copy = np.arange(passes)[:, None, None] * self.repeats + np.arange(self.repeats)
+            copy = np.broadcast_to(copy, (passes, len(kind), self.repeats)).ravel()
+            rows[where], copies[where] = order[: where.sum()], copy[: where.sum()]
+        return rows, copies
 
     def part(self) -> Rows:
         """Positions of this worker in a global batch, (its share,).
@@ -60,10 +99,15 @@ class Order(NamedTuple):
         return rank * units // self.world, (rank + 1) * units // self.world
 
 
-def train_order(config: Config, images: int, rank: int, world: int) -> Order:
-    """The order of training; raises UserError when a batch is larger than the data."""
-    if images < config.train.batch_size:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but there are only {images} training images: lower it"
-        )
-    return Order(images, config.train.batch_size, config.data.repeats, config.train.seed, rank, world)
+def train_order(config: Config, images: int, rank: int, world: int, labels: Rows | None = None) -> Order:
+    """The order of training; `labels` (images,) tell which images have none (-1).
+
+    Raises UserError when a batch is larger than the data, or too small for images with and without labels.
+    """
+    size = config.train.batch_size
+    if images < size:
+        raise UserError(f"train.batch_size is {size}, but there are only {images} training images: lower it")
+    labelled = None if labels is None or labels.min() >= 0 else np.flatnonzero(labels >= 0)
+    if labelled is not None and size < 4:
+        raise UserError(f"train.batch_size is {size}, too small for labelled and unlabelled images: give at least 4")
+    return Order(images, size, config.data.repeats, config.train.seed, rank, world, labelled)

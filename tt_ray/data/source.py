@@ -10,6 +10,8 @@ import pyarrow as pa
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+# The label of an image that has none, or does not count.
+NOBODY = -1
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Source:
     ids: pa.StringArray
     """Image ids, length N."""
     labels: npt.NDArray[np.int64]
-    """Class numbers, shape (N,)."""
+    """Class numbers, shape (N,); -1 for an image whose label is not used."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of their numbers."""
     captions: pa.StringArray | None
