@@ -112,16 +112,25 @@ def jobs_of(given: Arguments) -> tuple[list[Job], dict[str, Any]]:
     """All jobs of the command, and its tasks; raises UserError on anything that is not there or unknown."""
     options = read_options(given.protocols, given.set)
     from eval.backbone import open_backbone, parse_models
+    from eval.costs import keep_costs, missing_counts
     from eval.tasks import load_tasks, tasks
 
     specs = parse_models(given.models)
     roots = dict(_pair(item) for item in given.task_root)
     own = load_tasks(given.task_file) if given.task_file else {}
     found = tasks(given.tasks, roots, given.data_root, own)
-    models = {name: (spec, identity(open_backbone(name, spec))) for name, spec in specs.items()}
+    models: dict[str, tuple[str, str]] = {}
+    counted: dict[str, Any] = {}
+    for name, spec in specs.items():  # one in memory at a time
+        backbone = open_backbone(name, spec)
+        models[name] = spec, identity(backbone)
+        counted[identity(backbone)] = missing_counts(given.out, backbone)
     jobs = plan(models, found, options, given.seeds)
     if not jobs:
         raise UserError("nothing to do: these tasks have no training images, give --protocols classifier")
+    for weights, costs in counted.items():
+        if costs is not None:
+            keep_costs(given.out, weights, costs)
     return jobs, found
 
 

@@ -110,6 +110,38 @@ def hsic1(k: Floats, l: Floats) -> float:  # noqa: E741, as in the paper
     return (both + apart - crossed) / (n * (n - 3))
 
 
+def alignment(x: Floats, labels: Ints) -> float:
+    """Mean squared distance of two features of one class, on the unit sphere; 0 where classes are points, 2 by chance.
+
+    L_align with alpha = 2 (Wang and Isola, 2020, arXiv 2005.10242, section 4.1.1), whose positive pairs are here all
+    pairs of different images of a class. Features (n, d), labels (n,). nan where no class has two images.
+    """
+    x = _unit(x)
+    cosines, pairs = 0.0, 0
+    for label in np.unique(labels):
+        own = x[labels == label]
+        cosines += float(np.sum(own.sum(0) ** 2) - np.sum(own**2))
+        pairs += len(own) * (len(own) - 1)
+    return 2 - 2 * cosines / pairs if pairs else float("nan")
+
+
+def uniformity(x: Floats) -> float:
+    """Log of the mean of exp(-2 squared distance) over pairs of different images, on the unit sphere, (n, d).
+
+    L_uniform with t = 2 (Wang and Isola, 2020, arXiv 2005.10242, section 4.1.2): 0 where all features are one point,
+    about -4 where they are spread evenly over a sphere of many dimensions.
+    """
+    x = _unit(x)
+    total = sum(float(np.exp(4 * (block @ x.T - 1)).sum()) for block in _blocks(x)) - len(x)
+    return float(np.log(total / (len(x) * (len(x) - 1))))
+
+
+def _unit(x: Floats) -> npt.NDArray[np.float64]:
+    """Rows of length 1; rows of zeros stay."""
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
+
 def effective_rank(x: Floats) -> float:
     """How many directions features (n, d) use, 1 to d: exp of the entropy of their normalised singular values.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.bootstrap import Interval
+from eval.costs import Costs
 
 # A bootstrap of fewer images than this that differ gives intervals that are too narrow: four images that all speak for
 # one model would pass for significant, where McNemar's exact test says p = 0.125.
@@ -148,3 +149,5 @@ class Report:
     """Differences with an interval."""
     marked: int = 0
     """Of these, significant ones."""
+    costs: tuple[tuple[str, Costs], ...] = ()
+    """By label, of the models whose costs have been counted."""

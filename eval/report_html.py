@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eval.report_charts import bars, breakable, colour, forest, scatter
 from eval.report_content import Cell, Report, Section
-from eval.report_text import DASH, MARKS, explanations, interval, number, other_cell, signed, summary
+from eval.report_text import COSTS, DASH, MARKS, cost_table, explanations, interval, number, other_cell, signed, summary
 
 # The browser itself refuses whatever the page would fetch.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -18,7 +18,7 @@ def to_html(report: Report) -> str:
     numbers = {model: number for number, model in enumerate(report.models)}
     parts = [_header(report), _filters(report, numbers), "<main>", _summary(report, numbers)]
     parts += [_section(report, section, numbers) for section in report.sections]
-    parts += [_failures(report, numbers), _reading(report), _origin(report), "</main>"]
+    parts += [_costs(report, numbers), _failures(report, numbers), _reading(report), _origin(report), "</main>"]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -217,6 +217,20 @@ def _failures(report: Report, numbers: dict[str, int]) -> str:
     kinds = ["text", "text", "text", "number", "text"]
     head = [_sorting(name, kind) for name, kind in zip(names, kinds, strict=True)]
     return f"<section><h2>What failed</h2>{_table(head, rows)}</section>\n"
+
+
+def _costs(report: Report, numbers: dict[str, int]) -> str:
+    if not report.costs:
+        return ""
+    head, lines = cost_table(report)
+    rows = []
+    for line in lines:
+        name = f'<th scope="row" data-v="{escape(line[0])}">{escape(line[0])}</th>'
+        cells = "".join(_cell(escape(text), text if text != DASH else None) for text in line[1:])
+        rows.append(f'<tr data-m="{numbers[line[0]]}">{name}{cells}</tr>')
+    kinds = ["text", *["number"] * (len(head) - 1)]
+    table = _table([_sorting(name, kind) for name, kind in zip(head, kinds, strict=True)], rows)
+    return f'<section><h2>What the models cost</h2>{table}<p class="soft small">{escape(COSTS)}</p></section>\n'
 
 
 def _list(texts: Iterable[str]) -> str:

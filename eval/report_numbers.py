@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from eval.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
+from eval.costs import Costs, read_costs
 from eval.protocol import PROTOCOLS
 from eval.report_content import Cell, Counted, Difference, Failure, Place, Report, Section, Source
 from eval.results import Row, Table, read_predictions
@@ -87,6 +88,7 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
         jobs=len({row.job for row in index.rows}),
         comparisons=sum(each.interval is not None for each in differences),
         marked=sum(each.mark != 0 for each in differences),
+        costs=_costs(out, index, models),
     )
 
 
@@ -255,6 +257,13 @@ def _sources(index: _Index, models: Sequence[str]) -> tuple[Source, ...]:
     return tuple(
         Source(*key, value) for key, value in sorted(seconds.items(), key=lambda x: (models.index(x[0][0]), x))
     )
+
+
+def _costs(out: Path, index: _Index, models: Sequence[str]) -> tuple[tuple[str, Costs], ...]:
+    """Of each model that has some, in their order."""
+    weights = {index.model(row): row.weights for row in [*index.rows, *index.failed] if row.weights}
+    found = [(model, read_costs(out, weights[model])) for model in models if model in weights]
+    return tuple((model, costs) for model, costs in found if costs is not None)
 
 
 def _count(rows: Iterable[Row], text: Callable[[Row], str]) -> tuple[Counted, ...]:

@@ -5,9 +5,14 @@ import io
 import re
 
 from eval.bootstrap import RESAMPLES
+from eval.costs import Costs
 from eval.report_content import MIN_DIFFERING, Cell, Difference, Report, Section
 
 DASH = "—"
+COSTS = (
+    "Of one image: FLOPs of matrix products, attention and convolutions, a multiplication and an addition being two; "
+    "activations are their outputs. Measured figures are by python -m eval.efficiency, float32."
+)
 MARKS = {1: "▲", -1: "▼", 0: ""}
 COLUMNS = (
     "status protocol protocol_hash task task_version metric main_metric model model_spec weights mean std seeds n "
@@ -81,6 +86,8 @@ def to_markdown(report: Report) -> str:
         if section.others:
             lines += ["", f"### Other metrics of {_md(section.label)}", "", *_md_others(section)]
     lines += ["", "## How to read this", "", *(f"- {_md(text)}" for text in explanations(report))]
+    if report.costs:
+        lines += ["", "## What the models cost", "", *_md_table(*cost_table(report)), "", _md(COSTS)]
     if report.failures:
         rows = [[each.model, each.task, each.protocol, str(each.seed), each.reason] for each in report.failures]
         lines += ["", "## What failed", "", *_md_table(["model", "task", "protocol", "seed", "reason"], rows)]
@@ -105,6 +112,10 @@ def to_csv(report: Report) -> str:
                 about |= {"task_version": str(section.versions[task]), "model": model, "main_metric": main}
                 about |= {"model_spec": specs[model].spec, "weights": specs[model].weights}
                 writer.writerow(about | _csv_cell(cell))
+    for model, costs in report.costs:
+        for metric, value in costs_by_metric(costs).items():
+            kind = "measured" if "batch" in metric else "counted"
+            writer.writerow({"status": kind, "model": model, "metric": metric, "mean": repr(value)})
     for each in report.failures:
         failed = {"status": "failed", "protocol": each.protocol, "task": each.task, "model": each.model}
         writer.writerow(failed | {"seeds": str(each.seed), "reason": each.reason})
@@ -116,6 +127,8 @@ def to_latex(report: Report) -> str:
     lines = [rf"% {_comment(overview(report))}. Needs \usepackage{{booktabs}}."]
     for section in report.sections:
         lines += ["", *_latex_section(report, section)]
+    if report.costs:
+        lines += ["", *_latex_costs(report)]
     for name, texts in _origin(report).items():
         lines += ["", *(f"% {name}: {_comment(text)}" for text in texts)]
     lines += [
@@ -123,6 +136,32 @@ def to_latex(report: Report) -> str:
         for each in report.failures
     ]
     return "\n".join(lines) + "\n"
+
+
+def cost_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of models; measured columns only where something has been measured."""
+    measured = any(costs.measured for _, costs in report.costs)
+    head = ["model", "parameters (M)", "GFLOPs", "activations (M)", "px"]
+    head += ["batch", "images/s", "inference (MB)", "training step (MB)", "on"] if measured else []
+    rows: list[list[str]] = []
+    for model, costs in report.costs:
+        counted = [number(each) for each in (costs.params / 1e6, costs.flops / 1e9, costs.activations / 1e6)]
+        about = [model, *counted, str(costs.image_size)]
+        if not costs.measured:
+            rows.append(about + [DASH] * (len(head) - len(about)))
+        for each in costs.measured:
+            figures = [number(value, 1) for value in (each.images_per_s, each.inference_mb, each.training_mb)]
+            rows.append([*about, str(each.batch_size), *figures, costs.device])
+    return head, rows
+
+
+def costs_by_metric(costs: Costs) -> dict[str, float]:
+    """Every figure by a name that tells its unit and, where it was measured, its batch size."""
+    found: dict[str, float] = {name: getattr(costs, name) for name in ("params", "flops", "activations", "image_size")}
+    for each in costs.measured:
+        for name in ("images_per_s", "inference_mb", "training_mb"):
+            found[f"{name}_batch_{each.batch_size}"] = getattr(each, name)
+    return found
 
 
 def caption(section: Section) -> str:
@@ -255,6 +294,14 @@ def _tex(text: str) -> str:
 
 def _comment(text: str) -> str:
     return " ".join(text.split())
+
+
+def _latex_costs(report: Report) -> list[str]:
+    head, rows = cost_table(report)
+    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
+    lines += [rf"{' & '.join(map(_tex, head))} \\", r"\midrule"]
+    lines += [rf"{' & '.join(_tex(text).replace(DASH, '--') for text in row)} \\" for row in rows]
+    return [*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(COSTS)}}}", r"\end{table}"]
 
 
 def _latex_section(report: Report, section: Section) -> list[str]:

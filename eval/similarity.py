@@ -3,13 +3,15 @@
     python -m eval.similarity --models base=RUN textteacher=RUN2 --task digits
     python -m eval.similarity --models base=RUN textteacher=RUN2 --task digits --layers
 
+`python -m eval.why` follows it over a run's epochs.
+
 Linear CKA without bias, from minibatches (Nguyen et al., 2021, arXiv 2010.15327): 1 for features that are rotations
 and scales of each other, about 0 for unrelated ones. Layers are the backbone's blocks and, last, its pooled feature;
 a block's activations are taken as they are, all tokens or pixels side by side, as in that paper.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,19 +48,39 @@ def between_layers(first: Backbone, second: Backbone, source: Source, config: Ev
 
     A batch's Gram matrices are in memory at a time. Raises UserError below four images.
     """
-    if min(len(source), config.batch_size) < _SMALLEST_BATCH:
-        raise UserError(f"CKA without bias needs at least {_SMALLEST_BATCH} images a batch, but has {len(source)}")
-    batches = np.array_split(np.arange(len(source)), max(1, len(source) // config.batch_size))
+    batches = _batches(source, config)
+    return cka_of_grams(tuple(_grams(each, source, rows, config) for each in (first, second)) for rows in batches)
+
+
+def layer_grams(backbone: Backbone, source: Source, config: EvalConfig) -> list[list[Grid]]:
+    """Gram matrices of each batch and layer, for `cka_of_grams`: n^2 / batches numbers a layer stay in memory.
+
+    Raises UserError below four images.
+    """
+    return [_grams(backbone, source, rows, config) for rows in _batches(source, config)]
+
+
+def cka_of_grams(pairs: Iterable[Sequence[Sequence[Grid]]]) -> Grid:
+    """CKA of every layer of a model with every layer of another, (L1, L2), from the Gram matrices of each batch.
+
+    The three HSIC_1 of equation 3 of Nguyen et al. are averaged over batches before the root and the ratio are taken.
+    """
     both: Grid | None = None
     own: list[Any] = [0.0, 0.0]
-    for rows in batches:
-        grams = [_grams(backbone, source, rows, config) for backbone in (first, second)]
+    for grams in pairs:
         terms = np.array([[hsic1(k, l) for l in grams[1]] for k in grams[0]])  # noqa: E741, as in the paper
         both = terms if both is None else both + terms
         own = [total + np.array([hsic1(k, k) for k in each]) for total, each in zip(own, grams, strict=True)]
-    assert both is not None
+    assert both is not None, "there is a batch"
     scale = np.sqrt(np.maximum(own[0], 0)[:, None] * np.maximum(own[1], 0)[None, :])
     return np.divide(both, scale, out=np.full(both.shape, np.nan), where=scale > 0)
+
+
+def _batches(source: Source, config: EvalConfig) -> list[npt.NDArray[np.int64]]:
+    """Consecutive rows, about a batch at a time."""
+    if min(len(source), config.batch_size) < _SMALLEST_BATCH:
+        raise UserError(f"CKA without bias needs at least {_SMALLEST_BATCH} images a batch, but has {len(source)}")
+    return np.array_split(np.arange(len(source)), max(1, len(source) // config.batch_size))
 
 
 def layer_names(backbone: Backbone) -> list[str]:

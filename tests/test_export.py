@@ -19,6 +19,7 @@ from tt_ray import export
 from tt_ray.cli import run_command
 from tt_ray.config import Config
 from tt_ray.data.transforms import normalize
+from tt_ray.efficiency import count
 from tt_ray.model import build_model
 from tt_ray.prepare import open_images
 
@@ -103,6 +104,7 @@ def test_classes_and_preprocessing_are_told(run: Config) -> None:
     classes = open_images(run)[0].classes
     assert told["label_names"] == list(classes) and told["num_classes"] == len(classes) == 16
     assert told["architecture"] == run.model.name
+    assert told["efficiency"] == count(deployed(run.run_dir / "export"), run.data.image_size)._asdict()
     data = resolve_model_data_config(deployed(run.run_dir / "export"))
     assert data["input_size"] == (3, run.data.image_size, run.data.image_size)
     assert (tuple(data["mean"]), tuple(data["std"])) == (run.data.mean, run.data.std)

@@ -104,6 +104,13 @@ def test_pruning_spares_what_is_in_use(tmp_path: Path) -> None:
     assert keeper.names() == ["step-00000012"]
 
 
+def test_none_is_pruned_where_all_are_to_be_kept(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=0)
+    run_toy(config)
+    keeper = Keeper(config.run_dir, Storage.open(str(tmp_path)), 0)
+    assert keeper.names() == [f"step-{step:08d}" for step in (12, 9, 6, 3)]
+
+
 def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path) -> None:
     plain = toy_config(tmp_path / "plain", run__checkpoint_every=4)
     run_toy(plain)

@@ -258,7 +258,7 @@ class RunConfig:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 is one per epoch."""
     keep_checkpoints: int = 2
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest ones; 0 keeps all."""
     log_every: int = 20
     """Steps between writes of metrics and progress."""
     resize_every: float = 60.0

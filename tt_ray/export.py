@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -16,6 +16,7 @@ from tt_ray.checkpoint import check_manifest, checkpoints, new_folder, newest_in
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import Config
 from tt_ray.data.transforms import VECTORISED
+from tt_ray.efficiency import count
 from tt_ray.errors import UserError
 from tt_ray.model import build_backbone
 
@@ -26,6 +27,7 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
     """Writes `model.safetensors` and `config.json` in timm's hub layout: no text head, the plain model's parameters.
 
     `timm.create_model("local-dir:PATH", pretrained=True)` builds it, with its classes' names and its preprocessing.
+    The configuration tells under `efficiency`, which timm passes over, what `tt_ray.efficiency` counts.
     """
     data = config.data
     preprocessing = {
@@ -36,7 +38,8 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
         "mean": data.mean,
         "std": data.std,
     }
-    model_config = {"num_classes": len(classes), "label_names": list(classes), "label_descriptions": None}
+    model_config: dict[str, Any] = {"num_classes": len(classes), "label_names": list(classes)}
+    model_config |= {"label_descriptions": None, "efficiency": count(backbone, data.image_size)._asdict()}
     # Rates of stochastic depth and dropout belong to the training, not to the deployed model.
     model_args = {key: 0.0 for key in ("drop_path_rate", "drop_rate") if key in get_model_args(backbone)}
     backbone.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last

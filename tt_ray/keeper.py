@@ -35,7 +35,7 @@ class Keeper:
                 self.storage.push(self.run_dir / name)
             self.storage.push(path)
             then(path)
-            for old in self.names()[self.keep :]:
+            for old in self.names()[self.keep :] if self.keep else ():
                 if old not in self.in_use:
                     self.storage.remove(self.folder / old)
 

@@ -123,9 +123,9 @@ class Trainer:
     def step(self, batch: Batch, step: int) -> Tensor:
         """One update; returns the columns STEP_COLUMNS, shape (5,), on the device. Does not wait for the device."""
         self.scheduler.step_update(step)
-        images, labels, text = self._on_device(batch, step)
+        images, labels, text = self.on_device(batch, step)
         weight = self.weight(step // self.order.steps_per_epoch)
-        text, teacher = self._ask_teacher(images, text) if weight else (text, None)
+        text, teacher = self.ask_teacher(images, text) if weight else (text, None)
         # All workers in parts, or none: where the model is sharded they meet in each.
         backward = self._backward_in_parts if self.parts > 1 else self._backward
         objective = partial(self.objective, labels=labels, text=text, weight=weight, teacher=teacher)
@@ -139,7 +139,8 @@ class Trainer:
             self.ema.update(self.model)
         return torch.cat([parts, norm.detach().reshape(1)])
 
-    def _on_device(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def on_device(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, normalised, labels and text targets, mixed as configured."""
         data, device = self.config.data, self.context.device
         images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
         images = images.contiguous(memory_format=self.memory_format)
@@ -151,7 +152,7 @@ class Trainer:
             images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
         return images, labels, text
 
-    def _ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What the text head is to reach, and what else the objective compares with; the teacher sees mixed images."""
         if self.teacher is None:
             return text, None

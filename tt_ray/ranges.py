@@ -41,6 +41,6 @@ RANGES = [
     ("run.cpus_per_worker", 0, _INF),
     ("run.max_failures", -1, _INF),
     ("run.checkpoint_every", 0, _INF),
-    ("run.keep_checkpoints", 1, _INF),
+    ("run.keep_checkpoints", 0, _INF),
     ("run.log_every", 1, _INF),
 ]

@@ -35,6 +35,18 @@ def shapes_baseline() -> Config:
     return replace(config, optim=replace(config.optim, lr=5e-4))
 
 
+def shapes_text_until_4() -> Config:
+    """shapes_textteacher with the text loss in the first 4 of 14 epochs only: is the teacher a preconditioner?
+
+    python -m tt_ray.train shapes_text_until_4
+    Over several numbers of epochs and seeds: python -m eval.text_until. The paper: most of the benefit comes in the
+    first 30 to 50 of 300 epochs (arXiv 2605.22098).
+    """
+    config = shapes_textteacher()
+    text, run = replace(config.text, schedule="jump-3-3-0"), replace(config.run, name="shapes_text_until_4")
+    return replace(config, text=text, run=run)
+
+
 def in1k_vit_s_textteacher() -> Config:
     """ViT-S/16 on ImageNet-1k, 300 epochs, captions embedded by BERT-large: the paper's main setting.
 
@@ -74,6 +86,7 @@ def _baseline(config: Config, name: str) -> Config:
 RECIPES: dict[str, Callable[[], Config]] = {
     "shapes_textteacher": shapes_textteacher,
     "shapes_baseline": shapes_baseline,
+    "shapes_text_until_4": shapes_text_until_4,
     "in1k_vit_s_textteacher": in1k_vit_s_textteacher,
     "in1k_vit_s_baseline": in1k_vit_s_baseline,
     **comparisons(shapes_textteacher, in1k_vit_s_textteacher),

@@ -50,14 +50,19 @@ def check_run(config: Config) -> bool:
             raise UserError(f"{folder} is not a run of tt-ray and not empty: give another --run.name or --run.storage")
         return False
     before = Config.from_yaml(folder / "config.yaml")
-    free = tuple(path for path in _FREE if path != _PARTS or not _drops(config))
-    changed = [path for path in Config.paths() if not path.startswith(free) and before.get(path) != config.get(path)]
+    changed = changed_paths(before, config)
     if changed:
         values = ", ".join(f"{path} {before.get(path)} (now {config.get(path)})" for path in changed[:5])
         raise UserError(
             f"unfinished run {folder} was started with {values}: give another --run.name, or --run.overwrite True"
         )
     return True
+
+
+def changed_paths(before: Config, now: Config) -> list[str]:
+    """Fields that differ between two configurations and change what a run computes."""
+    free = tuple(path for path in _FREE if path != _PARTS or not _drops(now))
+    return [path for path in Config.paths() if not path.startswith(free) and before.get(path) != now.get(path)]
 
 
 def _drops(config: Config) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eval.metrics import (
+    alignment,
     effective_rank,
     expected_calibration_error,
     hsic1,
@@ -15,6 +16,7 @@ from eval.metrics import (
     score,
     top1,
     unbiased_cka,
+    uniformity,
 )
 from tt_ray.errors import UserError
 
@@ -124,6 +126,60 @@ def test_minibatches_take_the_bias_out_of_cka() -> None:
     terms = np.array([[hsic1(a @ a.T, b @ b.T), hsic1(a @ a.T, a @ a.T), hsic1(b @ b.T, b @ b.T)]
                       for a, b in zip(*parts, strict=True)]).mean(0)  # fmt: skip
     assert unbiased_cka(x, y, 100) == pytest.approx(terms[0] / math.sqrt(terms[1] * terms[2]), rel=1e-9)
+
+
+def test_unbiased_cka_does_not_change_with_rotations_and_scales() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(2, 1, (60, 8))
+    y = np.hstack([x[:, :3], rng.normal(size=(60, 3))])
+    turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    assert unbiased_cka(3 * x @ turn, y, 20) == pytest.approx(unbiased_cka(x, y, 20))
+    assert unbiased_cka(x, x @ turn, 20) == pytest.approx(1)
+
+
+def test_minibatches_give_the_hsic_of_all_rows_in_expectation() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(64, 5))
+    y = x @ rng.normal(size=(5, 4)) + rng.normal(size=(64, 4))
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    orders = [rng.permutation(64).reshape(8, 8) for _ in range(400)]
+    found = [np.mean([hsic1(k[np.ix_(rows, rows)], l[np.ix_(rows, rows)]) for rows in order]) for order in orders]
+    error = np.std(found) / math.sqrt(len(found))
+    assert abs(np.mean(found) - hsic1(k, l)) < 4 * error < 0.05 * hsic1(k, l)
+
+
+def _pairs(x: np.ndarray, labels: np.ndarray) -> tuple[list[float], list[float]]:
+    """Squared distances on the unit sphere, of all ordered pairs and of those of one class."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    every, own = [], []
+    for i in range(len(x)):
+        for j in range(len(x)):
+            if i != j:
+                every.append(float(np.sum((x[i] - x[j]) ** 2)))
+                own += [every[-1]] * bool(labels[i] == labels[j])
+    return every, own
+
+
+def test_alignment_and_uniformity_equal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.metrics._BLOCK", 7)
+    rng = np.random.default_rng(6)
+    x, labels = rng.normal(1, 1, (30, 5)).astype(np.float32), rng.integers(0, 4, 30)
+    every, own = _pairs(x.astype(np.float64), labels)
+    assert alignment(x, labels) == pytest.approx(np.mean(own))
+    assert uniformity(x) == pytest.approx(math.log(np.mean([math.exp(-2 * each) for each in every])))
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    scales = rng.uniform(0.1, 9, (30, 1))
+    assert alignment(scales * x @ turn, labels) == pytest.approx(alignment(x, labels))
+    assert uniformity(scales * x @ turn) == pytest.approx(uniformity(x))
+
+
+def test_alignment_and_uniformity_at_their_ends() -> None:
+    points = np.eye(3)[[0, 0, 1, 1, 2]]
+    assert alignment(points, np.array([0, 0, 1, 1, 2])) == pytest.approx(0, abs=1e-12)
+    assert alignment(points, np.array([0, 1, 0, 1, 2])) == pytest.approx(2)
+    assert math.isnan(alignment(points, np.arange(5)))
+    assert uniformity(np.ones((9, 4))) == pytest.approx(0, abs=1e-12)
+    assert uniformity(np.random.default_rng(7).normal(size=(300, 2000))) == pytest.approx(-4, abs=0.05)
 
 
 @pytest.mark.parametrize("call", [linear_cka, unbiased_cka])

@@ -1,0 +1,168 @@
+"""A comparison's table as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median, quantiles, stdev
+from typing import NamedTuple
+
+_PAPER = (
+    "The paper's time per epoch over its baseline's: 1.03 for TextTeacher, 1.55 for online distillation from DINOv2-L "
+    "(ImageNet, arXiv 2605.22098)."
+)
+_HOW = (
+    "Mean ± sample standard deviation over seeds; in brackets the difference to {baseline}, paired by seed. Time per "
+    "epoch: median and quartiles of ratios to {baseline}. Same time: whole epochs that fit in "
+    "the time of {baseline}'s, with a schedule of that length."
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Figures of one finished run."""
+
+    arm: str
+    seed: int
+    epochs: int
+    top1: float
+    """Per cent, on all validation images."""
+    step_seconds: float
+    """Median."""
+    train_seconds: float
+    """Wall-clock time, validations included."""
+    folder: str
+    """Below the comparison's own."""
+
+
+class Figure(NamedTuple):
+    """A quantity over seeds."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation; None with one seed."""
+    difference: float | None
+    """Mean of the differences to the baseline with the same seed; None for the baseline."""
+    difference_std: float | None
+
+
+class Line(NamedTuple):
+    """One arm."""
+
+    arm: str
+    epochs: int
+    top1: Figure
+    time: float
+    """Time per epoch over the baseline's."""
+    times: tuple[float, ...]
+    """What that is the median of."""
+    epochs_same_time: int
+    top1_same_time: Figure | None
+    transfer: Figure | None
+
+
+def summarise(
+    same: Sequence[Run],
+    timed: Sequence[Run],
+    times: Mapping[str, Sequence[float]],
+    epochs: Mapping[str, int],
+    transfer: Mapping[tuple[str, int], float],
+) -> list[Line]:
+    """One line an arm, the baseline first.
+
+    Args:
+        same: runs of the same epochs, seeds outermost.
+        timed: runs of the same time; empty before they are trained.
+        times: ratios of times per epoch to the baseline's, by arm.
+        epochs: epochs within the baseline's time, by arm.
+        transfer: averages over tasks, by arm and seed; empty where there are none.
+    """
+    top1 = {(run.arm, run.seed): run.top1 for run in same}
+    late = {(run.arm, run.seed): run.top1 for run in timed}
+    lines: list[Line] = []
+    for arm in dict.fromkeys(run.arm for run in same):
+        figures = (figure(values, arm, same[0].arm) if values else None for values in (late, transfer))
+        first = figure(top1, arm, same[0].arm)
+        lines.append(Line(arm, same[0].epochs, first, median(times[arm]), tuple(times[arm]), epochs[arm], *figures))
+    return lines
+
+
+def figure(values: Mapping[tuple[str, int], float], arm: str, baseline: str) -> Figure:
+    """Mean, spread and paired difference of values by arm and seed."""
+    own = {seed: value for (name, seed), value in values.items() if name == arm}
+    mean, spread = fmean(own.values()), _spread(list(own.values()))
+    if arm == baseline:
+        return Figure(mean, spread, None, None)
+    gains = [value - values[baseline, seed] for seed, value in own.items()]
+    return Figure(mean, spread, fmean(gains), _spread(gains))
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def write_table(
+    out: Path, lines: Sequence[Line], notes: Sequence[str], same: Sequence[Run], timed: Sequence[Run]
+) -> str:
+    """Writes compare.md, .csv and .json and returns the first."""
+    text = to_markdown(lines, notes)
+    tree = {
+        "arms": [_tree(line) for line in lines],
+        "notes": [*notes, _PAPER],
+        "runs_same_epochs": [asdict(run) for run in same],
+        "runs_same_time": [asdict(run) for run in timed],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"compare.md": text, "compare.csv": to_csv(lines), "compare.json": json.dumps(tree, indent=2) + "\n"}
+    for name, content in files.items():
+        partial = out / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(out / name)
+    return text
+
+
+def to_markdown(lines: Sequence[Line], notes: Sequence[str]) -> str:
+    """The table, how to read it, and in what arms differ."""
+    head = ["arm", f"top-1, {lines[0].epochs} epochs", "time per epoch", "top-1, same time", "epochs", "transfer"]
+    rows = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for line in lines:
+        low, _, high = quantiles(line.times, method="inclusive") if len(line.times) > 1 else [line.time] * 3
+        span = f" ({low:.2f} - {high:.2f})" if high > low else ""
+        cells = [line.arm, show(line.top1), f"{line.time:.2f}{span}", show(line.top1_same_time)]
+        rows.append(f"| {' | '.join([*cells, str(line.epochs_same_time), show(line.transfer)])} |")
+    remarks = [f"- {note}" for note in [*notes, _PAPER]]
+    return "\n".join([*rows, "", _HOW.format(baseline=lines[0].arm), "", *remarks, ""])
+
+
+def show(value: Figure | None) -> str:
+    """Mean, spread, and in brackets the paired difference; a dash for None."""
+    if value is None:
+        return "—"
+    text = f"{value.mean:.1f}" + ("" if value.std is None else f" ± {value.std:.1f}")
+    if value.difference is None:
+        return text
+    spread = "" if value.difference_std is None else f" ± {value.difference_std:.1f}"
+    return f"{text} ({value.difference:+.1f}{spread})"
+
+
+def to_csv(lines: Sequence[Line]) -> str:
+    """One line an arm, numbers in full."""
+    stream = io.StringIO()
+    trees = [{key: " ".join(map(str, v)) if isinstance(v, list) else v for key, v in _tree(l).items()} for l in lines]  # noqa: E741
+    writer = csv.DictWriter(stream, list(trees[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(trees)
+    return stream.getvalue()
+
+
+def _tree(line: Line) -> dict[str, object]:
+    """Flat: a figure's parts have its name in front."""
+    tree: dict[str, object] = {"arm": line.arm, "epochs": line.epochs, "epochs_same_time": line.epochs_same_time}
+    tree |= {"time_per_epoch": line.time, "time_per_epoch_ratios": list(line.times)}
+    for name in ("top1", "top1_same_time", "transfer"):
+        value: Figure | None = getattr(line, name)
+        for part in Figure._fields:
+            tree[f"{name}_{part}"] = None if value is None else getattr(value, part)
+    return tree
