@@ -55,6 +55,10 @@ class DataConfig:
     """Name of the training split."""
     val_split: str = "test"
     """Name of the validation split."""
+    val_share: float = 0.0
+    """Share of the training images to validate on in place of val_split, stratified, for selection; 0 is val_split."""
+    group_column: str = ""
+    """Column (or metadata.jsonl key) shared by images of one thing, which val_share keeps together; empty is none."""
     image_column: str = "image"
     """datasets: column of the image."""
     label_column: str = "label"
@@ -389,10 +393,7 @@ def _walk(node: Any, prefix: str = "") -> list[str]:
     paths: list[str] = []
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)
-        if dataclasses.is_dataclass(value):
-            paths += _walk(value, f"{prefix}{item.name}.")
-        else:
-            paths.append(prefix + item.name)
+        paths += _walk(value, f"{prefix}{item.name}.") if dataclasses.is_dataclass(value) else [prefix + item.name]
     return paths
 
 

@@ -36,6 +36,9 @@ class Context(Protocol):
         """One of REQUESTS that has reached this worker, or nothing. Called by all workers after the same step."""
         ...
 
+    def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
+        """Tells of a validation after so many epochs; called on worker 0. `kept` waits for the step's checkpoint."""
+
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
         """Runs `function` elsewhere. The answer, told whether to wait, gives its result, None before it is there."""
         ...
@@ -70,6 +73,9 @@ class LocalContext:
     def requested(self) -> str:
         return self.request
 
+    def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
+        pass
+
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
         raise NotImplementedError("there is nothing but this process")
 
@@ -88,6 +94,7 @@ class RayContext:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._mailbox = mailbox
+        self._validations: dict[int, dict[str, float]] = {}
         self._notice = get_train_context().preemption_context
 
     def progress(self, standing: Standing) -> None:
@@ -98,6 +105,11 @@ class RayContext:
         if self._notice.preemption_info is not None:
             return "preempted"
         return (self._mailbox.get("request") or "") if self.rank == 0 else ""
+
+    def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
+        # All of them: a message that nobody has read is replaced by the next.
+        self._validations[epochs] = scores
+        self._mailbox.put("validations", self._validations)
 
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
         import ray

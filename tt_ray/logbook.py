@@ -45,11 +45,12 @@ class Logbook:
 
     def validation(self, row: dict[str, Any]) -> None:
         """The row of a validation after `row["step"]` steps."""
+        self._validated.add(row["step"])
         self._file.write(json.dumps({"kind": "validation", **row}) + "\n")
         self._show(row)
 
     def validated(self, step: int) -> bool:
-        """Whether the file already had a validation after `step` steps when it was opened."""
+        """Whether there is a validation after `step` steps."""
         return step in self._validated
 
     def flush(self) -> None:

@@ -47,23 +47,25 @@ _STEP_SEED = 6
 Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
 
 
-def train(config: Config, data: Data, context: Context) -> dict[str, Any]:
+def train(config: Config, data: Data, context: Context, until: int = 0) -> dict[str, Any]:
     """Trains from the newest intact checkpoint in the run folder, or from the start, to the end.
 
     Returns what result.json holds. Worker 0 writes metrics, checkpoints, the export and, last of all, result.json.
+    With `until`, raises Interrupted("until") once that many epochs are done and more are to come.
     Raises NonFiniteLoss, and UserError when a checkpoint cannot be written or does not fit the configuration.
     """
-    return Trainer(config, data, context).run()
+    return Trainer(config, data, context, until).run()
 
 
 class Trainer:
     """State of one worker's training."""
 
-    def __init__(self, config: Config, data: Data, context: Context) -> None:
+    def __init__(self, config: Config, data: Data, context: Context, until: int = 0) -> None:
         self.config, self.data, self.context = config, data, context
         device = context.device
         self.order = train_order(config, len(data.train), context.rank, context.world, data.train.labels)
         self.steps = config.train.epochs * self.order.steps_per_epoch
+        self.stop = min(until * self.order.steps_per_epoch or self.steps, self.steps)
         self.teacher, dim = self._load_teacher()
         self.model = build_model(config, len(data.train.classes), dim)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -220,7 +222,7 @@ class Trainer:
         batches = TrainBatches(self.data.train, loaded_targets, self.order, config)
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
-        loaded = load(batches, range(start, self.steps), config.data.num_loaders, pin=cuda)
+        loaded = load(batches, range(start, self.stop), config.data.num_loaders, pin=cuda)
         with Logbook(config.run_dir, start) if context.rank == 0 else nullcontext() as book:
             if book is not None and start and not book.validated(start):
                 self._validate_beside(self.keeper.folder / checkpoint_name(start))
@@ -236,16 +238,20 @@ class Trainer:
             self.first_step_at = self.first_step_at or time.time()
             done = step + 1
             self.seconds = time.perf_counter() - began
-            due = done % (run.checkpoint_every or per_epoch) == 0 or done == self.steps
+            due = done % (run.checkpoint_every or per_epoch) == 0 or done == self.stop
             request = self._read(book) if due or done % run.log_every == 0 or done % per_epoch == 0 else ""
             if done % per_epoch == 0:
                 self._validate(held_out, done, book)
             if request or due:
                 self._checkpoint(done, book)
+            if book is not None and book.validated(done):
+                self.context.validated(done // per_epoch, self.scores, self.keeper.wait)
             if request and done < self.steps:
                 self._settle()
                 raise Interrupted(request, done)
         self._settle()
+        if self.stop < self.steps:
+            raise Interrupted("until", self.stop)
         self._collect(book, wait=True)
         if not self.scores:  # resumed after the last step, from a checkpoint without a validation
             self._validate(held_out, self.steps, book)

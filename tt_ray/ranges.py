@@ -4,6 +4,7 @@ _INF = float("inf")
 RANGES = [
     ("data.image_size", 1, _INF),
     ("data.crop_pct", 1e-3, 1),
+    ("data.val_share", 0, 0.9),
     ("data.mixup", 0, _INF),
     ("data.cutmix", 0, _INF),
     ("data.repeats", 1, _INF),

@@ -128,9 +128,10 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
     return share
 
 
-def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox) -> dict[str, Any]:
-    """Trains on the running Ray cluster; returns what result.json holds.
+def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: int = 0) -> dict[str, Any]:
+    """Trains on the running Ray cluster; returns what result.json holds, or {"stopped": step} before the end.
 
+    With `until`, stops after so many epochs.
     Raises what `loop.train` raises, and RuntimeError when workers fail more often than run.max_failures.
     """
     import ray
@@ -141,7 +142,7 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox) -> dict[s
 
     share = cpus_per_worker(config, ray.cluster_resources())
     fewest, most = config.workers
-    arguments = {"config": config.to_dict(), "store": store and str(store), "threads": share}
+    arguments = {"config": config.to_dict(), "store": store and str(store), "threads": share, "until": until}
     callbacks: list[Any] = [_no_retry(), ImportAhead(), PauseToResize(mailbox)]
     trainer = LeanTrainer(
         _train_worker,
@@ -231,9 +232,9 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         data = open_data(config, store and Path(store))
         check_model(config, len(data.train.classes))
         with disk_problems(config.run_dir):
-            return train(config, data, context)
+            return train(config, data, context, arguments["until"])
     except Interrupted as stop:
-        if stop.request == "stop":
+        if stop.request in ("stop", "until"):
             return {"stopped": stop.step}
         if stop.request == "pause":
             mailbox.put("paused", stop.step)

@@ -43,6 +43,7 @@ class _Metadata:
     labels: list[Any] = dataclasses.field(default_factory=list)
     names: list[Any] = dataclasses.field(default_factory=list)
     captions: list[Any] = dataclasses.field(default_factory=list)
+    groups: list[Any] = dataclasses.field(default_factory=list)
     keys: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -124,7 +125,10 @@ def _from_metadata(config: DataConfig, root: Path, files: list[str], need_captio
         raise UserError(f"{path}: {len(unlabelled)} images have no {config.label_column}: {some(unlabelled)}; add it")
     labels, classes = number_classes(values, names, str(path))
     captions = metadata.captions if config.caption_column in metadata.keys else None
-    return _source(root, metadata.files, labels, classes, captions)
+    source = _source(root, metadata.files, labels, classes, captions)
+    if config.group_column and config.group_column not in metadata.keys:
+        raise absent("key", config.group_column, metadata.keys, str(path), "--data.group_column")
+    return dataclasses.replace(source, groups=group_array(metadata.groups)) if config.group_column else source
 
 
 def _read_metadata(path: Path, config: DataConfig) -> _Metadata:
@@ -154,6 +158,7 @@ def _read_metadata(path: Path, config: DataConfig) -> _Metadata:
             metadata.labels.append(row.get(config.label_column))
             metadata.names.append(row.get(f"{config.label_column}_name"))
             metadata.captions.append(caption)
+            metadata.groups.append(row.get(config.group_column))
             metadata.keys.update(row)
     return metadata
 
@@ -203,6 +208,11 @@ def _source(
         read=images.read,
         pixels=images.pixels,
     )
+
+
+def group_array(values: list[Any]) -> pa.StringArray:
+    """Groups as text; an image without one stands alone."""
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def caption_array(captions: list[str | None]) -> pa.StringArray:

@@ -34,6 +34,8 @@ class Source:
     """Ids of images that were left out because they cannot be read."""
     tasks: dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]] | None = None
     """Further labels of the same images, by name: class numbers and class names."""
+    groups: pa.StringArray | None = None
+    """What data.group_column says of each image; None where that is empty."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +44,7 @@ class Source:
         """The split with these rows alone, in this order."""
         read, pixels = self.read, self.pixels
         captions = None if self.captions is None else self.captions.take(pa.array(rows))
+        groups = None if self.groups is None else self.groups.take(pa.array(rows))
         tasks = self.tasks and {name: (labels[rows], classes) for name, (labels, classes) in self.tasks.items()}
         return replace(
             self,
@@ -49,6 +52,7 @@ class Source:
             labels=self.labels[rows],
             captions=captions,
             tasks=tasks,
+            groups=groups,
             read=lambda row: read(int(rows[row])),
             pixels=lambda chosen, size: pixels(rows[chosen], size),
             **changes,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tt_ray.config import DataConfig
 from tt_ray.data.classes import common_classes, some
+from tt_ray.data.holdout import hold_out
 from tt_ray.data.source import Source
 from tt_ray.errors import UserError, nearest
 
@@ -98,9 +99,13 @@ def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source
 
     `need_captions` asks for captions of training images; validation never needs any. Does not look for unreadable
     images (`drop_unreadable`). Raises UserError as `open_source` does, and when validation has a class that training
-    lacks.
+    lacks. With `val_share`, val_split is not opened: validation images are held out of the training images.
     """
     train = open_source(config, "train", need_captions)
+    if config.val_share:
+        if config.group_column and train.groups is None:
+            raise UserError(f"data.group_column {config.group_column!r}: {_place(config)} has no such groups")
+        return hold_out(train, config.val_share)
     val = open_source(config, "val", False)
     declared = config.source in ("shapes", "torchvision")
     return train, common_classes(train, val, _place(config), declared)

@@ -17,7 +17,7 @@ from PIL import Image
 from tt_ray.config import DataConfig
 from tt_ray.data.classes import Labels, absent, number_classes, some
 from tt_ray.data.decoding import ImageReader
-from tt_ray.data.folders import caption_array
+from tt_ray.data.folders import caption_array, group_array
 from tt_ray.data.source import Source
 from tt_ray.errors import UserError
 from tt_ray.storage import fetch_data, is_uri
@@ -52,8 +52,8 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
     Raises UserError when the data set, its split or a column is missing, and on rows without label or with a
     repeated id.
     """
-    fields = ("image_column", "label_column", *(("id_column",) if config.id_column else ()))
-    table, where = _open(config, split, fields)
+    optional = tuple(field for field in ("id_column", "group_column") if getattr(config, field))
+    table, where = _open(config, split, ("image_column", "label_column", *optional))
     if need_captions and config.caption_column not in table.column_names:
         options = "--data.caption_column, or give a caption table with --text.captions"
         raise absent("column", config.caption_column, table.column_names, where, options)
@@ -67,6 +67,7 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
         captions=_captions(table, config.caption_column, where),
         read=images.read,
         pixels=images.pixels,
+        groups=group_array(_column(table, config.group_column).to_pylist()) if config.group_column else None,
     )
 
 
