@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from eval.costs import Costs, keep_costs, missing_counts
 from eval.jobs import Job, plan, read_options
 from eval.live import Board
 from eval.protocol import EvalConfig
@@ -74,13 +75,15 @@ def main(arguments: list[str]) -> None:
     check(given)
     with Display() as display:
         display.show("opening models and tasks", 0, 1)
-        jobs, tasks = jobs_of(given)
+        jobs, tasks, costs = jobs_of(given)
         done = finished_keys(given.out)
         missing = [job for job in jobs if job.key not in done]
         if len(missing) < len(jobs):
             display.say(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done already")
         if missing:
             start(given, missing, display)
+        for weights, counts in costs.items():
+            keep_costs(given.out, weights, counts)
     failures = run(given, missing, tasks, shlex.join(["python", "-m", "eval", *arguments]))
     print_summary(given.out, jobs, {name: task.metric for name, task in tasks.items()})
     print(f"report: python -m eval.report {given.out}")
@@ -108,11 +111,13 @@ def check(given: Arguments) -> None:
             raise UserError(f"--{name} has something twice: {' '.join(map(str, values))}")
 
 
-def jobs_of(given: Arguments) -> tuple[list[Job], dict[str, Any]]:
-    """All jobs of the command, and its tasks; raises UserError on anything that is not there or unknown."""
+def jobs_of(given: Arguments) -> tuple[list[Job], dict[str, Any], dict[str, Costs]]:
+    """All jobs of the command, its tasks, and what models cost that OUT does not know yet, by their weights.
+
+    Raises UserError on anything that is not there or unknown.
+    """
     options = read_options(given.protocols, given.set)
     from eval.backbone import open_backbone, parse_models
-    from eval.costs import keep_costs, missing_counts
     from eval.tasks import load_tasks, tasks
 
     specs = parse_models(given.models)
@@ -120,18 +125,16 @@ def jobs_of(given: Arguments) -> tuple[list[Job], dict[str, Any]]:
     own = load_tasks(given.task_file) if given.task_file else {}
     found = tasks(given.tasks, roots, given.data_root, own)
     models: dict[str, tuple[str, str]] = {}
-    counted: dict[str, Any] = {}
+    counted: dict[str, Costs] = {}
     for name, spec in specs.items():  # one in memory at a time
         backbone = open_backbone(name, spec)
         models[name] = spec, identity(backbone)
-        counted[identity(backbone)] = missing_counts(given.out, backbone)
+        if (counts := missing_counts(given.out, backbone)) is not None:
+            counted[identity(backbone)] = counts
     jobs = plan(models, found, options, given.seeds)
     if not jobs:
         raise UserError("nothing to do: these tasks have no training images, give --protocols classifier")
-    for weights, costs in counted.items():
-        if costs is not None:
-            keep_costs(given.out, weights, costs)
-    return jobs, found
+    return jobs, found, counted
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -243,13 +243,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_reported(tmp_path: Path) -> Non
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, run__checkpoint_every=4)
-    original = Trainer._on_device
+    original = Trainer.on_device
 
     def poisoned(self: Trainer, batch: Any, step: int) -> Any:
         images, labels, text = original(self, batch, step)
         return images * (float("nan") if step == 9 else 1), labels, text
 
-    monkeypatch.setattr(Trainer, "_on_device", poisoned)
+    monkeypatch.setattr(Trainer, "on_device", poisoned)
     with pytest.raises(NonFiniteLoss, match=r"step 9 .*loss_cls nan.*step-00000008"):
         run_toy(config)
     assert not (config.run_dir / "result.json").exists()

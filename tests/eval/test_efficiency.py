@@ -100,8 +100,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_evaluation_counts_its_models_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = Arguments(("a=random:test_vit",), tmp_path / "out", tasks=("digits",), protocols=("knn",))
-    jobs, _ = jobs_of(given)
-    costs = read_costs(tmp_path / "out", jobs[0].weights)
+    jobs, _, counted = jobs_of(given)
+    assert not given.out.exists(), "nothing is written before all is known to be right"
+    keep_costs(given.out, jobs[0].weights, counted[jobs[0].weights])
+    costs = read_costs(given.out, jobs[0].weights)
     assert costs is not None and costs.params > 0 and costs.measured == ()
     monkeypatch.setattr("tt_ray.efficiency.count", None)
-    assert jobs_of(given)[0] == jobs
+    assert jobs_of(given)[::2] == (jobs, {})
