@@ -39,7 +39,8 @@ def start_ray(config: Config) -> bool:
     joined = join_ray()
     # Nobody takes away the machine that the command itself runs on with notice; each look is a process's work.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(joined)))
-    _warm_up()
+    if joined or config.workers[0] < config.workers[1]:
+        _warm_up()
     import ray
 
     cpus_per_worker(config, ray.cluster_resources())
@@ -68,8 +69,18 @@ def join_ray() -> bool:
             ) from None
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
     worker._worker_logs_enabled = False
+    own = _own_node()
+    if own is not None:
+        own.kill_log_monitor(check_alive=False)  # what it would bring to the driver is not shown
+    return own is None
+
+
+def _own_node() -> Any:
+    """The node of the Ray that this process has started; None when it has joined one."""
+    from ray._private import worker
+
     node = worker._global_node
-    return node is None or not node.is_head()
+    return node if node is not None and node.is_head() else None
 
 
 @contextmanager
@@ -163,6 +174,7 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
             callbacks=callbacks,
         ),
     )
+    trainer.alone = _own_node() is not None
     try:
         answer = trainer.fit().return_value
     except ControllerError as error:

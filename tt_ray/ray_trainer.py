@@ -11,7 +11,9 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.result import Result
 
 from tt_ray.mailbox import Mailbox
 
@@ -20,15 +22,33 @@ _PAUSE_LIMIT_S = 120.0
 
 
 class LeanTrainer(DataParallelTrainer):
-    """Without two helper processes.
+    """Without three helper processes.
 
-    One would feed Ray Data sets to workers; there are none. The other asks the dashboard every second whether the
-    controller lives, to free its workers' places if not; the end of the driver, which follows, frees them as well.
+    One would feed Ray Data sets to workers; there are none. One asks the dashboard every second whether the
+    controller lives, to free its workers' places if not; the end of the driver, which follows, frees them as well. The
+    third asks an autoscaler for nodes, which only a cluster has: `alone` is for a Ray that this command has started.
     """
+
+    alone = False
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = DatasetsCallback | PlacementGroupCleanerCallback
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
+        if self.alone and not self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = NoAutoscaler(self.scaling_config)
+        return super()._initialize_and_run_controller(**arguments)
+
+
+class NoAutoscaler(FixedScalingPolicy):
+    """A fixed number of workers, on the machine that is there."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 class TorchBackendConfig(BackendConfig):
