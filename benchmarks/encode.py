@@ -4,8 +4,9 @@
 
 In each round the same captions, of mixed lengths, go through SentenceTransformer.encode as it comes, through
 TextEncoder.encode in the same process with the same threads, and through two of embed_captions' actors with a thread
-each. Models are loaded and actors are started before the clock runs; Ray Data, which hands captions to actors, is not
-timed. The ratio is the median of the rounds' ratios: all sides of a round meet the same state of the machine.
+each, which ray.util.ActorPool hands captions to. Models are loaded and actors are started before the clock runs, and
+Ray Data, which does that in embed_captions, is not timed: a short table takes longer with actors than without. The
+ratio is the median of the rounds' ratios: all sides of a round meet the same state of the machine.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def actors(number: int) -> Encode:
     import ray
     from ray.util import ActorPool
 
-    make = partial(CaptionEncoder, MINILM, 0)
+    make = partial(CaptionEncoder, MINILM, 0, False)
     members = [ray.remote(num_cpus=1)(Actor).remote(make, Pool(number, 1, False), None) for _ in range(number)]
     pool = ActorPool(members)
 

@@ -68,10 +68,11 @@ def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:
 def test_embedding_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "embedding_store.json"
     size = ["--rows", "9000", "--images", "8000", "--zip-rows", "300", "--dim", "8", "--processes", "2"]
-    embedding_store.main([*size, "--repeats", "1", "--folder", str(tmp_path), "--out", str(out)])
+    embedding_store.main([*size, "--repeats", "2", "--folder", str(tmp_path), "--out", str(out)])
     result = json.loads(out.read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["deep"], "what was made is deleted"
-    for what in ("open (s)", "join (s)", "batch of 512 (ms)", "memory of 2 processes, pss (GB)"):
+    for what in ("open (s)", "until ready (s)", "batch of 512 (ms)", "memory of 2 processes, pss (GB)"):
+        assert result[what]["rounds"] == 2
         assert math.isfinite(result[what]["ratio"]["median"]) and result[what]["ratio"]["median"] > 0
     assert "| open (s) | " in capsys.readouterr().out
 

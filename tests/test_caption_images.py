@@ -21,6 +21,7 @@ from tt_ray.captioners import CaptionerOptions, load_captioner
 from tt_ray.captions import read_captions
 from tt_ray.cli import run_command
 from tt_ray.errors import UserError
+from tt_ray.shards import Shards
 
 __all__ = ["cluster", "one_thread"]  # fixtures
 SHARD = 4
@@ -127,6 +128,22 @@ def test_a_killed_run_goes_on(tmp_path: Path, root: Path, captioner: str, no_ray
     assert given.out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_a_finished_table_is_left_alone(
+    tmp_path: Path, root: Path, captioner: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(tmp_path / "captions", root, captioner)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Shards, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        caption(given, Recorder())
+    before = given.out.read_bytes()
+    assert (tmp_path / "captions.unfinished").exists()
+    assert "is complete: there is nothing to do" in caption(given, Recorder())
+    assert not (tmp_path / "captions.unfinished").exists()
+    with pytest.raises(UserError, match="exists already, made of something else"):
+        caption(replace(given, captioner=replace(given.captioner, prompt="a red")), Recorder())
+    assert given.out.read_bytes() == before
+
+
 def test_a_captioner_that_cannot_take_an_image_captions_the_others(captioner: str) -> None:
     class Picky:
         options = CaptionerOptions()
@@ -165,6 +182,18 @@ def test_class_names_in_a_template_need_no_model(tmp_path: Path, root: Path) -> 
     assert "10 images" in caption(given, Recorder())
     assert written(given.out) == {name: f"a photo of a {name.split('/')[0].replace('_', ' ')}" for name in NAMES}
     assert set(read_captions(given.out).source.to_pylist()) == {"template: a photo of a {label}"}
+
+
+def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
+    (tmp_path / "train" / "n01440764").mkdir(parents=True)
+    IMAGES[0].save(tmp_path / "train" / "n01440764" / "1.png")
+    given = Arguments(tmp_path / "captions.parquet", Images(root=str(tmp_path)), template="a photo of a {label}")
+    with pytest.raises(UserError, match="WordNet ids"):
+        caption(given, Recorder())
+    assert not given.out.exists()
+    (tmp_path / "names.json").write_text('{"n01440764": "tench"}')
+    caption(replace(given, class_names=tmp_path / "names.json"), Recorder())
+    assert written(given.out) == {"n01440764/1.png": "a photo of a tench"}
 
 
 @pytest.mark.parametrize(

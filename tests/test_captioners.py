@@ -298,6 +298,14 @@ def test_what_is_no_captioner_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["florence2", "instructblip", "pix2struct"])
+def test_families_that_nobody_has_tried_are_refused(tmp_path: Path, family: str) -> None:
+    transformers.AutoConfig.for_model(family).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"is of type {family}, which has not been tried"):
+        load_captioner(CaptionerOptions(str(tmp_path)))
+
+
 @pytest.mark.parametrize("name", ["./none", "somebody/captioner"])
 def test_a_captioner_that_cannot_be_had(name: str) -> None:
     with pytest.raises(UserError, match="no such folder|cannot be had .*local folder as --model"):

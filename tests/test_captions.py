@@ -65,6 +65,25 @@ def test_parquet_other_types_and_nulls(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_a_parquet_row_that_is_not_utf8_costs_itself(tmp_path: Path, kind: pa.DataType) -> None:
+    raw = pa.array(
+        [b"one", b"tw\xffo", None, "drei \u00fc".encode()], pa.large_binary() if "large" in str(kind) else pa.binary()
+    )
+    captions = pa.Array.from_buffers(kind, 4, raw.buffers())
+    pq.write_table(pa.table({"image_id": ["a", "b", "c", "d"], "caption": captions}), tmp_path / "c.parquet")
+    table = read_captions(tmp_path / "c.parquet")
+    assert _pairs(table) == {"a": "one", "d": "drei \u00fc"}
+    assert [p.rsplit("/", 1)[1] for p in table.problems] == ["c.parquet:2: not UTF-8", "c.parquet:3: no caption for c"]
+
+
+def test_a_parquet_column_of_lists_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image_id": ["a"], "caption": [["x"]]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="cannot read .*c.parquet: .*list") as caught:
+        read_captions(tmp_path / "c.parquet")
+    assert "\n" not in str(caught.value)
+
+
 def test_problems_carry_file_and_line(tmp_path: Path) -> None:
     text = b'image_id,caption\na,"two\nlines"\nb\nc,x,y\n,empty\nd,\xff\ne,fine\ne,fine\ne,other\n'
     path = _write(tmp_path / "c.csv", text)
@@ -121,18 +140,52 @@ def test_unclosed_quote_is_a_problem(tmp_path: Path) -> None:
     assert table.problems[0].startswith(f"{path}:3: field larger")
 
 
+@pytest.mark.parametrize(
+    ("name", "body", "bad", "pairs"),
+    [
+        ("c.csv", 'a,"fine\nb,ok\nc,ok\n', [2], {"b": "ok", "c": "ok"}),  # never closed
+        ("c.csv", 'a,"fine\nb,ok"\nc,ok\n', [2], {"b": 'ok"', "c": "ok"}),  # closed by chance
+        ("c.csv", 'a,"fine\nb,"ok"\nc,ok', [2], {"b": "ok", "c": "ok"}),
+        ("c.csv", 'a,fine\nb,"ok', [3], {"a": "fine"}),
+        ("c.csv", 'a,"one" two,"three\nb,ok', [2], {"b": "ok"}),
+        ("c.tsv", 'a\t"Hello there\nb\tfine\nc\tfine\nd\t"bye\n', [2, 5], {"b": "fine", "c": "fine"}),
+        ("c.tsv", 'a\t"Hello there\nb\tfine\nd\tbye"\n', [2], {"b": "fine", "d": 'bye"'}),
+        ("c.csv", 'a,"STOP" sign\nb,a "red" ball\n', [], {"a": "STOP sign", "b": 'a "red" ball'}),
+        (
+            "c.csv",
+            'a.jpg,"a dog, brown,\nthat sits, and\nwaits"\n',
+            [],
+            {"a.jpg": "a dog, brown,\nthat sits, and\nwaits"},
+        ),
+    ],
+)
+def test_a_stray_quote_swallows_no_rows(
+    tmp_path: Path, name: str, body: str, bad: list[int], pairs: dict[str, str]
+) -> None:
+    head = "image_id\tcaption\n" if name.endswith("tsv") else "image_id,caption\n"
+    path = _write(tmp_path / name, head + body)
+    table = read_captions(path)
+    assert _pairs(table) == pairs
+    assert [int(problem.removeprefix(f"{path}:").split(":")[0]) for problem in table.problems] == bad
+    if bad:
+        with pytest.raises(UserError, match=f"{len(bad)} malformed rows"):
+            read_captions(path, strict=True)
+
+
 def test_bad_json_lines(tmp_path: Path) -> None:
     lines = [
         "{",
         "[1]",
         '{"image_id": 3, "caption": "x"}',
         '{"image_id": "a"}',
+        '{"image_id": "a", "caption": "x", "more": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"image_id": "a", "caption": "x", "more": ' + "1" * 5000 + "}",
         json.dumps({"image_id": "b", "text": "c"}),
     ]
     path = _write(tmp_path / "c.jsonl", "\n".join(lines))
     table = read_captions(path)
     assert _pairs(table) == {"b": "c"}
-    assert [p.split(":")[1] for p in table.problems] == ["1", "2", "3", "4"]
+    assert [p.split(":")[1] for p in table.problems] == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_official_shards_in_numeric_order(tmp_path: Path) -> None:

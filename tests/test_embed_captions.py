@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def arguments(folder: Path, encoder: str, out: str = "store", **options: Any) ->
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def interrupted(given: Arguments, captions: int) -> dict[str, bytes]:
@@ -224,25 +225,42 @@ def _other_limit(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 5}))
 
 
+def _other_words(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"dog"', '"god"'))
+
+
+def _other_activation(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"gelu"', '"relu"'))
+
+
+def _other_prompt(folder: Path) -> None:
+    prompts = {"prompts": {"red": "red "}, "default_prompt_name": "red"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_other_weights, r"was begun with other revision \(\w{16}, now \w{16}\)"),
-        (_other_pooling, r"was begun with other pooling \(cls, now mean\)"),
-        (_other_limit, r"was begun with other max_tokens \(8, now 5\)"),
-    ],
+    "change", [_other_weights, _other_pooling, _other_limit, _other_words, _other_activation, _other_prompt]
 )
 def test_an_encoder_that_changed_is_refused(
-    tmp_path: Path, encoder: str, no_ray: None, change: Callable[[Path], None], message: str
+    tmp_path: Path, encoder: str, no_ray: None, change: Callable[[Path], None]
 ) -> None:
     copy = tmp_path / "encoder"
     shutil.copytree(encoder, copy)
     given = arguments(tmp_path, str(copy))
     kept = interrupted(given, SHARD)
+    done = arguments(tmp_path, str(copy), "done")
+    embed(done, Recorder())
+    assert "is complete" in embed(done, Recorder())
+    before = contents(copy)
     change(copy)
-    with pytest.raises(UserError, match=message):
+    assert contents(copy) != before
+    with pytest.raises(UserError, match=r"was begun with other revision \(\w{16}, now \w{16}\)"):
         embed(given, Recorder())
     assert kept.items() <= contents(unfinished(given)).items() and not given.out.exists()
+    with pytest.raises(UserError, match="exists already, made of something else"):
+        embed(done, Recorder())
 
 
 def test_another_encoder_or_other_captions_are_refused_before_anything_is_loaded(
@@ -294,6 +312,46 @@ def test_embeddings_that_are_not_finite(tmp_path: Path, encoder: str, no_ray: No
     ):
         embed(given, Recorder())
     assert not given.out.exists() and not list(unfinished(given).glob("*.shard"))
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_embeddings_that_are_not_finite_are_left_out_when_asked_for(
+    tmp_path: Path, encoder: str, no_ray: None, average: bool
+) -> None:
+    copy = shutil.copytree(encoder, tmp_path / "encoder")
+    given = arguments(tmp_path, str(copy), average=average)
+    with pytest.raises(UserError, match="--on_bad_embedding skip, which keeps what is done"):
+        _spoil(copy)
+        embed(given, Recorder())
+    several = [*CAPTIONS, "a dog"]
+    path = given.captions
+    pq.write_table(
+        pa.table({"image_id": [*(f"{i}.jpg" for i in range(len(CAPTIONS))), "1.jpg"], "caption": several}), path
+    )
+    given = replace(given, on_bad_embedding="skip", out=tmp_path / "skipped")
+    kept = interrupted(given, 2 * SHARD)
+    assert len(kept) == 2, "shards with bad captions are kept"
+    sentence = embed(given, Recorder())
+    good = [number for number, caption in enumerate(CAPTIONS) if "dog" not in caption]
+    bad = len(CAPTIONS) - len(good) + average
+    assert f"{bad} captions without a finite embedding are listed in {given.out}.skipped.tsv" in sentence
+    assert len((tmp_path / "skipped.skipped.tsv").read_text().splitlines()) == bad
+    store = open_store(given.out, verify=True)
+    assert store.ids.to_pylist() == [f"{number}.jpg" for number in good]
+    expected = load_text_encoder(encoder).encode([CAPTIONS[number] for number in good])
+    np.testing.assert_allclose(store.embeddings, expected, rtol=1e-3, atol=1e-3)
+    assert "is complete" in embed(given, Recorder())
+
+
+def test_what_a_kill_left_of_a_store_is_deleted(tmp_path: Path, encoder: str, no_ray: None) -> None:
+    given, display = arguments(tmp_path, encoder), Recorder()
+    half, other = tmp_path / ".store.tmp-abc", tmp_path / ".store2.tmp-abc"
+    for folder in (half, other):
+        folder.mkdir()
+        (folder / "embeddings.npy").write_bytes(b"half")
+    embed(given, display)
+    assert not half.exists() and other.exists()
+    assert ("embeddings written", len(CAPTIONS), len(CAPTIONS)) in display.shown
 
 
 def _spoil(folder: Path) -> None:

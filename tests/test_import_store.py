@@ -19,6 +19,7 @@ from tt_ray.embeddings import open_store
 from tt_ray.errors import UserError
 from tt_ray.export_store import export_dataset
 from tt_ray.import_store import Imported, import_dataset, import_zip
+from tt_ray.shards import Shards
 
 DIM = 5
 NAMES = [f"n{number % 3:02d}_{number}.JPEG" for number in range(11)]
@@ -130,6 +131,29 @@ def test_a_killed_import_goes_on(archive: Path, monkeypatch: pytest.MonkeyPatch)
     # Its length is asked of the first member; the first shard's four are there.
     assert seen[7:] == [f"{name}.emb.npy" for name in [NAMES[0], *NAMES[4:]]]
     assert not (archive.parent / "store.unfinished").exists()
+
+
+def test_a_finished_import_is_left_alone(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (archive.parent / ".store.tmp-abc").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Shards, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        _import(archive)
+    assert sorted(path.name for path in archive.parent.iterdir()) == [archive.name, "store", "store.unfinished"]
+    before = (archive.parent / "store" / "manifest.json").read_bytes()
+    made = _import(archive)
+    assert made.notes == ("it was complete already: nothing was done",) and len(made.store) == len(NAMES)
+    assert not (archive.parent / "store.unfinished").exists()
+    others: list[dict[str, Any]] = [{"ids": NAMES[1:]}, {"dtype": "float16"}]
+    for other in others:
+        with pytest.raises(UserError, match="exists already, made of something else"):
+            _import(archive, **other)
+    assert (archive.parent / "store" / "manifest.json").read_bytes() == before
+
+
+def test_classes_that_become_image_ids_are_told(tmp_path: Path) -> None:
+    members = {f"{name}.emb.npy": _npy(VALUES[0]) for name in ("n01", "n01_3.JPEG", "n02", "cat.JPEG")}
+    (note,) = _import(_zip(tmp_path / "all_encodings.zip", members)).notes
+    assert note.startswith("1 embeddings, such as n01, are named like other images' classes")
 
 
 def test_another_archive_does_not_go_on(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.test_text_encoders import _bert
 from tests.toy import DIM, toy_config
 from tt_ray.embeddings import open_store, write_store
 from tt_ray.errors import UserError
@@ -23,6 +24,17 @@ def test_captions_are_embedded_once_for_runs_that_share_them(tmp_path: Path) -> 
     assert find_store(other, train, lambda *news: shown.append(news)) == path and not shown
     less = config.override("data.shapes.caption", "class")
     assert find_store(less, open_images(less)[0]) != path
+
+
+def test_an_encoder_that_was_edited_makes_a_store_of_its_own(tmp_path: Path) -> None:
+    _bert(tmp_path / "encoder")
+    config = toy_config(tmp_path).override("text.embeddings", "").override("text.encoder", str(tmp_path / "encoder"))
+    train = open_images(config)[0]
+    path = find_store(config, train)
+    assert find_store(config, train) == path
+    words = tmp_path / "encoder" / "tokenizer.json"
+    words.write_text(words.read_text().replace('"red"', '"blue"'))
+    assert find_store(config, train) != path
 
 
 def test_rows_of_a_caption_table_that_are_left_out_are_told(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tt_ray import encoder_files
+from tt_ray.dense_module import load_dense
 from tt_ray.encoder_files import MINILM, find_encoder
 from tt_ray.errors import UserError
 from tt_ray.text_encoders import load_text_encoder
@@ -283,6 +284,12 @@ def _sentence_folder(folder: Path, pooling: dict[str, Any], kinds: tuple[str, ..
         ({"pooling_mode": "max"}, "max", lambda states: states.amax(0)),
         ({"pooling_mode": "lasttoken"}, "last", lambda states: states[-1]),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls", lambda states: states[0]),
+        (
+            {"pooling_mode_weightedmean_tokens": True},
+            "weightedmean",
+            lambda states: torch.arange(1.0, len(states) + 1) @ states / sum(range(1, len(states) + 1)),
+        ),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, "mean_sqrt_len", lambda states: states.sum(0) / len(states) ** 0.5),
     ],
 )
 def test_sentence_transformers_settings(tmp_path: Path, pooling: dict[str, Any], name: str, pool: Any) -> None:
@@ -298,12 +305,68 @@ def test_sentence_transformers_settings(tmp_path: Path, pooling: dict[str, Any],
     assert encoder.truncated == 1
 
 
+def _dense(folder: Path, **config: Any) -> torch.nn.Linear:
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    linear = torch.nn.Linear(16, 4)
+    save_file({f"linear.{name}": tensor for name, tensor in linear.state_dict().items()}, folder / "model.safetensors")
+    sizes: dict[str, Any] = {"in_features": 16, "out_features": 4, "bias": True}
+    sizes["activation_function"] = "torch.nn.modules.activation.Tanh"
+    (folder / "config.json").write_text(json.dumps(sizes | config))
+    return linear
+
+
+@pytest.mark.parametrize("mode", ["mean", "weightedmean"])
+def test_dense_modules_follow_in_order(tmp_path: Path, mode: str) -> None:
+    model = _sentence_folder(
+        tmp_path, {"pooling_mode": mode, "embedding_dimension": 16}, ("Pooling", "Normalize", "Dense")
+    )
+    linear = _dense(tmp_path / "Dense")
+    encoder = load_text_encoder(str(tmp_path))
+    assert (encoder.pooling, encoder.dim) == (f"{mode}+normalize+dense", 4)
+    vectors = encoder.encode(CAPTIONS)
+    for vector, caption in zip(vectors, CAPTIONS, strict=True):
+        states = _states(model, caption, limit=5)
+        weights = torch.arange(1.0, len(states) + 1) if mode == "weightedmean" else torch.ones(len(states))
+        pooled = weights @ states / weights.sum()
+        with torch.inference_mode():
+            np.testing.assert_allclose(vector, torch.tanh(linear(pooled / pooled.norm())), atol=1e-5)
+    before = encoder.revision
+    _dense(tmp_path / "Dense")
+    assert load_text_encoder(str(tmp_path)).revision != before
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"activation_function": "mine.Tanh"}, "mine.Tanh, which is none of torch.nn"),
+        ({"activation_function": "torch.nn.Linear"}, "torch.nn.Linear, which is none"),
+        ({"activation_function": "torch.nn.Threshold"}, "whose settings it does not tell"),
+        ({"in_features": 8}, "does not fit its config.json"),
+        ({"module_input_name": "token_embeddings"}, "of tokens or with a residual"),
+        ({"use_residual": True}, "of tokens or with a residual"),
+    ],
+)
+def test_dense_modules_that_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    _dense(tmp_path, **config)
+    with pytest.raises(UserError, match=message) as caught:
+        load_dense(tmp_path, json.loads((tmp_path / "config.json").read_text()), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_dense_weights_are_refused(tmp_path: Path) -> None:
+    _dense(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="has no model.safetensors"):
+        load_dense(tmp_path, json.loads((tmp_path / "config.json").read_text()), "cpu")
+
+
 @pytest.mark.parametrize(
     ("pooling", "kinds", "message"),
     [
-        ({"pooling_mode_mean_tokens": True}, ("Pooling", "Dense"), "has a module Dense"),
+        ({"pooling_mode_mean_tokens": True}, ("Pooling", "LSTM"), "has a module LSTM"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("Pooling",), "pools by mean and max"),
-        ({"pooling_mode_weightedmean_tokens": True}, ("Pooling",), "pools by weightedmean"),
         ({}, ("Pooling",), "config.json is missing"),
     ],
 )
@@ -322,6 +385,18 @@ def test_partial_weights_are_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 weights of bert, such as encoder.layer.1.output.dense.weight"):
         load_text_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["siglip", "vit"])
+def test_models_of_images_are_refused(tmp_path: Path, family: str) -> None:
+    vision = {**SMALL, "image_size": 8, "patch_size": 4}
+    vision.pop("vocab_size")
+    both = {"text_config": {**SMALL, "max_position_embeddings": 8}, "vision_config": vision}
+    config = transformers.AutoConfig.for_model(family, **(both if family == "siglip" else vision))
+    _save(transformers.AutoModel.from_config(config), tmp_path)
+    with pytest.raises(UserError, match=f"of type {family}, cannot be used as a text encoder|cannot load") as caught:
+        load_text_encoder(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
@@ -438,7 +513,7 @@ def test_minilm_equals_sentence_transformers(minilm: Path) -> None:
     captions = ["A dog.", "", "A small red cat sits on a wooden table, next to two cups — café!", "dog " * 400] * 3
     encoder = load_text_encoder(MINILM)
     assert (encoder.dim, encoder.max_tokens, encoder.pooling) == (384, 256, "mean+normalize")
-    assert encoder.revision == "53aa51172d142c89"
+    assert len(encoder.revision) == 16
     vectors = encoder.encode(captions, batch_size=5)
     np.testing.assert_allclose(vectors, reference.encode(captions), atol=1e-5)
     assert encoder.truncated == 3

@@ -1,6 +1,7 @@
 """Images -> caption table, over Ray Data: `python -m tt_ray.caption_images --data.root ROOT --out TABLE`."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -14,14 +15,16 @@ from PIL import Image
 
 from tt_ray.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.captioners import CaptionerOptions, find_captioner, load_captioner
-from tt_ray.captions import CaptionTable, write_captions
+from tt_ray.captions import CaptionTable, made_of, write_captions
+from tt_ray.class_names import name_classes
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import DataConfig
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.sources import open_images, open_source
+from tt_ray.encoder_files import revision_of
 from tt_ray.errors import UserError
 from tt_ray.progress import Display
-from tt_ray.shards import Shards, digest_of, disk_problems, open_shards
+from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
 
 # Images that are lost together when killed.
 _SHARD = 64
@@ -59,6 +62,9 @@ class Arguments:
     data: Images = field(default_factory=Images)
     template: str = ""
     """Captions without a model: the class name goes where {label} stands, as in "a photo of a {label}"."""
+    class_names: Path | None = None
+    """Names of classes for --template where folders are called otherwise, as ImageNet's: a JSON object {class: name}, a
+    CSV of class,name, or LOC_synset_mapping.txt."""
     batch_size: int = 32
     """Images in one pass of the captioner; lower it when an actor runs out of memory."""
     captioner: Annotated[CaptionerOptions, tyro.conf.arg(name="")] = field(default_factory=CaptionerOptions)
@@ -118,22 +124,29 @@ def caption(given: Arguments, display: Display) -> str:
     out, options = given.out.expanduser().absolute(), given.captioner
     if bool(options.model) == bool(given.template):
         raise UserError("give either a captioner with --model, or --template for captions made of class names")
-    if out.exists():
-        raise UserError(f"{out} exists already: delete it or give another --out")
     config = DataConfig(**asdict(given.data))
     if given.template:
-        table = class_captions(config, given.template)
+        if out.exists():
+            raise UserError(f"{out} exists already: delete it or give another --out")
+        table = class_captions(config, given.template, given.class_names)
         with disk_problems(out):
             write_captions(table, out)
         return f"caption table {out}: {len(table)} images"
     options.check()
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: give at least 1")
-    find_captioner(options.model)  # a wrong name costs no start of Ray
+    captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
     ids, read = open_images(config, "train")
     items = [range(start, min(start + _SHARD, len(ids))) for start in range(0, len(ids), _SHARD)]
     work = {"images": digest_of(ids), "images per shard": _SHARD}
-    with open_shards(out.with_name(f"{out.name}.unfinished"), work, len(items)) as shards:
+    folder = out.with_name(f"{out.name}.unfinished")
+    if out.exists():
+        about = made_of(out) or {}
+        if about != about | work | asdict(options) | {"revision": revision_of(captioner)}:
+            raise UserError(f"{out} exists already, made of something else: delete it or give another --out")
+        shutil.rmtree(folder, ignore_errors=True)  # killed between the last two steps
+        return f"caption table {out} is complete: there is nothing to do"
+    with open_shards(folder, work, len(items)) as shards:
         if shards.about:
             shards.check(shards.about | asdict(options))
             display.say(f"going on with {shards.folder}: {shards.done} of {shards.count} shards are there")
@@ -144,15 +157,15 @@ def caption(given: Arguments, display: Display) -> str:
     return sentence
 
 
-def class_captions(config: DataConfig, template: str) -> CaptionTable:
-    """Captions that name each training image's class; underscores of names become spaces.
+def class_captions(config: DataConfig, template: str, names: Path | None = None) -> CaptionTable:
+    """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
-    Raises UserError when the template has no place for the name, or the images have no labels.
+    Raises UserError as that does, when the template has no place for the name, or when the images have no labels.
     """
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
     source = open_source(config, "train", need_captions=False)
-    captions = [template.replace(_LABEL, name.replace("_", " ")) for name in source.classes]
+    captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))
     return CaptionTable(source.ids, table, pa.array([f"template: {template}"] * len(source), pa.string()))
 
@@ -173,7 +186,9 @@ def _write(shards: Shards, out: Path, ids: pa.StringArray) -> str:
         listed.unlink(missing_ok=True)
         if bad:
             listed.write_text("".join(f"{image}\t{problem}\n" for image, problem in bad), encoding="utf-8")
-        write_captions(CaptionTable(ids.filter(good), pa.array(captions).filter(good), pa.array(source)), out)
+        remove_halves(out)
+        table = CaptionTable(ids.filter(good), pa.array(captions).filter(good), pa.array(source))
+        write_captions(table, out, made_of=shards.work | shards.about)
     skipped = f"; {len(bad)} without a caption are listed in {listed}, the first: {bad[0][1]}" if bad else ""
     return f"caption table {out}: {len(ids) - len(bad)} images{skipped}"
 

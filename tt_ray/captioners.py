@@ -16,12 +16,13 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _ASK = "Describe the image in one sentence."
 # What a family was trained to caption with; others are asked in words.
 _PROMPTS = {
-    **dict.fromkeys(("blip", "blip-2", "git", "pix2struct", "vision-encoder-decoder"), ""),
-    "florence2": "<CAPTION>",
+    **dict.fromkeys(("blip", "blip-2", "git", "vision-encoder-decoder"), ""),
     "paligemma": "caption en",
 }
 # Their processors put the image's place into the text themselves.
-_PLACE_IMAGE = ("blip", "blip-2", "git", "instructblip", "florence2", "pix2struct")
+_PLACE_IMAGE = ("blip", "blip-2", "git")
+# Their prompts and processors are unlike all others', and nobody has tried them here: captions might be silently poor.
+_UNTRIED = ("florence2", "instructblip", "pix2struct")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Captioner:
     def __init__(self, options: CaptionerOptions, revision: str, model: Any, processor: Any, tokenizer: Any) -> None:
         self.options = options
         self.revision = revision
-        """Commit hash on the hub, or the first 16 hex digits of the weights' SHA-256."""
+        """Commit hash on the hub, or 16 hex digits of a SHA-256 of weights, configuration and tokenizer."""
         self._model, self._processor, self._tokenizer = model, processor, tokenizer
         self._family: str = model.config.model_type
         self._prompt = options.prompt or _PROMPTS.get(self._family, _ASK)
@@ -178,6 +179,11 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:
 
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     config = transformers.AutoConfig.from_pretrained(folder, **safe)
+    if config.model_type in _UNTRIED:
+        raise UserError(
+            f"captioner {folder} is of type {config.model_type}, which has not been tried: give a BLIP, BLIP-2, GIT or "
+            "PaliGemma model, or one with a chat template"
+        )
     model_class: Any = transformers.AutoModelForImageTextToText
     model, info = model_class.from_pretrained(
         folder,

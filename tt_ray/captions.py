@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
+from pathlib import Path, PurePath
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +22,7 @@ _CAPTION_NAMES = ("caption", "text")
 _SHARD = re.compile(r"(?P<name>.+)_(?P<i>\d+)_of_(?P<n>\d+)\.csv")
 # A bad first line must not hide a file's format, so that many lines are looked at for `<name>:\t<caption>`.
 _SNIFF_LINES = 20
+_MADE_OF = "tt_ray made of"
 
 Row = tuple[str, str, str]
 """Image id, caption, source."""
@@ -90,17 +93,30 @@ def read_captions(path: str | Path, strict: bool = False, several: bool = False)
     return CaptionTable(*arrays, problems=tuple(problems))
 
 
-def write_captions(table: CaptionTable, path: str | Path) -> None:
-    """Writes Parquet (image_id, caption, source): to a temporary name, then renamed, so no reader sees half a file."""
+def write_captions(table: CaptionTable, path: str | Path, made_of: dict[str, Any] | None = None) -> None:
+    """Writes Parquet (image_id, caption, source): to a temporary name, then renamed, so no reader sees half a file.
+
+    `made_of`, in JSON's types, is what `made_of` gives back.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     columns = {"image_id": table.ids, "caption": table.captions, "source": table.source}
+    about = {_MADE_OF: json.dumps(made_of)} if made_of else None
     try:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(pa.table(columns, metadata=about), temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def made_of(path: Path) -> dict[str, Any] | None:
+    """What `write_captions` was told of a table; None where it was not, or the file is no such table."""
+    try:
+        about = (pq.read_schema(path).metadata or {}).get(_MADE_OF.encode())
+        return None if about is None else json.loads(about)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
 
 
 def _problem(row: Row) -> str:
@@ -155,7 +171,7 @@ def _rows(file: Path) -> Rows:
             raise UserError(f"{file} is no caption table: known are .parquet, .csv, .tsv and .jsonl")
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             yield from reader(file, text)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {file}: {' '.join(str(error).split())}") from None
 
 
@@ -166,12 +182,23 @@ def _parquet_rows(file: Path) -> Rows:
     line = 0
     for batch in parquet.iter_batches(columns=[name for name in wanted if name]):
         # Whole columns are cast at once: row by row it would take minutes at ImageNet's size.
-        columns = [pc.cast(batch.column(name), pa.string()).to_pylist() if name else None for name in wanted]
+        columns = [_texts(batch.column(name)) if name else None for name in wanted]
         ids, captions, sources = columns
         assert ids is not None and captions is not None  # _columns refuses a table without them
         for row, (image, caption) in enumerate(zip(ids, captions, strict=True)):
             line += 1
             yield line, (image or "", caption or "", (sources[row] or "") if sources else "")
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """A column's texts; bytes that are not UTF-8 become surrogates, so that they cost one row only."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        return pc.cast(column, pa.string()).to_pylist()
+    except (UnicodeDecodeError, pa.ArrowInvalid):
+        values = pc.cast(column, pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in values]
 
 
 def _columns(names: list[str], file: Path) -> tuple[str, str, str]:
@@ -196,23 +223,80 @@ def _csv_rows(file: Path, text: TextIO) -> Rows:
 
 
 def _table_rows(text: TextIO, delimiter: str, columns: list[int]) -> Rows:
-    """Rows of a CSV with a header; Python's reader, as Arrow's does not tell line numbers under quoted newlines."""
-    reader = csv.reader(text, delimiter=delimiter)
-    width = len(next(reader))
+    """Rows of a CSV with a header; Arrow's reader does not tell line numbers under quoted newlines."""
+    width = len(next(csv.reader([text.readline()], delimiter=delimiter)))
     image, caption, source = columns
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, f"{error} (an unclosed quote?)"
+    lines = _Lines(text)
+    while line := lines.take():
+        number = lines.number
+        if not line.strip("\r\n"):
             continue
-        if len(row) == width:
-            yield line, (row[image], row[caption], row[source] if source >= 0 else "")
-        elif row:
-            yield line, f"{len(row)} columns instead of {width}"
+        row = _quoted_row(lines, line, delimiter, width, image) if '"' in line else line.rstrip("\r\n").split(delimiter)
+        if isinstance(row, str):
+            yield number, row
+        elif len(row) == width:
+            yield number, (row[image], row[caption], row[source] if source >= 0 else "")
+        else:
+            yield number, f"{len(row)} columns instead of {width}"
+
+
+class _Lines:
+    """A table's lines below its header, which can be given back."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text = text
+        self._ahead: deque[str] = deque()
+        self.number = 1
+        """Of the line that was taken last."""
+
+    def take(self) -> str:
+        """The next line; empty at the end."""
+        line = self._ahead.popleft() if self._ahead else self._text.readline()
+        self.number += bool(line)
+        return line
+
+    def give_back(self, lines: list[str]) -> None:
+        self._ahead.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+
+def _quoted_row(lines: _Lines, first: str, delimiter: str, width: int, image: int) -> list[str] | str:
+    """The row that begins on a line with quotes, or what is wrong with it.
+
+    A quoted text may go on over several lines. Where its quote is never closed, or what follows looks like rows of
+    their own, only the first line is bad, and the others are given back: one stray quote must not swallow rows.
+    """
+    with suppress(csv.Error):
+        return next(csv.reader([first], delimiter=delimiter, strict=True))
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        yield first
+        while line := lines.take():
+            taken.append(line)
+            yield line
+
+    try:
+        row = next(csv.reader(feed(), delimiter=delimiter, strict=True))
+    except csv.Error:
+        row = []
+    if row and not any(_is_like(row, line, delimiter, width, image) for line in taken):
+        return row
+    lines.give_back(taken)
+    try:  # read alone and with forbearance: "STOP" sign has its quotes at the wrong place, but means no more
+        (row,) = csv.reader([first.rstrip("\r\n") + "\n"], delimiter=delimiter)
+    except csv.Error as error:
+        return str(error)
+    return "a quote that is not closed" if any("\n" in cell for cell in row) else row
+
+
+def _is_like(row: list[str], line: str, delimiter: str, width: int, image: int) -> bool:
+    """Whether a line inside a row's quotes looks like a row itself, with an image id of the same kind."""
+    cells = line.rstrip("\r\n").split(delimiter)
+    if len(cells) != width or len(row) <= image:
+        return len(row) <= image
+    own, other = row[image], cells[image]
+    return PurePath(own).suffix == PurePath(other).suffix and len(own.split()) == len(other.split())
 
 
 def _official_rows(file: Path, text: TextIO) -> Rows:
@@ -239,6 +323,8 @@ def _json_row(line: str) -> Row | str:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at column {error.colno}"
+    except (RecursionError, ValueError) as error:  # nested too deeply; numbers of thousands of digits
+        return f"not JSON that can be read: {error}"
     if not isinstance(record, dict):
         return "not a JSON object"
     image, caption = (next((record[n] for n in names if n in record), None) for names in (_ID_NAMES, _CAPTION_NAMES))

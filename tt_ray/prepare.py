@@ -15,6 +15,7 @@ from tt_ray.data.source import NOBODY, Source
 from tt_ray.data.sources import drop_unreadable, open_splits
 from tt_ray.data.targets import TextTargets, build_targets
 from tt_ray.embeddings import EmbeddingStore, embed_captions, open_store
+from tt_ray.encoder_files import local_revision
 from tt_ray.errors import UserError
 from tt_ray.storage import Storage, is_uri
 from tt_ray.text_encoders import load_text_encoder
@@ -152,7 +153,8 @@ def find_store(
     storage = Storage.open(config.run.storage)
     folder = storage.root / "embeddings"
     encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
-    path = folder / f"{encoder_name}-{_digest(config.text.encoder, ids, captions)}"
+    revision = local_revision(config.text.encoder)
+    path = folder / f"{encoder_name}-{_digest(config.text.encoder + revision, ids, captions)}"
     if _fetch_store(config, path):
         open_store(path, verify=True)
         return path

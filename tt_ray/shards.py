@@ -1,6 +1,7 @@
 """Work that goes on where it was killed: a folder with a plan and one file for each finished shard."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -120,6 +121,15 @@ def open_shards(folder: Path, work: dict[str, Any], count: int) -> Iterator[Shar
         with disk_problems(folder):
             shards._load()
         yield shards
+
+
+def remove_halves(path: Path) -> None:
+    """Deletes what a kill left of writing `path`; for whoever holds the shards that it is written from."""
+    for half in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        if half.is_dir():
+            shutil.rmtree(half)
+        else:
+            half.unlink()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tt_ray.dense_module import load_dense
 from tt_ray.encoder_files import PROJECTION, find_encoder, one_line, revision_of
 from tt_ray.errors import UserError
 
@@ -28,7 +29,14 @@ _MODEL_CLASSES = {
 # Decoders whose folder brings code to let every token see all others. transformers can do that by itself.
 _BIDIRECTIONAL = {"llama_bidirec": "llama"}
 _BIDIRECTIONAL_POOLING = {"avg": "mean", "cls": "cls", "last": "last"}
-_SENTENCE_POOLING = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+_SENTENCE_POOLING = {
+    "cls": "cls",
+    "mean": "mean",
+    "max": "max",
+    "lasttoken": "last",
+    "weightedmean": "weightedmean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+}
 _SENTENCE_POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -53,14 +61,18 @@ class TextEncoder:
         self.name = name
         """As the user named it."""
         self.revision = revision
-        """Commit hash on the hub, or the first 16 hex digits of the weights' SHA-256."""
+        """Commit hash on the hub, or 16 hex digits of a SHA-256 of weights, configuration and tokenizer."""
         self.max_tokens = settings.max_tokens or _position_limit(model.config, tokenizer)
         """Tokens of a caption, special ones included, behind which it is cut off."""
-        self.pooling = settings.pooling + ("+normalize" if settings.normalize else "")
+        self.pooling = "+".join((settings.pooling, *(kind for kind, _ in settings.behind)))
         """How token states become one vector."""
         self.truncated = 0
         """Captions that were cut off so far."""
         self._model, self._tokenizer, self._settings, self._device = model, tokenizer, settings, device
+        self._behind = [
+            load_dense(path, _json(path / "config.json", required=True), device) if kind == "dense" else None
+            for kind, path in settings.behind
+        ]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad: int = pad or 0
         self.dim: int = self._forward([[self._pad]]).shape[1]
@@ -117,8 +129,8 @@ class TextEncoder:
             # Models are faster without a mask, which equal lengths do not need.
             outputs = self._model(input_ids=ids, attention_mask=None if equal else mask.long())
             vectors = _pool(self._settings.pooling, outputs, mask, lengths)
-            if self._settings.normalize:
-                vectors = torch.nn.functional.normalize(vectors, dim=1)
+            for dense in self._behind:
+                vectors = torch.nn.functional.normalize(vectors, dim=1) if dense is None else dense(vectors)
         return vectors.cpu().numpy()
 
 
@@ -150,8 +162,20 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"cannot load text encoder {name} from {folder}: {one_line(error)}") from None
+        except (AttributeError, TypeError) as error:
+            raise _no_text_encoder(folder, error) from None
         settings.pooling = settings.pooling or pooling
-        return TextEncoder(name, revision_of(settings.folder), model, tokenizer, settings, device)
+        try:  # it encodes a caption to tell its length
+            return TextEncoder(name, revision_of(folder), model, tokenizer, settings, device)
+        except UserError:
+            raise
+        except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise _no_text_encoder(folder, error) from None
+
+
+def _no_text_encoder(folder: Path, error: Exception) -> UserError:
+    family = _json(folder / "config.json").get("model_type", "no type")
+    return UserError(f"{folder}, of type {family}, cannot be used as a text encoder ({one_line(error)})")
 
 
 class _Settings:
@@ -160,7 +184,8 @@ class _Settings:
     def __init__(self, folder: Path):
         self.folder = folder
         self.pooling = ""
-        self.normalize = False
+        self.behind: list[tuple[str, Path]] = []
+        """What follows pooling, in order: "dense" or "normalize", each with its folder."""
         self.max_tokens = 0
         self.lower_case = False
         self.prompt = ""
@@ -180,9 +205,11 @@ def _read_settings(folder: Path) -> _Settings:
         elif kind == "Pooling":
             settings.pooling = _sentence_pooling(_json(folder / module["path"] / "config.json", required=True), folder)
         elif kind == "Normalize":
-            settings.normalize = True
+            settings.behind.append(("normalize", folder / module["path"]))
+        elif kind == "Dense":
+            settings.behind.append(("dense", folder / module["path"]))
         else:
-            raise UserError(f"text encoder {folder} has a module {kind}; known: Transformer, Pooling, Normalize")
+            raise UserError(f"text encoder {folder} has a module {kind}; known: Transformer, Pooling, Dense, Normalize")
     prompts = _json(folder / "config_sentence_transformers.json")
     settings.prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name") or "", "")
     return settings
@@ -283,6 +310,11 @@ def _pool(pooling: str, outputs: Any, mask: Any, lengths: Any) -> Any:
         return states[:, 0]
     if pooling == "last":
         return states[torch.arange(len(states), device=states.device), lengths - 1]
+    if pooling == "weightedmean":  # SGPT's (2022): a token counts as often as its position, from 1
+        weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        return (states * weights[:, :, None]).sum(1) / weights.sum(1)[:, None]
+    if pooling == "mean_sqrt_len":
+        return (states * mask[:, :, None]).sum(1) / lengths[:, None].sqrt()
     if pooling == "max":
         return states.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
     assert pooling == "mean", pooling
