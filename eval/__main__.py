@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -222,7 +223,8 @@ def write(out: Path, job: Job, metric: str, answer: Answer, about: dict[str, str
         if result is None:
             write_result(out, job.key, [row])
             return
-        row = dataclasses.replace(row, n=result.n, chosen=json.dumps(result.chosen, default=str))
+        chosen = result.chosen | {"options": dataclasses.asdict(job.options)}
+        row = dataclasses.replace(row, n=result.n, chosen=json.dumps(chosen, default=str))
         rows = [dataclasses.replace(row, metric=name, value=float(value)) for name, value in result.metrics.items()]
         write_result(out, job.key, rows, result.predictions, result.labels)
     except OSError as error:
@@ -236,7 +238,19 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed
             continue
-    return found
+    return found | _commit(Path(__file__).parent.parent)
+
+
+def _commit(root: Path) -> dict[str, str]:
+    """The checkout's git commit, with a + where its files differ; nothing where `root` is none."""
+    if not (root / ".git").exists():
+        return {}
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return {"commit": answer.stdout.strip()}
+    except (OSError, subprocess.SubprocessError):  # no git, or a folder of another user's
+        return {}
 
 
 def print_summary(out: Path, jobs: Sequence[Job], metrics: dict[str, str]) -> None:

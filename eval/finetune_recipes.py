@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning: every number, and where it comes from. Changing one asks for a new `finetune.VERSION`."""
+"""Recipes of fine-tuning: every number, and where it comes from. Each enters the protocol's hash."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +40,9 @@ class Recipe:
     repeats: int = 1
     """Copies of an image in a batch."""
     drop_path: float = 0.0
+    train_on: Literal["train", "train+val"] = "train+val"
+    """What the last training sees: train leaves official validation images out. Without official ones both are the
+    same: images that are held out to choose a rate are part of train."""
     amp: bool = True
     """bfloat16 on GPUs; CPUs always compute in float32."""
 
@@ -71,6 +74,8 @@ RECIPES = {
     ),
     # The configuration and run commands of TextTeacher's official code (github.com/tobna/TextTeacher), which fine-tunes
     # Flowers for 2000 epochs of four steps of 256 images; one rate for all sets. FusedLAMB there, timm's LAMB here.
+    # Steps and batch are Flowers' for every set: Cars has batches of 1024 there (give finetune.batch_size). Flowers and
+    # Aircraft are trained on their train split alone there, half of what others call their training images.
     "paper": Recipe(
         steps=8000,
         batch_size=256,
@@ -80,5 +85,6 @@ RECIPES = {
         eps=1e-7,
         cutmix=1.0,
         drop_path=0.05,
+        train_on="train",
     ),
 }

@@ -47,7 +47,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Names the result's files: the same for the same work, whatever the model is called in another command."""
+        """Names the result's files: the same for the same work on a model of the same name, wherever it lies."""
         parts = [self.weights, self.task, self.task_version, self.protocol, self.protocol_hash, self.seed, self.data]
         digest = hashlib.sha256(json.dumps([self.model, *parts]).encode()).hexdigest()[:12]
         name = "-".join((self.model[:60], self.task[:60], self.protocol, str(self.seed)))
@@ -106,6 +106,11 @@ def _build(name: str, fields: Mapping[str, Any]) -> Any:
         raise UserError(f"--set {where}: {first['msg']}, not {first['input']!r}") from None
 
 
+def _draws(protocol: str, task: "Task") -> bool:
+    """Whether anything is drawn: linear and knn draw validation images alone, where a task has none of its own."""
+    return protocol != "classifier" and not (protocol in ("linear", "knn") and task.has_val)
+
+
 def plan(
     models: Mapping[str, tuple[str, str]],
     tasks: Mapping[str, "Task"],
@@ -114,7 +119,8 @@ def plan(
 ) -> list[Job]:
     """All jobs, the longest first.
 
-    `models` gives spec and weights' hash by name. Protocols that train are left out for tasks that only test.
+    `models` gives spec and weights' hash by name. Protocols that train are left out for tasks that only test, and seeds
+    but the lowest where nothing is drawn.
     """
     assert set(options) <= set(PROTOCOLS)
     jobs = [
@@ -123,7 +129,7 @@ def plan(
         for task in tasks.values()
         for shared in [(task.data, task.images_key)]
         for name in options
-        for seed in seeds
+        for seed in (seeds if _draws(name, task) else [min(seeds)])
         if name == "classifier" or not task.evaluation_only
     ]
     return sorted(jobs, key=lambda job: -job.cost)

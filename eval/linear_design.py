@@ -2,8 +2,11 @@
 
 import mmap
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,8 @@ _BLOCK_BYTES = 1 << 20
 """On a CPU a block of rows stays in the second-level cache from its first product to its second."""
 _GPU_BLOCK_BYTES = 1 << 28
 _READ_BYTES = 1 << 17
+_GAP = 8
+"""Rows that lie nearer to each other than this in a file are read with all that is between them."""
 
 
 class Moments(NamedTuple):
@@ -66,17 +71,55 @@ def check_finite(block: Matrix) -> None:
 
 
 def read_blocks(x: Matrix, rows: Rows, block_bytes: int = _READ_BYTES) -> Iterator[tuple[slice, Matrix]]:
-    """Copies of `x[rows]` in blocks, and where they belong; pages of a memory map are given back after each block.
+    """Copies of `x[rows]` in blocks, and where they belong.
 
-    They stay in the system's cache, but count no longer as this process's: a copy of all rows costs their size once.
+    Memory maps are read by their file: what is read through the map counts as this process's memory, and Linux (6.18)
+    maps up to 2 MB for one row. So a copy of all rows costs their size once.
     """
     size = max(1, block_bytes // (4 * max(1, x.shape[1])))
-    plain, mapped = np.asarray(x), getattr(x, "_mmap", None)
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        yield slice(start, start + len(part)), plain[part].astype(np.float32, copy=False)
-        if isinstance(mapped, mmap.mmap):
-            mapped.madvise(mmap.MADV_DONTNEED)
+    with _opened(x) as read:
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield slice(start, start + len(part)), read(part)
+
+
+@contextmanager
+def _opened(x: Matrix) -> Iterator[Callable[[Rows], Matrix]]:
+    """What gives a copy of `x[rows]`; parts of memory maps are read like arrays in memory."""
+    if isinstance(x, np.memmap) and x.filename and isinstance(x.base, mmap.mmap) and x.flags.c_contiguous:
+        with open(x.filename, "rb", buffering=0) as file:
+            yield FileRows(file, x).read
+    else:
+        plain = np.asarray(x)
+        yield lambda rows: plain[rows].astype(np.float32, copy=False)
+
+
+class FileRows:
+    """Rows of a memory map (N, d), read by its file."""
+
+    def __init__(self, file: FileIO, x: "np.memmap[Any, Any]") -> None:
+        self.file, self.x = file, x
+        self._near = np.empty((0, x.shape[1]), x.dtype)  # used again: memory that is new costs more than reading
+
+    def read(self, rows: Rows) -> Matrix:
+        """`x[rows]`; rows that lie near each other in one go."""
+        found = np.empty((len(rows), self.x.shape[1]), self.x.dtype)
+        gaps = np.diff(rows)
+        far = np.flatnonzero((gaps < 1) | (gaps > _GAP)) + 1
+        for low, high in pairwise([0, *far.tolist(), len(rows)]):
+            first, last = int(rows[low]), int(rows[high - 1])
+            near = self._between(first, last + 1)
+            near.take(rows[low:high] - first, 0, found[low:high], mode="clip")
+        return found.astype(np.float32, copy=False)
+
+    def _between(self, first: int, end: int) -> npt.NDArray[Any]:
+        if len(self._near) < end - first:
+            self._near = np.empty((end - first, self.x.shape[1]), self.x.dtype)
+        near = self._near[: end - first]
+        self.file.seek(self.x.offset + first * self.x.strides[0])
+        if self.file.readinto(near.data.cast("B")) != near.nbytes:
+            raise UserError(f"{self.x.filename} ends early: delete its folder, and it is made anew")
+        return near
 
 
 class Design:
@@ -113,9 +156,11 @@ class Design:
         The penalty does not change with the basis, and the loss's second derivatives are nearly diagonal in it.
         """
         second = torch.zeros(self.dim, self.dim, device=self.device)
-        for _, block in read_blocks(self.x, self.rows[:count], self._block_bytes):
+        # Small blocks, gone before the decomposition wants its work space: it is the peak where features are few.
+        for _, block in read_blocks(self.x, self.rows[:count], self._block_bytes // 4):
             part = self.scaling.standardise(block, self.device)
             second += multiply(part.T, part)
+            del block, part
         values, basis = torch.linalg.eigh(second / count)
         return values.clamp_min(0), basis
 

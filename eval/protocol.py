@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # they import torch and timm, which planning can do without
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How one job runs. Only `options` and `seed` may change what comes out."""
+    """How one job runs. Only `options` and `seed` change what comes out, but for rounding; in fine-tuning `batch_size`
+    as well, where it splits a step: stochastic depth and batch norm's statistics depend on the parts."""
 
     options: Any
     """The protocol's `Options`."""
@@ -85,6 +86,8 @@ def protocol(name: str) -> Module:
 
 
 def protocol_hash(name: str, options: Any) -> str:
-    """Sixteen hexadecimal digits that stand for the protocol, its version and its recipe."""
-    identity = json.dumps([name, protocol(name).VERSION, asdict(options)], sort_keys=True, default=str)
+    """Sixteen hexadecimal digits that stand for the protocol, its version and every number of its recipe: that of
+    `options.resolved` where options name one."""
+    recipe = asdict(getattr(options, "resolved", options))
+    identity = json.dumps([name, protocol(name).VERSION, recipe], sort_keys=True, default=str)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -216,7 +216,7 @@ def _failures(report: Report, numbers: dict[str, int]) -> str:
     names = ["model", "task", "protocol", "seed", "reason"]
     kinds = ["text", "text", "text", "number", "text"]
     head = [_sorting(name, kind) for name, kind in zip(names, kinds, strict=True)]
-    return f"<section><h2>What failed</h2>{_table(head, rows)}</section>\n"
+    return f'<section class="failed"><h2>What failed</h2>{_table(head, rows)}</section>\n'
 
 
 def _costs(report: Report, numbers: dict[str, int]) -> str:
@@ -253,16 +253,18 @@ def _origin(report: Report) -> str:
     head = [
         f'<th scope="col"{look}>{name}</th>'
         for name, look in zip(
-            ("model", "from", "weights (SHA-256)", "seconds of jobs"),
+            ("model", "from", "weights and preprocessing (SHA-256)", "seconds of jobs"),
             ("", ' class="text"', ' class="text"', ""),
             strict=True,
         )
     ]
+    tasks = sorted({f"{task} {section.versions[task]}" for section in report.sections for task in section.tasks})
     protocols = [f"{section.label}: {section.hash}" for section in report.sections]
     versions = [f"{each.text} ({each.jobs} job{'s' * (each.jobs != 1)})" for each in report.versions]
     commands = escape("\n".join(each.text for each in report.commands))
     return (
         f"<section><h2>Where the numbers come from</h2>{_table(head, models)}"
+        f"<h3>Tasks and their versions</h3>{_list(tasks)}"
         f"<h3>Protocols and the hashes of their recipes</h3>{_list(protocols)}"
         f"<h3>Software</h3>{_list(versions)}<h3>Commands</h3><pre>{commands}</pre></section>\n"
     )

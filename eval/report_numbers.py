@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from eval.costs import Costs, read_costs
 from eval.protocol import PROTOCOLS
 from eval.report_content import Cell, Counted, Difference, Failure, Place, Report, Section, Source
 from eval.results import Row, Table, read_predictions
+from tt_ray.data.classes import some
 from tt_ray.errors import UserError, nearest
 
 BASELINES = ("baseline", "base")
@@ -106,6 +107,7 @@ def _index(rows: list[Row]) -> _Index:
     )
     unknown = sorted({f"{row.protocol}, {row.task}" for row in last.values() if not math.isfinite(row.value)})
     notes += [f"{place}: some metrics are no numbers; they are left out." for place in unknown]
+    notes += doubts(kept)
     return _Index(
         {(row.model, ""): row.model for row in shown} | models,
         _labels(((row.task, row.task_version) for row in shown), lambda version: f"version {version}"),
@@ -114,6 +116,34 @@ def _index(rows: list[Row]) -> _Index:
         sorted(failed.values(), key=lambda row: (*_section_order(row), row.task, row.model, row.seed)),
         notes,
     )
+
+
+def doubts(rows: Iterable[Row]) -> list[str]:
+    """What a reader must know about how jobs ended: fits that did not converge, choices at the edge of their grid."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in {row.job: row for row in rows}.values():
+        chosen = _object(row.chosen)
+        path = chosen.get("path") or [[None]]
+        if chosen.get("converged") is False:
+            found[f"{row.protocol}: not all fits converged (raise max_iterations)"].append(
+                f"{row.task} {row.model} seed {row.seed} (gradient {chosen.get('gradient', math.nan):.1e})"
+            )
+        if chosen.get("at_edge"):
+            text = f"{row.task} {row.model} seed {row.seed} ({chosen.get('lr'):g})"
+            found[f"{row.protocol}: the best rate is the lowest or highest (give more rates)"].append(text)
+        if len(path) > 1 and chosen.get("C") in (path[0][0], path[-1][0]):
+            text = f"{row.task} {row.model} seed {row.seed} (C {chosen['C']:.3g})"
+            found[f"{row.protocol}: the best C is the lowest or highest (give more strengths)"].append(text)
+    return [f"{what}: {some(sorted(where))}." for what, where in sorted(found.items())]
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object; empty where it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def _work(row: Row) -> tuple[Any, ...]:
@@ -274,13 +304,8 @@ def _count(rows: Iterable[Row], text: Callable[[Row], str]) -> tuple[Counted, ..
 
 def _flat(versions: str) -> str:
     """JSON of packages and versions on one line, as people read it."""
-    try:
-        found = json.loads(versions)
-    except ValueError:
-        return versions
-    if not isinstance(found, dict):
-        return versions
-    return ", ".join(f"{name} {found[name]}" for name in sorted(found))
+    found = _object(versions)
+    return ", ".join(f"{name} {found[name]}" for name in sorted(found)) or versions
 
 
 def _list(seeds: Sequence[int]) -> str:

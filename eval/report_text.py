@@ -68,7 +68,11 @@ def explanations(report: Report) -> list[str]:
         f"there is no spread. {DASH} means no result. The best value of a row is bold.",
         f"Below a value stands its difference to {report.baseline} with a 95 % interval by paired bootstrap over test "
         f"images: {RESAMPLES:,} resamples, each with the same images for both models, of shares averaged over seeds. "
-        "It covers the drawing of test images, not the variance between training runs: see the spread over seeds.",
+        "It covers the drawing of test images, not the variance between training runs.",
+        "What a seed draws: the validation images of tasks that have none of their own (all that linear and knn draw: "
+        "their spread is that of the choice of C or k, and 0 where the same value was chosen); few_shot: shots; "
+        "linear_sgd and finetune: the training of head or model as well. No spread covers the training of the model "
+        "that is compared: for that, give several runs of it.",
         f"{MARKS[1]} and {MARKS[-1]} mark differences whose interval excludes 0, where the models differ on at least "
         f"{MIN_DIFFERING} images (of fewer, a bootstrap says too much). {_several(report.comparisons, 'interval')} in "
         f"all, {report.marked} marked; were all models alike, {by_chance} would be by chance: there is no correction "
@@ -179,10 +183,17 @@ def _origin(report: Report) -> dict[str, list[str]]:
     return {
         "model": [f"{each.label} = {each.spec}, weights {each.weights or 'unknown'}" for each in report.sources],
         "protocol": [f"{section.label} {section.hash}" for section in report.sections],
+        "task versions": [task_versions(report)],
         "versions": [f"{each.text} ({_several(each.jobs, 'job')})" for each in report.versions],
         "command": [each.text for each in report.commands],
         "created": [f"{report.created[0]} to {report.created[1]}"],
     }
+
+
+def task_versions(report: Report) -> str:
+    """Every task with its version, in one line."""
+    versions = {task: version for section in report.sections for task, version in section.versions.items()}
+    return ", ".join(f"{task} {version}" for task, version in sorted(versions.items()))
 
 
 def _several(count: int, what: str) -> str:
@@ -265,12 +276,13 @@ def other_cell(cell: Cell | None) -> str:
 
 def _md_origin(report: Report) -> list[str]:
     models = [[each.label, each.spec, each.weights or "unknown", number(each.seconds, 0)] for each in report.sources]
-    lines = _md_table(["model", "from", "weights (SHA-256)", "seconds of jobs"], models)
+    lines = _md_table(["model", "from", "weights and preprocessing (SHA-256)", "seconds of jobs"], models)
     protocols = [[section.label, section.hash] for section in report.sections]
     lines += ["", *_md_table(["protocol", "hash"], protocols), ""]
     lines += [f"- {_md(each.text)} ({_several(each.jobs, 'job')})" for each in report.versions]
     commands = "\n".join(each.text for each in report.commands)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", commands)), default=0))
+    lines.append(f"- tasks and their versions: {_md(task_versions(report))}")
     return [*lines, f"- jobs ended {report.created[0]} to {report.created[1]}", "", f"{fence}sh", commands, fence]
 
 

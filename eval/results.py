@@ -36,7 +36,7 @@ class Row:
     model_spec: str
     """What stood behind the name: a folder, timm:NAME, random:NAME."""
     weights: str
-    """SHA-256 of the weights; empty where the job failed before it had them."""
+    """SHA-256 of weights and preprocessing; empty where the job failed before it had them."""
     task: str
     task_version: int
     protocol: str
@@ -51,13 +51,13 @@ class Row:
     seconds: float = float("nan")
     """Wall time of the whole job."""
     chosen: str = "{}"
-    """JSON: what was selected on validation images."""
+    """JSON: what was selected on validation images, the protocol's `options`, and the `batch_size` in the end."""
     status: str = "done"
     """done or failed."""
     reason: str = ""
     """Why it failed, in one line."""
     versions: str = "{}"
-    """JSON: packages and their versions."""
+    """JSON: packages and their versions, and the git commit of a checkout."""
     command: str = ""
     """The command line that asked for the job."""
     created: str = ""

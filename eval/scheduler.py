@@ -104,10 +104,11 @@ class _Run:
             done, _ = ray.wait(list(self.flying), num_returns=1, timeout=_LOOK_S)
             for reference in done:
                 self.finish(self.flying.pop(reference), _answer(reference))
-            slots = self.slots() if not done else slots
             now = time.monotonic()
             labels = [(_label(item), now - item.started) for item in self.flying.values()]
+            # Before the cluster is asked anything: a signal that came to the command may have ended Ray as well.
             self.looked(State(slots, len(self.ready) + self.held, labels))
+            slots = self.slots() if not done else slots
 
     def slots(self) -> int:
         """Tasks that fit the cluster side by side."""

@@ -304,7 +304,9 @@ class Files:
         train = self._source(names["train"], root)
         source = train if split == "train" else self._source(names[split], root)
         if split != "train":
-            source = common_classes(train, source, str(root), declared=False)
+            source = common_classes(
+                train, source, str(root), declared=False, split="validation" if split == "val" else split
+            )
         if self._kind(root) == "imagefolder":
             files = [root / names[split] / name for name in source.ids.to_pylist()]
         else:

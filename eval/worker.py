@@ -2,7 +2,7 @@
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from eval.jobs import Job
@@ -71,7 +71,9 @@ def _run(request: Request) -> Result | None:
     if request.extraction:
         task_features(backbone, task, request.config)
         return None
-    return protocol(job.protocol).evaluate(backbone, task, request.config)
+    result = protocol(job.protocol).evaluate(backbone, task, request.config)
+    # A job that ran out of memory was given a smaller one.
+    return replace(result, chosen=result.chosen | {"batch_size": request.config.batch_size})
 
 
 @functools.lru_cache(_OPEN_MODELS)

@@ -26,6 +26,7 @@ def test_set_up_is_two_commands_and_ci_runs_the_second() -> None:
 
 
 def test_modules_that_the_readme_runs_exist() -> None:
-    modules = set(re.findall(r"python -m ((?:tt_ray|benchmarks)[\w.]*)", README))
-    assert "tt_ray.train" in modules and "tt_ray.export" in modules
-    assert all((ROOT / (module.replace(".", "/") + ".py")).is_file() for module in modules)
+    modules = set(re.findall(r"python -m ((?:tt_ray|benchmarks|eval)[\w.]*)", README))
+    assert {"tt_ray.train", "tt_ray.export", "eval", "eval.report"} <= modules
+    paths = [ROOT / module.replace(".", "/") for module in modules]
+    assert all(path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() for path in paths)

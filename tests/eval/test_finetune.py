@@ -53,9 +53,10 @@ def test_the_seed_decides_everything_and_test_labels_nothing() -> None:
     assert first.metrics["top1"] != again.metrics["top1"]
 
 
+@pytest.mark.parametrize("train_on", ["train", "train+val"])
 @pytest.mark.parametrize("has_val", [False, True])
 def test_selection_holds_images_out_and_the_last_training_does_not(
-    has_val: bool, monkeypatch: pytest.MonkeyPatch
+    has_val: bool, train_on: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, set[str]]] = []
 
@@ -65,10 +66,10 @@ def test_selection_holds_images_out_and_the_last_training_does_not(
 
     monkeypatch.setattr(Tuner, "train", train)
     task = ToyTask(has_val=has_val)
-    result = run(task, config())
+    result = run(task, config(train_on=train_on))
     (low, first), (high, second), (last, everything) = seen
     assert (low, high, last) == (1e-4, 3e-3, 1e-4) == (1e-4, 3e-3, result.chosen["lr"])  # equally good: the lower one
-    assert first == second < everything and len(everything) == 45 * (1 + has_val)
+    assert first == second <= everything and len(everything) == (90 if has_val and train_on == "train+val" else 45)
     assert len(first) == (45 if has_val else 36)
     assert task.log == ["train", *["val"] * has_val, "test"]
 
@@ -165,6 +166,7 @@ def test_splits_are_joined_and_held_unchanged() -> None:
 def test_what_is_given_goes_before_the_recipe() -> None:
     assert Options().resolved == RECIPES["builtin"]
     changed = Options("paper", steps=5, rates=(0.1,), layer_decay=0.5).resolved
+    assert changed.train_on == "train" and Options().resolved.train_on == "train+val"
     assert changed == replace(RECIPES["paper"], steps=5, rates=(0.1,), layer_decay=0.5)
 
 

@@ -17,9 +17,12 @@ def test_the_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert result["ratio"] > 0 and result["same C"]
     assert abs(result["test difference (points)"]) < 0.1
     assert result["objective above scikit-learn's (relative)"] < 1e-4
-    assert set(result["values near the best that the path did not reach"]) <= {"630.957", "100000"}
-    assert all(side["converged"] for side in result["sides"].values())
-    assert "| toy |" in capsys.readouterr().out
+    # One of its 80 validation images is 1.25 points, so that scores jump: the path ends where they have dropped once.
+    assert result["values near the best that the path did not reach"] == ["100000"]
+    assert 0 < result["ratio on the same values"] <= result["ratio"]
+    assert not any(side["unconverged"] for side in result["sides"].values())
+    shown = capsys.readouterr().out
+    assert "| toy |" in shown and "| 100000 |" in shown
 
 
 def test_drawn_features_are_correlated_and_come_from_the_seed() -> None:

@@ -74,13 +74,26 @@ def test_everything_but_the_path_is_scikit_learns(monkeypatch: pytest.MonkeyPatc
 def test_the_path_ends_a_decade_past_the_peak() -> None:
     data = drawn(images=200)
     every = Options(spaced(-4, 5, 19), past_peak=float("inf"))
-    whole, short = chosen(data, every), chosen(data, replace(every, past_peak=1.0))
+    whole, short = chosen(data, every), chosen(data, replace(every, past_peak=1.0, near_peak=0.0))
     assert len(whole.path) == 19 and len(short.path) < 15
     assert short.best.fit.strength == whole.best.fit.strength
     assert [tried.score for tried in short.path] == [tried.score for tried in whole.path[: len(short.path)]]
     loss = min(short.path, key=lambda tried: tried.loss)
     last = max(short.best.fit.strength, loss.fit.strength)
     assert short.path[-1].fit.strength == pytest.approx(10 * last)
+
+
+def test_the_path_goes_on_while_values_are_near_the_best() -> None:
+    data, options = drawn(images=200), Options(spaced(-4, 5, 19))
+    short, near = (chosen(data, replace(options, near_peak=near)) for near in (0.0, 20.0))
+    assert len(short.path) < 15 and short.path[-1].score < short.best.score
+    assert len(near.path) == 19 and near.best.score - min(tried.score for tried in near.path[10:]) < 20
+
+
+def test_the_path_keeps_no_weights() -> None:
+    found = chosen(drawn())
+    assert all(not tried.fit.weights.untyped_storage().nbytes() for tried in found.path)
+    assert found.best.fit.weights.shape == (3, 11)
 
 
 def test_of_equally_good_values_the_strongest_penalty_is_taken() -> None:
@@ -134,7 +147,8 @@ def test_broken_features_are_refused(part: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"strengths": ()}, {"strengths": (0.0, 1.0)}, {"tolerance": 0.0}, {"past_peak": -1.0}]
+    "wrong",
+    [{"strengths": ()}, {"strengths": (0.0, 1.0)}, {"tolerance": 0.0}, {"past_peak": -1.0}, {"near_peak": -1.0}],
 )
 def test_options_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="linear"):

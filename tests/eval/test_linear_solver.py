@@ -1,3 +1,4 @@
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,31 @@ def test_blocks_are_the_rows_asked_for() -> None:
     parts = list(read_blocks(x, rows, block_bytes=4 * 12 * 3))
     assert [place for place, _ in parts] == [slice(0, 3), slice(3, 4)]
     assert np.array_equal(np.concatenate([part for _, part in parts]), x[rows])
+
+
+def test_memory_maps_are_read_by_their_file(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 64)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    rows = np.concatenate([np.arange(0, 4000, 3), np.arange(3999, 0, -7), [2, 2, 3]])
+    before = _mapped("x.npy")
+    assert np.array_equal(np.concatenate([block for _, block in read_blocks(mapped, rows, 5000)]), x[rows])
+    assert _mapped("x.npy") == before
+    for part, whole in ((mapped[5:2000], x[5:2000]), (mapped[:, 3:20], x[:, 3:20])):
+        parts = [block for _, block in read_blocks(part, rows[:500], 5000)]
+        assert np.array_equal(np.concatenate(parts), whole[rows[:500]])
+
+
+def _mapped(name: str) -> int:
+    """Resident KiB of the map of a file, which is mapped once."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if name in line)
+    return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+
+def test_a_features_file_that_ends_early_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((100, 8), np.float32))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    os.truncate(tmp_path / "x.npy", 1000)
+    with pytest.raises(UserError, match="ends early"):
+        list(read_blocks(mapped, np.arange(100)))

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from eval.report import write_report
 from eval.report_content import Report
-from eval.report_numbers import build_report
+from eval.report_numbers import build_report, doubts
 from eval.report_text import number, signed, to_csv, to_latex, to_markdown
 from eval.results import read_table, write_result
 from tests.eval.sample_results import COMMAND, Job, fail, finish, score, write_sample
@@ -332,6 +333,7 @@ def test_versions_hashes_and_commands_are_told(sample: Path) -> None:
     for text in (to_markdown(report), to_latex(report)):
         for wanted in (COMMAND, "torch 2.15.0", weights, report.sections[0].hash, "runs/textteacher"):
             assert wanted in text
+        assert "digits 1, dtd 1, flowers102 1" in text
     assert report.sections[0].hash in to_csv(report) and weights in to_csv(report)
 
 
@@ -368,3 +370,17 @@ def test_the_command_imports_no_torch(sample: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(sample), "--baseline", "deit", "--out", str(tmp_path)]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0 and "baseline deit" in answer.stdout, answer.stderr
+
+
+def test_doubtful_fits_are_told() -> None:
+    row = Job().row("top1", 90.0, 10)
+    path = [[0.1, 80.0, 3], [1.0, 90.0, 4], [10.0, 85.0, 5]]
+    fine = {"C": 1.0, "converged": True, "gradient": 1e-6, "path": path}
+    chosen = [fine, {**fine, "C": 10.0}, {**fine, "converged": False, "gradient": 3e-4}, {"lr": 0.003, "at_edge": True}]
+    changed = dataclasses.replace
+    rows = [changed(row, job=str(seed), seed=seed, chosen=json.dumps(each)) for seed, each in enumerate(chosen)]
+    assert doubts([rows[0], changed(row, job="x", chosen="[]"), changed(row, job="y", chosen="{")]) == []
+    fit, edge, rate = doubts([*rows, *rows])
+    assert "best C is the lowest or highest" in edge and "digits base seed 1 (C 10)" in edge
+    assert "best rate is the lowest or highest" in rate and "digits base seed 3 (0.003)" in rate
+    assert "not all fits converged" in fit and "digits base seed 2 (gradient 3.0e-04)" in fit

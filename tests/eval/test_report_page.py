@@ -114,6 +114,9 @@ def test_the_page_fits_its_window(window: Chromium, page: Path, width: int, dark
     assert window.run("document.documentElement.scrollWidth <= innerWidth")
     boxes = "[...document.querySelectorAll('section, nav, figure, .chip, pre')]"
     assert window.run(f"{boxes}.every((box) => box.getBoundingClientRect().right <= innerWidth)")
+    assert shown(window, ".failed td.wrap") > 0
+    reasons = "[...document.querySelectorAll('.failed td.wrap')]"
+    assert window.run(f"{reasons}.every((cell) => cell.getBoundingClientRect().right <= innerWidth)")
     # SVG that is scaled down shows smaller text than its style says.
     scale = "((m) => m ? Math.hypot(m.a, m.b) : 1)(text.getScreenCTM?.())"
     size = f"parseFloat(getComputedStyle(text).fontSize) * {scale}"

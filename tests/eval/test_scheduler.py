@@ -14,6 +14,7 @@ from eval.jobs import Job
 from eval.protocol import EvalConfig, Result
 from eval.scheduler import Resources, State, schedule
 from eval.worker import Answer, Request
+from tt_ray.errors import Stopped
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,3 +134,20 @@ def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def resources() -> dict[str, float]:
+        assert not asked, "a cluster that was stopped by the same signal would not answer"
+        asked.append(1)
+        return {"CPU": 1}
+
+    def looked(state: State) -> None:
+        raise Stopped("stopped", 143)
+
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
+    with pytest.raises(Stopped):
+        schedule([request(tmp_path, "colours")], Resources(), lambda *_: None, looked, do)

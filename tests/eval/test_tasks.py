@@ -314,6 +314,13 @@ def test_own_mistakes(tmp_path: Path) -> None:
     assert "'dog'" in message(lambda: tasks(["mine"], roots={"mine": tmp_path / "data"}))
 
 
+def test_a_class_that_only_the_test_split_has_is_told_as_that(tmp_path: Path) -> None:
+    root = own_folder(tmp_path / "own")
+    picture(root / "test" / "stray" / "0.png")
+    text = message(lambda: tasks(["mine"], {"mine": root})["mine"].open("test"))
+    assert "1 of test's classes are not in training: 'stray' (1 images)" in text
+
+
 def test_counts_of_the_builtin_suite_are_small() -> None:
     sizes = Counter({name: tasks([name])[name].images for name in SUITES["builtin"]})
     assert max(sizes.values()) <= 5120

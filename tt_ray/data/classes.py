@@ -39,8 +39,8 @@ def number_classes(values: Sequence[int | str], names: Mapping[int, str], where:
     return np.array(values, np.int64), tuple(classes)
 
 
-def common_classes(train: Source, val: Source, where: str, declared: bool) -> Source:
-    """Validation with training's class numbers; classes are matched by name.
+def common_classes(train: Source, val: Source, where: str, declared: bool, split: str = "validation") -> Source:
+    """Validation, or what `split` calls it, with training's class numbers; classes are matched by name.
 
     `declared` says that the source lists its classes, so that one may have no training image. Raises UserError,
     starting with `where`, when validation has a class that training lacks.
@@ -58,9 +58,7 @@ def common_classes(train: Source, val: Source, where: str, declared: bool) -> So
     lacking = np.flatnonzero((counts > 0) & ((to_train < 0) | ~trained[to_train]))
     if len(lacking):
         found = some([f"{val.classes[i]!r} ({counts[i]} images)" for i in lacking])
-        raise UserError(
-            f"{where}: {len(lacking)} of validation's classes are not in training: {found}; check the splits"
-        )
+        raise UserError(f"{where}: {len(lacking)} of {split}'s classes are not in training: {found}; check the splits")
     return dataclasses.replace(val, labels=to_train[val.labels], classes=train.classes)
 
 

@@ -80,7 +80,7 @@ class ImageReader(ABC):
             return error
         reason = " ".join(str(error).split()) or type(error).__name__
         return UserError(
-            f"cannot read image {self.name(row)} ({reason}): mend or remove it, or leave such images out "
+            f"cannot read image {self.name(row)} ({reason}): mend or remove it; training leaves such images out "
             "with --data.on_bad_image skip"
         )
 
