@@ -59,7 +59,8 @@ def join_ray() -> bool:
 
     if not ray.is_initialized():
         try:
-            if services.canonicalize_bootstrap_address(None) is None:
+            find: Any = services.canonicalize_bootstrap_address
+            if find(None) is None:
                 # Ray's agents outlive a killed command by as long as they look for what has ended with it: a minute.
                 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
             with _apart_from_signals():
