@@ -51,7 +51,7 @@ class Command:
     def run(self, arguments: list[str]) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
         self.monkeypatch.setattr(sys, "argv", ["prog", *arguments])
-        self.monkeypatch.setattr(tt_ray.ray_train, "start_ray", lambda config: True)
+        self.monkeypatch.setattr(tt_ray.ray_train, "start_ray", lambda config, say: True)
         self.monkeypatch.setattr(tt_ray.ray_train, "cluster_address", lambda: "host:1")
         nothing = lambda *_: pytest.fail("training has started")  # noqa: E731
         self.monkeypatch.setattr(tt_ray.ray_train, "train_on_ray", nothing)

@@ -20,6 +20,7 @@ from timm.scheduler import CosineLRScheduler
 
 from tests.toy import TOY, largest_difference, run_toy, toy_config, toy_teacher, weights
 from tt_ray.config import Config
+from tt_ray.context import LocalContext
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.mixing import _MIXING_SEED
@@ -225,6 +226,20 @@ def test_every_step_has_a_row_and_every_epoch_a_validation(tmp_path: Path) -> No
     assert result["top1"] == rows[-1]["top1"]
     named = [row for row in rows if "lr" in row]
     assert all({"images_per_s", "data_wait_share", "balance", "text_weight"} <= row.keys() for row in named)
+
+
+def test_validation_beside_the_training_leaves_no_epoch_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"run__checkpoint_every": 4, "train__epochs": 3}
+    plain = toy_config(tmp_path / "plain", **settings)
+    run_toy(plain)
+    beside = toy_config(tmp_path / "beside", **settings, run__async_validation=True)
+    alone = LocalContext(0, 1, torch.device("cpu"), has_others=True)
+    monkeypatch.setattr(LocalContext, "start", lambda **_: alone)
+    monkeypatch.setattr(LocalContext, "beside", lambda _, function, *given: lambda wait: function(*given))
+    run_toy(beside)
+    rows = [read_rows(config.run_dir / "metrics.jsonl") for config in (plain, beside)]
+    expected, found = ({row["step"]: row["top1"] for row in each if row["kind"] == "validation"} for each in rows)
+    assert list(expected) == [6, 12, 18] and found == expected
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_reported(tmp_path: Path) -> None:

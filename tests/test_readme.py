@@ -1,5 +1,6 @@
 """The README keeps its word: the paths that it names exist, and its test command is what CI runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -30,3 +31,17 @@ def test_modules_that_the_readme_runs_exist() -> None:
     assert {"tt_ray.train", "tt_ray.export", "eval", "eval.report"} <= modules
     paths = [ROOT / module.replace(".", "/") for module in modules]
     assert all(path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() for path in paths)
+
+
+def test_predictions_at_scale_are_those_of_the_recorded_run() -> None:
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "scaling.json").read_text())
+    section = README.split("### At scale")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| (ViT-\w) (\|.*)$", section, re.MULTILINE))
+    for row in recorded["predictions"]:
+        if row["gpus"] == 1:
+            continue
+        fits = f"{row['images_per_s']:,.0f} ({row['efficiency']:.2f}; {row['limit']})"
+        size = row["model"].split("_")[1][0].upper()
+        assert f"| {fits if row['fits'] else 'does not fit'} |" in rows[f"ViT-{size}"]
+    assert len(rows) == 3
+    assert "{:.2f}, {:.2f} and {:.2f} times".format(*(row["ratio"] for row in recorded["check"])) in section

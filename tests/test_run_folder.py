@@ -33,6 +33,15 @@ def test_a_new_run_starts_and_goes_on(tmp_path: Path) -> None:
     assert (config.run_dir / "metrics.jsonl").read_text() == "kept"
 
 
+def test_a_run_does_not_go_with_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    with pytest.raises(UserError, match="run.storage runs lies in this job's copy"):
+        check_run(Config(run=RunConfig(name="r")))
+    assert not check_run(_config(tmp_path)), "given in full"
+
+
 def test_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
     config = _config(tmp_path)
     config.run_dir.mkdir(parents=True)

@@ -1,15 +1,20 @@
-"""Runs behind a URI: a real S3 server (moto's), the local file system as one, a memory file system."""
+"""Runs behind a URI: a real S3 server (moto's), and the local file system as one."""
 
+import errno
 import io
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, local
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from pyarrow import fs
 
@@ -23,7 +28,7 @@ from tt_ray.keeper import Keeper
 from tt_ray.logbook import read_rows
 from tt_ray.prepare import find_store, open_images
 from tt_ray.run_folder import check_run, read_result
-from tt_ray.storage import Storage, local_root
+from tt_ray.storage import Storage, fetch_data, local_root
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +138,93 @@ def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path)
     shutil.rmtree(local_root(uri))
     with pytest.raises(UserError, match="finished"):
         check_run(config)
+
+
+def agreed(keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each of several workers, here threads, goes on from, or why not."""
+    sent, barrier = [torch.zeros(0)] * len(keepers), Barrier(len(keepers))
+    ranks = local()
+
+    def add(value: torch.Tensor) -> torch.Tensor:
+        sent[ranks.own] = value
+        barrier.wait(60)
+        total = torch.stack(sent).sum(0)
+        barrier.wait(60)
+        return total
+
+    def agree(rank: int) -> Any:
+        ranks.own = rank
+        try:
+            return keepers[rank].agree(rank, torch.device("cpu"))[0]
+        except UserError as error:
+            return str(error)
+
+    monkeypatch.setattr("tt_ray.keeper.sum_over_workers", add)
+    with ThreadPoolExecutor(len(keepers)) as pool:
+        return list(pool.map(agree, range(len(keepers))))
+
+
+def test_workers_go_on_from_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", f"file://{tmp_path}/there")
+    run_toy(config)
+    storage, newest = Storage.open(config.run.storage), config.run_dir / "checkpoints" / "step-00000012"
+    keepers = [Keeper(config.run_dir, storage, 2) for _ in range(8)]
+    assert agreed(keepers, monkeypatch) == [newest] * 8
+    shutil.rmtree(storage.root)
+    assert agreed(keepers, monkeypatch) == [newest] * 8
+    # On another machine an earlier run of this name has left a checkpoint of this step.
+    other = Storage(tmp_path / "other", storage.remote, storage.base)
+    shutil.copytree(newest, old := tmp_path / "other" / "toy" / "checkpoints" / newest.name)
+    (old / "manifest.json").write_text((old / "manifest.json").read_text() + " ")
+    assert agreed([*keepers, Keeper(tmp_path / "other" / "toy", other, 2)], monkeypatch)[-1] == old
+    assert (old / "manifest.json").read_bytes() == (newest / "manifest.json").read_bytes()
+
+
+def test_workers_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_toy(config := toy_config(tmp_path, run__checkpoint_every=4))
+    here, elsewhere = (
+        Keeper(folder, Storage.open(str(tmp_path)), 2) for folder in (config.run_dir, tmp_path / "elsewhere")
+    )
+    for keepers in ([here, elsewhere], [elsewhere, here]):
+        assert all("not all workers see the same files" in str(answer) for answer in agreed(keepers, monkeypatch))
+
+
+def test_data_are_fetched_once_by_all_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    for name in range(20):
+        (tmp_path / "data" / f"{name}.bin").write_bytes(bytes(1000))
+    copied: list[str] = []
+    copy = Storage._copy
+    monkeypatch.setattr(Storage, "_copy", lambda self, there, to: (copied.append(there), copy(self, there, to)))
+    with ThreadPoolExecutor(8) as pool:
+        targets = list(pool.map(fetch_data, [f"file://{tmp_path}/data"] * 8))
+    assert len(set(targets)) == 1 and len(list(targets[0].iterdir())) == 20
+    assert len(copied) == 20
+
+
+def test_an_upload_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Storage(tmp_path / "here", fs.LocalFileSystem(), str(tmp_path / "there"))
+    (there.root / "run").mkdir(parents=True)
+    (there.root / "run" / "a.bin").touch()
+    failures = [OSError("the bucket is busy")] * 2
+    original = fs.copy_files
+    monkeypatch.setattr(fs, "copy_files", lambda *a, **k: raise_next(failures) if failures else original(*a, **k))
+    monkeypatch.setattr("tt_ray.keeper._PAUSES_S", (0.0, 0.0))
+    keeper = Keeper(there.root / "run", there, 1)
+    keeper.push(there.root / "run")
+    assert there.names(there.root / "run") == ["a.bin"]
+    failures += [OSError("the bucket is gone")] * 3
+    with pytest.raises(OSError, match="gone"):
+        keeper.push(there.root / "run")
+    failures.append(OSError(errno.ENOSPC, "no space"))
+    with pytest.raises(OSError, match="no space"):
+        keeper.push(there.root / "run")
+
+
+def raise_next(failures: list[OSError]) -> None:
+    raise failures.pop(0)
 
 
 def test_a_checkpoint_damaged_there_is_passed_over(uri: str, tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def newest_intact(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
     problems: list[str] = []
     for path in paths:
         try:
-            check_manifest(path)
+            if (step := check_manifest(path).get("step")) != step_of(path):  # the manifest's own sum is nowhere
+                raise UserError(f"{path / 'manifest.json'} is damaged: it is of step {step}")
         except UserError as error:
             problems.append(str(error))
         else:

@@ -13,6 +13,8 @@ from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Standing
 
 T = TypeVar("T")
+# How long the end of a run waits for what it has given to others, before it sees to it itself.
+_LAST_WAIT_S = 30.0
 
 
 REQUESTS = ("stop", "pause", "preempted")
@@ -96,6 +98,7 @@ class RayContext:
         self._mailbox = mailbox
         self._validations: dict[int, dict[str, float]] = {}
         self._notice = get_train_context().preemption_context
+        self._patience: float | None = None
 
     def progress(self, standing: Standing) -> None:
         self._mailbox.put("progress", asdict(standing))
@@ -104,7 +107,8 @@ class RayContext:
         # What ray.train.get_preemption_info() gives on worker 0, without its barrier: the loop asks all workers anyway.
         if self._notice.preemption_info is not None:
             return "preempted"
-        return (self._mailbox.get("request") or "") if self.rank == 0 else ""
+        # The end of the command before a pause: who stops does not start again.
+        return (self._mailbox.get("request") or self._mailbox.get("pause") or "") if self.rank == 0 else ""
 
     def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
         # All of them: a message that nobody has read is replaced by the next.
@@ -115,8 +119,21 @@ class RayContext:
         import ray
 
         task = ray.remote(num_cpus=1, num_gpus=int(self.device.type == "cuda"), max_retries=2)(function)
-        answer = task.remote(*arguments)
-        return lambda wait: ray.get(answer) if wait or ray.wait([answer], timeout=0)[0] else None
+        reference = task.remote(*arguments)
+
+        def answer(wait: bool) -> T | None:
+            if wait and self._patience is None:
+                self._patience = time.monotonic() + _LAST_WAIT_S
+            seconds = max((self._patience or 0) - time.monotonic(), 0) if wait else 0
+            if ray.wait([reference], timeout=seconds)[0]:
+                return ray.get(reference)
+            if not wait:
+                return None
+            # The machine that it was meant for may be gone, and the workers leave nothing free: it runs beside them.
+            ray.cancel(reference)
+            return ray.get(task.options(num_cpus=0, num_gpus=0).remote(*arguments))
+
+        return answer
 
 
 class Stopwatch:

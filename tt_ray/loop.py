@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from tt_ray.checkpoint import Position, checkpoint_name, load_checkpoint, snapshot, step_of
 from tt_ray.config import Config
@@ -28,6 +27,7 @@ from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
 from tt_ray.export import write_export
 from tt_ray.keeper import Keeper
 from tt_ray.logbook import Logbook
+from tt_ray.lookout import Lookout
 from tt_ray.losses import NEEDS
 from tt_ray.model import Outputs, TaughtClassifier, build_model
 from tt_ray.objective import Objective
@@ -39,7 +39,7 @@ from tt_ray.progress import Standing
 from tt_ray.recorder import Read, Recorder, timed
 from tt_ray.schedules import build_schedule
 from tt_ray.storage import Storage
-from tt_ray.strategies import distribute, shard, sync_gradients
+from tt_ray.strategies import distribute, place, sync_gradients
 from tt_ray.teachers import Teacher, load_teacher
 from tt_ray.validation import validate, validate_checkpoint
 
@@ -69,13 +69,13 @@ class Trainer:
         self.teacher, dim = self._load_teacher()
         self.model = build_model(config, len(data.train.classes), dim)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.model.to(device).to(memory_format=self.memory_format)
+        self.model.to(memory_format=self.memory_format)
         self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
         if config.train.compile:
             self.model.compile_backbone()
         self.net = distribute(self.model, config.run.strategy, device)
-        if self.ema is not None and isinstance(self.model, FSDPModule):
-            shard(cast(TaughtClassifier, self.ema.module), device)
+        if self.ema is not None:
+            place(cast(TaughtClassifier, self.ema.module), config.run.strategy, device)
         self.optimizer = build_optimizer(config.optim, self.model)
         self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
@@ -231,15 +231,16 @@ class Trainer:
 
     def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, book: Logbook | None) -> None:
         run, per_epoch = self.config.run, self.order.steps_per_epoch
-        began = time.perf_counter() - self.seconds
+        began, lookout = time.perf_counter() - self.seconds, Lookout(self.context, start)
         self.model.train()
         for step, batch, waited in timed(loaded, start):
             self.recorder.add(step, self.step(batch, step), waited, self.order.batch_size)
             self.first_step_at = self.first_step_at or time.time()
             done = step + 1
             self.seconds = time.perf_counter() - began
-            due = done % (run.checkpoint_every or per_epoch) == 0 or done == self.stop
-            request = self._read(book) if due or done % run.log_every == 0 or done % per_epoch == 0 else ""
+            due = done % (run.checkpoint_every or per_epoch) == 0 or done == self.stop or self._due_beside(done)
+            logs = due or done % run.log_every == 0 or done % per_epoch == 0
+            request = self._read(book) if logs or lookout.look(done) else ""
             if done % per_epoch == 0:
                 self._validate(held_out, done, book)
             if request or due:
@@ -317,12 +318,17 @@ class Trainer:
         }
         self.keeper.save(position, state, extra, self._validate_beside)
 
+    def _due_beside(self, done: int) -> bool:
+        """Whether the state after `done` steps is to be validated elsewhere, which takes a checkpoint of it."""
+        epoch, rest = divmod(done, self.order.steps_per_epoch)
+        return self.beside and not rest and epoch % self.config.train.eval_every == 0 and done != self.steps
+
     def _validate_beside(self, checkpoint: Path) -> None:
         """Called by the keeper's thread when a checkpoint is complete."""
         step = step_of(checkpoint)
-        epoch, rest = divmod(step, self.order.steps_per_epoch)
-        if not self.beside or rest or epoch % self.config.train.eval_every or step == self.steps:
+        if not self._due_beside(step):
             return
+        epoch = step // self.order.steps_per_epoch
         self.keeper.in_use.add(checkpoint.name)
         answer = self.context.beside(validate_checkpoint, self.config.to_dict(), str(checkpoint))
         self.validations.append(({"step": step, "epoch": epoch}, checkpoint.name, answer))
@@ -352,9 +358,7 @@ class Trainer:
             raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.keeper.last_good()}")
 
     def _restore(self) -> int:
-        if self.context.rank == 0:
-            self.storage.pull(self.config.run_dir, skip=("checkpoints", "export"))
-        path, problems = self.keeper.newest()
+        path, problems = self.keeper.agree(self.context.rank, self.context.device)
         self.warnings += [f"{problem}; went on from {path.name if path else 'the start'}" for problem in problems]
         if path is None:
             return 0
@@ -382,5 +386,5 @@ class Trainer:
             partial.write_text(json.dumps(result, indent=2))
             partial.replace(run_dir / "result.json")
             for name in ("export", "metrics.jsonl", "tensorboard", "result.json"):
-                self.storage.push(run_dir / name)
+                self.keeper.push(run_dir / name)
         return result

@@ -172,8 +172,8 @@ def find_store(
 
 def _fetch_store(config: Config, path: Path) -> bool:
     """Whether the store is on this machine, after bringing it from where the runs live if need be."""
-    if not (path / "manifest.json").exists() and is_uri(config.run.storage):
-        Storage.open(config.run.storage).pull(path)
+    if is_uri(config.run.storage):
+        Storage.open(config.run.storage).fetch(path)
     return (path / "manifest.json").exists()
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,20 +32,53 @@ _QUIET = {
 }
 
 
-def start_ray(config: Config) -> bool:
+_ROOM_LIMIT_S = 600.0
+
+
+class ClusterTooSmall(UserError):
+    """The cluster has not what a run needs at the least: `lack` says what, `way` what to give instead."""
+
+    def __init__(self, lack: str, way: str) -> None:
+        super().__init__(f"{lack}: give {way}")
+        self.lack = lack
+
+
+def start_ray(config: Config, say: Callable[[str], None]) -> bool:
     """Joins or starts Ray for a training run; true when the cluster was there before.
 
-    Raises UserError when the cluster cannot be joined or is too small for the run.
+    A cluster that was may still be starting its machines: it is waited for, and `say` tells so. Raises UserError when
+    the cluster cannot be joined or is too small for the run.
     """
     joined = join_ray()
     # Nobody takes away the machine that the command itself runs on with notice; each look is a process's work.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(joined)))
     if joined or config.workers[0] < config.workers[1]:
         _warm_up()
+    wait_for_room(config, _ROOM_LIMIT_S * joined, say)
+    return joined
+
+
+def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) -> None:
+    """Until the cluster has what the run needs at the least; raises UserError after so many seconds."""
     import ray
 
-    cpus_per_worker(config, ray.cluster_resources())
-    return joined
+    end, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            cpus_per_worker(config, ray.cluster_resources())
+            return
+        except ClusterTooSmall as error:
+            if not seconds:
+                raise
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{error.lack}, after {seconds / 60:.0f} minutes: see with `ray status` whether machines start, "
+                    "or give a lower --run.num_workers"
+                ) from None
+            if not told:
+                say(f"{error.lack}: waiting {seconds / 60:.0f} minutes for more machines")
+                told = True
+        time.sleep(1)
 
 
 def join_ray() -> bool:
@@ -128,6 +162,11 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
     run, cpus, gpus = config.run, resources.get("CPU", 0), resources.get("GPU", 0)
     fewest, most = config.workers
     beside = int(run.async_validation)
+    if beside and fewest < most:
+        raise UserError(
+            f"run.num_workers {run.num_workers} takes every place of the cluster and leaves none for validations: "
+            "give --run.async_validation False, or a fixed --run.num_workers"
+        )
     alone = run.use_gpu or fewest < most
     share = run.cpus_per_worker or (1 if alone else max(int((cpus - beside) // fewest), 1))
     wanted, wanted_gpus = share * fewest + beside, (fewest + beside) * run.use_gpu
@@ -135,10 +174,11 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
         way = "--run.use_gpu False" if run.use_gpu and not gpus else "a lower --run.num_workers"
         way = "a lower --run.cpus_per_worker" if run.cpus_per_worker > 1 and fewest + beside <= cpus else way
         way = "--run.async_validation False" if beside and wanted - 1 <= cpus and wanted_gpus - 1 <= gpus else way
-        raise UserError(
+        raise ClusterTooSmall(
             f"run.num_workers {run.num_workers}{' with validation beside them' * beside} needs {wanted} CPUs"
             f"{f' and {wanted_gpus} GPUs' if run.use_gpu else ''}, "
-            f"but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: give {way}"
+            f"but the cluster has {cpus:g} CPUs and {gpus:g} GPUs",
+            way,
         )
     return share
 
@@ -227,8 +267,6 @@ def _logs() -> str:
 
 
 def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
-    import time
-
     import torch
 
     from tt_ray.context import RayContext
@@ -241,6 +279,8 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     config = Config.from_dict(arguments["config"])
     store, mailbox = arguments["store"], Mailbox(arguments["command"])
     context = RayContext(mailbox)
+    if (step := mailbox.get("stopped")) is not None:
+        return {"stopped": step}  # just before Ray had it start again with more workers or fewer
     if context.rank == 0:
         times = 1 + (mailbox.get("started") or {"times": 0})["times"]
         mailbox.put("started", {"times": times, "workers": context.world})
@@ -250,6 +290,8 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         with disk_problems(config.run_dir):
             return train(config, data, context, arguments["until"])
     except Interrupted as stop:
+        if stop.request == "stop":
+            mailbox.put("stopped", stop.step)
         if stop.request in ("stop", "until"):
             return {"stopped": stop.step}
         if stop.request == "pause":

@@ -111,12 +111,15 @@ class PauseToResize(ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if not isinstance(current_state, ResizingState):
             return
+        # Keys of its own: a signal may ask for the end of the command at the same time, and must not be forgotten.
         self.mailbox.put("paused", None)
-        self.mailbox.put("request", "pause")
+        self.mailbox.put("pause", "pause")
         deadline = time.monotonic() + _PAUSE_LIMIT_S
-        while self.mailbox.get("paused") is None and time.monotonic() < deadline:
+        while not any(self.mailbox.get(key) is not None for key in ("paused", "stopped")):
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.1)
-        self.mailbox.put("request", None)
+        self.mailbox.put("pause", None)
 
 
 def _torch(config: BackendConfig) -> tuple[Any, Any]:

@@ -27,10 +27,11 @@ def check_run(config: Config) -> bool:
     """Whether an unfinished run of this name goes on; nothing is written.
 
     Raises UserError for a finished run, for one that was started with another configuration, and for a folder that
-    is no run.
+    is no run, or that would go with the job that writes it.
     """
     folder = config.run_dir
     _check_name(config)
+    _check_lasting(config)
     fetch_run(config)
     if not folder.exists():
         _check_writable(folder)
@@ -102,7 +103,9 @@ def discard_run(config: Config) -> None:
 def fetch_run(config: Config) -> None:
     """Brings what a URI holds of the run to this machine, without weights. Raises UserError when it cannot be read."""
     try:
-        Storage.open(config.run.storage).pull(config.run_dir, skip=("checkpoints", "export"))
+        storage = Storage.open(config.run.storage)
+        with storage.alone():
+            storage.pull(config.run_dir, skip=("checkpoints", "export"))
     except OSError as error:
         problem = " ".join(str(error).split())
         raise UserError(f"cannot read run.storage {config.run.storage}: {problem}") from None
@@ -134,6 +137,15 @@ def _check_writable(folder: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "not writable" if there.is_dir() else "a file"
         raise UserError(f"cannot write the run folder {folder}: {there} is {problem}: give another --run.storage")
+
+
+def _check_lasting(config: Config) -> None:
+    # Where Ray unpacks the working directory of a job, on each node and for each upload anew.
+    if "working_dir_files" in config.run_dir.parts and "runtime_resources" in config.run_dir.parts:
+        raise UserError(
+            f"run.storage {config.run.storage} lies in this job's copy of the working directory, which other nodes do "
+            "not see and later jobs do not find: give --run.storage in full, a folder that all nodes share, or a URI"
+        )
 
 
 def _check_name(config: Config) -> None:

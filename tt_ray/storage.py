@@ -1,9 +1,12 @@
 """Where runs live: a folder, or a URI of pyarrow.fs (s3://, gs://, ...) of which each machine keeps a local copy."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +51,23 @@ class Storage:
             raise UserError(f"run.storage {storage} names no folder: give one, such as s3://bucket/runs")
         _own(root.parent)
         return cls(root, remote, base)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lets in one process of this machine at a time: all of them share the local copy. Not to be nested."""
+        if self.remote is None:
+            yield
+            return
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        with (self.root.parent / f".{self.root.name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed, by the kernel if need be
+            yield
+
+    def fetch(self, path: Path, last: str = "manifest.json") -> None:
+        """Pulls a folder that is not complete here, once for all processes of this machine; `last` completes it."""
+        with self.alone():
+            if not (path / last).exists():
+                self.pull(path)
 
     def push(self, path: Path) -> None:
         """Uploads a file or a folder below `root`; files whose presence means completeness go last. Raises OSError."""
@@ -133,8 +153,9 @@ def fetch_data(uri: str) -> Path:
         folder = storage.root / hashlib.blake2b(state.encode(), digest_size=6).hexdigest()
         # The name tells `datasets` the format of a single file.
         target = folder / Path(base).name
-        if not target.exists():
-            Storage(folder, remote, str(Path(base).parent)).pull(target)
+        with storage.alone():
+            if not target.exists():
+                Storage(folder, remote, str(Path(base).parent)).pull(target)
     except OSError as error:
         raise UserError(f"data.root {uri} cannot be read: {' '.join(str(error).split())}") from None
     return target

@@ -15,19 +15,25 @@ from tt_ray.parallel import world_size
 def distribute(model: TaughtClassifier, strategy: Literal["ddp", "fsdp"], device: torch.device) -> nn.Module:
     """The module to call in training: the model itself where one worker trains, or where fsdp has sharded it in place.
 
-    Gradients are means over workers with both.
+    Gradients are means over workers with both. DDP's static graph would save it the search for unused parameters,
+    which there are none of here, and would not allow for batches in parts, whose number of backward passes varies.
     """
-    if world_size() == 1:
+    place(model, strategy, device)
+    if world_size() == 1 or strategy == "fsdp":
         return model
-    if strategy == "ddp":
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    shard(model, device)
-    return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def shard(model: TaughtClassifier, device: torch.device) -> None:
-    """Shards every block of the backbone by itself, so that one at a time is whole, and the rest together."""
+def place(model: TaughtClassifier, strategy: Literal["ddp", "fsdp"], device: torch.device) -> None:
+    """Brings the model from main memory to the device: all of it, or with fsdp this worker's part.
+
+    fsdp shards every block of the backbone by itself, so that one at a time is whole, here as in training, and then
+    the rest together: `fully_shard` takes to the device what it is given and keeps a part.
+    """
+    if world_size() == 1 or strategy == "ddp":
+        model.to(device)
+        return
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in blocks(model.backbone):
         fully_shard(block, mesh=mesh)

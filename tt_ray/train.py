@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         with ThreadPoolExecutor(1) as pool:
             # Ray's start is mostly waiting.
             prepared = pool.submit(prepare, config, display)
-            joined = start_ray(config)
+            joined = start_ray(config, display.say)
             classes, store = prepared.result()
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.

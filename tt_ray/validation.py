@@ -51,7 +51,7 @@ def validate(
 def validate_checkpoint(config_tree: dict[str, Any], checkpoint: str) -> dict[str, float]:
     """Scores of a checkpoint's weights (the averaged ones where there are), in a process without a process group."""
     config, folder = Config.from_dict(config_tree), Path(checkpoint)
-    Storage.open(config.run.storage).pull(folder)
+    Storage.open(config.run.storage).fetch(folder)
     _, split, _ = open_images(config)
     cuda = config.run.use_gpu and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

@@ -101,6 +101,8 @@ def test_missing_folders(tmp_path: Path) -> None:
     assert "--data.root" in message(lambda: open_source(folder_config(Path("")), "train", False))
     assert "--data.root" in message(lambda: open_source(DataConfig(source="imagefolder"), "train", False))
     assert "/none is not a folder" in message(lambda: open_source(folder_config(tmp_path / "none"), "train", False))
+    parquet = message(lambda: open_source(DataConfig(source="imagefolder", root="s3://b/x"), "train", False))
+    assert "data.root s3://b/x is a URI" in parquet and "Parquet" in parquet
     write_split(tmp_path / "training", None)
     text = message(lambda: open_source(folder_config(tmp_path), "train", False))
     assert "did you mean training?" in text and "--data.train_split" in text

@@ -14,6 +14,7 @@ from tt_ray.data.classes import common_classes, some
 from tt_ray.data.holdout import hold_out
 from tt_ray.data.source import Source
 from tt_ray.errors import UserError, nearest
+from tt_ray.storage import is_uri
 
 Split = Literal["train", "val"]
 
@@ -58,6 +59,7 @@ def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source
     """
     if config.source not in SOURCES:
         raise UserError(f"no data.source {config.source!r}; {nearest(config.source, SOURCES)}")
+    _check_root(config)
     source = SOURCES[config.source](config, split, need_captions)
     name = f"split {split_name(config, split)!r} of {_place(config)}"
     if not len(source):
@@ -73,11 +75,20 @@ def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source
     return source
 
 
+def _check_root(config: DataConfig) -> None:
+    if is_uri(config.root) and config.source != "datasets":
+        raise UserError(
+            f"data.root {config.root} is a URI, but data.source {config.source} reads folders: "
+            "give a folder that all nodes have, or the images as Parquet with --data.source datasets"
+        )
+
+
 def open_images(config: DataConfig, split: Split) -> tuple[pa.StringArray, Callable[[int], Image.Image]]:
     """Ids of a split's images, and what reads the image of a row as `Source.read` does; no labels are needed.
 
     Raises UserError when the split is missing or has no images.
     """
+    _check_root(config)
     name = split_name(config, split)
     if config.source == "imagefolder":
         from tt_ray.data.folders import folder_images
