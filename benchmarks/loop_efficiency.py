@@ -34,6 +34,7 @@ from tt_ray.loop import Trainer, train
 from tt_ray.prepare import Data, join, open_images
 from tt_ray.progress import Standing
 from tt_ray.recipes import RECIPES
+from tt_ray.run_folder import start_run
 
 _NEVER = 1_000_000_000
 _PREFETCH = 4
@@ -142,6 +143,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         settle = given.settle if given.settle >= 0 else fetched
         bare = bare_steps(trainer, batches[0])
         blocks = Blocks(given.steps, settle, given.repeats, config.train.batch_size, bare)
+        start_run(config)
         with contextlib.suppress(Enough):
             train(config, data, LocalContext(0, 1, device, blocks))
         gc.collect()  # ends loader processes before the folder goes

@@ -132,9 +132,7 @@ class _Seen(NamedTuple):
     uniformity: float
 
 
-def representations(
-    runs: Sequence[Run], source: Source, config: EvalConfig, out: Path, display: Display
-) -> list[str]:
+def representations(runs: Sequence[Run], source: Source, config: EvalConfig, out: Path, display: Display) -> list[str]:
     """CKA by layer and by epoch, alignment and uniformity; draws, writes, and returns the Markdown of each part."""
     last = [_see(list(run.epochs.values())[-1], run, source, config) for run in runs]
     steps = sorted(set().union(*(run.epochs for run in runs)))
@@ -197,9 +195,7 @@ def gradients(runs: Sequence[Run], batches: int, device: torch.device, out: Path
     return text
 
 
-def _part(
-    out: Path, name: str, title: str, panels: Sequence[Panel], columns: str, low: float, colours: str
-) -> str:
+def _part(out: Path, name: str, title: str, panels: Sequence[Panel], columns: str, low: float, colours: str) -> str:
     draw_panels(out / f"{name}.png", panels, columns, low, colours)
     write(out / f"{name}.csv", panels_to_csv(panels))
     tables = [f"{panel.title}:\n\n{to_markdown(panel, columns)}" for panel in panels]

@@ -32,9 +32,7 @@ def made_up(seconds: dict[str, list[float]]) -> list[Run]:
     return [Run(arm, seed, 10, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
 
 
-def test_arms_train_for_the_same_epochs_then_for_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "ratios_of_runs", lambda runs: {"baseline": [1.0, 1.0], "textteacher": [1.5, 1.7]})
     trained: list[str] = []
 

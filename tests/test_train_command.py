@@ -305,11 +305,15 @@ class Started:
 
 
 def processes_with(mark: str) -> list[str]:
-    """Process ids that have `mark` in their environment."""
+    """Process ids that have `mark` in their environment.
+
+    Ray's agents are left out: after SIGKILL they try to tell the driver of it for a minute, before they end.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark.encode() in (folder / "environ").read_bytes():
+            agent = b"Agent" in (folder / "cmdline").read_bytes().partition(b"\0")[0]
+            if mark.encode() in (folder / "environ").read_bytes() and not agent:
                 found.append(folder.name)
         except OSError:
             continue

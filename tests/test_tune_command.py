@@ -242,9 +242,7 @@ class Command:
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(
-    tmp_path: Path, store: str
-) -> None:
+def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(tmp_path: Path, store: str) -> None:
     out = tmp_path / "out"
     arguments = ["loss_weight", "--num-samples", "5", "--max-concurrent", "1", "--final-seeds", "--out", str(out)]
     arguments += [*TOY, "--train.epochs", "12", "--text.embeddings", store]

@@ -111,8 +111,19 @@ class TextConfig:
     schedule: str = "const"
     """How lambda moves over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
     loss: Literal[
-        "clip", "normclip", "infonce", "cos", "lncos", "l2", "kl", "dist", "siglip", "clip_learned", "vl2litetext",
-        "vl2lite", "borlan",
+        "clip",
+        "normclip",
+        "infonce",
+        "cos",
+        "lncos",
+        "l2",
+        "kl",
+        "dist",
+        "siglip",
+        "clip_learned",
+        "vl2litetext",
+        "vl2lite",
+        "borlan",
     ] = "clip"
     """Alignment loss between the text head's output and the embedding; vl2lite needs text and a teacher."""
     balance: bool = True

@@ -72,9 +72,7 @@ class Objective(NamedTuple):
         smoothing = self.label_smoothing if labels.ndim == 1 else 0.0
         if not self.labelled:
             return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) * self._part(len(labels))
-        total = F.cross_entropy(
-            logits.float(), labels, label_smoothing=smoothing, ignore_index=NOBODY, reduction="sum"
-        )
+        total = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, ignore_index=NOBODY, reduction="sum")
         return total * (len(self.labelled) / sum(self.labelled))
 
     def _alignment(self, outputs: Outputs, labels: Tensor, text: Tensor | None, teacher: Tensor | None) -> Tensor:

@@ -89,14 +89,10 @@ def join_ray() -> bool:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
-    from ray._private import services, worker
+    from ray._private import worker
 
     if not ray.is_initialized():
         try:
-            find: Any = services.canonicalize_bootstrap_address
-            if find(None) is None:
-                # Ray's agents outlive a killed command by as long as they look for what has ended with it: a minute.
-                os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
             with _apart_from_signals():
                 # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)

@@ -132,9 +132,7 @@ def best_config(base: Config, space: Space, best: Record) -> Config:
     return config.override("data.val_share", 0.0).override("run.name", f"{space.name}_best")
 
 
-def summary(
-    space: Space, journal: Journal, best: Record | None, notes: Sequence[str], plots: Sequence[str]
-) -> str:
+def summary(space: Space, journal: Journal, best: Record | None, notes: Sequence[str], plots: Sequence[str]) -> str:
     """Markdown."""
     records = journal.of("search")
     counts = {status: sum(record.status == status for record in records) for status in _STATUS}

@@ -79,7 +79,6 @@ def test_damaged_and_missing_checkpoints_are_told(
     runs: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
-
     copy = Path(shutil.copytree(runs[0].run_dir, tmp_path / "copy"))
     (copy / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"")
     main([str(copy), "--out", str(tmp_path / "out"), "--images", "16"])
