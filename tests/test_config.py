@@ -10,7 +10,7 @@ import pytest
 import tt_ray.config
 from tt_ray.config import Config, DataConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
 from tt_ray.errors import UserError
-from tt_ray.losses import ALIGNMENT_LOSSES
+from tt_ray.losses import ALIGNMENT_LOSSES, TEMPERATURES
 
 ODD = Config(
     data=DataConfig(mean=(0.1, 0.25, 1 / 3), cutmix=1.0, augment="none", root="Bilder/größe: 'x'\n#"),
@@ -119,6 +119,7 @@ def test_override_changes_one_path_of_a_new_tree(path: str, value: object) -> No
         ("data.std", [0.5, 0.5, 0.0], ["data.std is", "between"]),
         ("data.std", [float("inf"), 0.5, 0.5], ["data.std is", "between"]),
         ("text.loss", "triplet", ["text.loss", "'triplet'", *map(repr, ALIGNMENT_LOSSES)]),
+        ("text.temperature", -1.0, ["text.temperature is -1.0", "between 0"]),
         ("text.schedule", "cosine", ["text.schedule", "cos"]),
         ("train.epochs", 2.5, ["train.epochs", "2.5"]),
     ],
@@ -129,6 +130,17 @@ def test_override_refuses(path: str, value: object, parts: list[str]) -> None:
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_temperature_is_for_losses_that_have_one() -> None:
+    for loss in ALIGNMENT_LOSSES:
+        config = Config().override("teacher.model", "timm:vit_tiny_patch16_224" if loss == "vl2lite" else "")
+        config = config.override("text.loss", loss)
+        if loss in TEMPERATURES:
+            config.override("text.temperature", 0.5)
+        else:
+            with pytest.raises(UserError, match=f"text.loss {loss} has no text.temperature: .* known: clip, "):
+                config.override("text.temperature", 0.5)
 
 
 def _config_classes() -> list[ast.ClassDef]:

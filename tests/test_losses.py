@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tt_ray import losses
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE
+from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE, TEMPERATURES, initial_scalars
 
 SHAPES = [(2, 3), (5, 4), (7, 16)]
 
@@ -169,6 +169,28 @@ def test_learned_scale_is_at_most_100(log_scale: float) -> None:
     value = losses.clip_learned(pred, target, torch.tensor(log_scale, dtype=torch.float64))
     scale = min(math.exp(log_scale), 100)
     assert value.item() == pytest.approx(_naive_clip(_unit(pred.numpy()) * scale, _unit(target.numpy())), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["clip", "normclip", "infonce"])
+def test_similarities_are_divided_by_the_temperature(name: str) -> None:
+    pred, target = (each.numpy() for each in _rows(5, 4))
+    if name == "clip":
+        expected = _naive_clip(pred / 0.3, target)
+    elif name == "normclip":
+        expected = _naive_clip(_unit(pred) / 0.3, _unit(target))
+    else:
+        logits = _unit(pred) @ _unit(target).T / 0.3
+        expected = np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits))
+    value = ALIGNMENT_LOSSES[name](*_rows(5, 4), temperature=0.3)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNED_SCALARS)
+def test_a_learned_temperature_starts_where_it_is_told(name: str) -> None:
+    assert initial_scalars(name) == LEARNED_SCALARS[name]
+    assert initial_scalars(name) == pytest.approx(initial_scalars(name, TEMPERATURES[name]))
+    assert math.exp(-initial_scalars(name, 0.5)[0]) == pytest.approx(0.5)
+    assert initial_scalars("l2", 0.5) == ()
 
 
 @pytest.mark.parametrize("name", LEARNED_SCALARS)

@@ -138,7 +138,7 @@ def test_unknown_optimiser_is_found_before_training() -> None:
     ],
 )
 def test_head_has_its_depth_and_width(head: HeadConfig, widths: list[tuple[int, int]]) -> None:
-    layers = list(TextHead(head, 24, DIM, "clip").layers)
+    layers = list(TextHead(head, 24, DIM).layers)
     linear, between = layers[::2], layers[1::2]
     assert [(layer.in_features, layer.out_features) for layer in linear] == widths
     assert all(layer.bias is not None for layer in linear)

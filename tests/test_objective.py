@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.test_losses import extras
 from tt_ray.config import Config, HeadConfig, OptimConfig, TeacherConfig, TextConfig
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS
+from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, TEMPERATURES, initial_scalars
 from tt_ray.model import Outputs, TaughtClassifier, TextHead
 from tt_ray.objective import PARTS, Objective
 
@@ -36,7 +36,7 @@ class _Backbone(nn.Module):
 def _model(loss: str = "clip", head: bool = True) -> TaughtClassifier:
     torch.manual_seed(0)
     backbone = _Backbone()
-    return TaughtClassifier(backbone, TextHead(HeadConfig(), WIDTH, DIM, loss) if head else None)
+    return TaughtClassifier(backbone, TextHead(HeadConfig(), WIDTH, DIM, initial_scalars(loss)) if head else None)
 
 
 def _batch(soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,3 +289,27 @@ def test_a_worker_counts_by_its_labelled_images() -> None:
     chosen = torch.tensor([0, 1, 2, 4])
     expected = F.cross_entropy(outputs.logits[chosen], labels[chosen], label_smoothing=0.1).item()
     assert sum(each) / 2 == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", TEMPERATURES)
+def test_a_run_takes_its_temperature(loss: str) -> None:
+    config = Config().override("text.loss", loss).override("text.temperature", 0.4)
+    images, labels, text = _batch(False)
+    model = _model(loss)
+    assert model.text_head is not None
+    if loss in LEARNED_SCALARS:
+        with torch.no_grad():
+            model.text_head.scalars = torch.nn.Parameter(torch.tensor(initial_scalars(loss, 0.4)))
+    outputs = model(images)
+    assert outputs.text is not None
+    pred = outputs.text if loss == "clip" else F.normalize(outputs.text, dim=1)
+    logits = pred @ (text if loss == "clip" else F.normalize(text, dim=1)).T / 0.4
+    rows = torch.arange(len(text))
+    if loss == "siglip":
+        expected = -F.logsigmoid((2 * torch.eye(len(text)) - 1) * (logits - 10)).sum() / len(text)
+    else:
+        expected = F.cross_entropy(logits, rows)
+        if loss != "infonce":
+            expected = (expected + F.cross_entropy(logits.T, rows)) / 2
+    _, parts = Objective.of(config)(outputs, labels, text, 0.5)
+    assert parts[PARTS.index("loss_text")].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -5,7 +5,7 @@ Nothing changes after parsing: what follows from a field is a property, and `ove
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -110,22 +110,15 @@ class TextConfig:
     """Lambda in lambda * w * L_text + (1 - lambda) * L_cls; 0 is the baseline and needs no captions."""
     schedule: str = "const"
     """How lambda moves over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
+    # fmt: off
     loss: Literal[
-        "clip",
-        "normclip",
-        "infonce",
-        "cos",
-        "lncos",
-        "l2",
-        "kl",
-        "dist",
-        "siglip",
-        "clip_learned",
-        "vl2litetext",
-        "vl2lite",
-        "borlan",
+        "clip", "normclip", "infonce", "cos", "lncos", "l2", "kl", "dist", "siglip",
+        "clip_learned", "vl2litetext", "vl2lite", "borlan",
     ] = "clip"
+    # fmt: on
     """Alignment loss between the text head's output and the embedding; vl2lite needs text and a teacher."""
+    temperature: float = 0.0
+    """What contrastive losses divide similarities by, or start to where they learn it; 0 is the loss's own."""
     balance: bool = True
     """Scale the text loss by w, the ratio of the two losses' gradient norms at the feature; False sets w = 1."""
     negatives: Literal["global", "local"] = "global"
@@ -343,10 +336,7 @@ class Config:
 
     def get(self, path: str) -> Any:
         """The value at a dotted path."""
-        value: Any = self
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
+        return reduce(getattr, path.split("."), self)
 
     def override(self, path: str, value: Any) -> Self:
         """A new tree with `value` at the dotted `path`; raises UserError on an unknown path or a bad value."""
@@ -386,7 +376,8 @@ class Config:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         if not isinstance(tree, dict):
-            raise UserError(f"{path} must hold a mapping with keys such as {', '.join(_GROUPS)}")
+            groups = ", ".join(item.name for item in dataclasses.fields(cls))
+            raise UserError(f"{path} must hold a mapping with keys such as {groups}")
         return cls.from_dict(tree, where=f"{path}: ")
 
     @classmethod
@@ -406,6 +397,3 @@ def _walk(node: Any, prefix: str = "") -> list[str]:
         value = getattr(node, item.name)
         paths += _walk(value, f"{prefix}{item.name}.") if dataclasses.is_dataclass(value) else [prefix + item.name]
     return paths
-
-
-_GROUPS = ("data", "text", "teacher", "head", "model", "optim", "train", "run")

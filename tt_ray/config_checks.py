@@ -13,6 +13,9 @@ from tt_ray.schedules import build_schedule
 if TYPE_CHECKING:
     from tt_ray.config import Config
 
+# Those of tt_ray.losses.TEMPERATURES, which is not imported for the time that torch takes.
+_CONTRASTIVE = ("clip", "normclip", "infonce", "siglip", "clip_learned")
+
 
 def check_config(config: "Config") -> None:
     """Raises UserError, naming the path, for values that no run could use."""
@@ -33,6 +36,10 @@ def check_config(config: "Config") -> None:
 
 def _check_teachers(config: "Config") -> None:
     text, teacher = config.text, config.teacher
+    if text.temperature and text.loss not in _CONTRASTIVE:
+        raise UserError(
+            f"text.loss {text.loss} has no text.temperature: leave it out, or give {nearest('', _CONTRASTIVE)}"
+        )
     if text.loss == "vl2lite" and not (teacher.model and teacher.target == "embedding"):
         raise UserError("text.loss vl2lite compares with a vision teacher too: give --teacher.model, target embedding")
     if text.loss == "borlan" and teacher.model and teacher.target == "embedding":

@@ -13,27 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AlignmentLoss = Callable[..., Tensor]
-_INFONCE_TEMPERATURE = 0.1
+# Of the contrastive losses, unless text.temperature says otherwise; learned ones start there.
+TEMPERATURES = {"clip": 1.0, "normclip": 1.0, "infonce": 0.1, "siglip": 0.1, "clip_learned": 0.07}
 _VL2LITE_TEMPERATURE = 2.0
 _BORLAN_TEMPERATURE = 0.07
 # Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
-_SIGLIP = (math.log(10), -10.0)
-_CLIP = math.log(1 / 0.07)
+_SIGLIP = (-math.log(TEMPERATURES["siglip"]), -10.0)
+_CLIP = -math.log(TEMPERATURES["clip_learned"])
 
 
-def clip(pred: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of S = pred target^T against the diagonal, mean of both directions; no norm, no temperature."""
-    return _symmetric(pred @ target.T)
+def clip(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["clip"]) -> Tensor:
+    """Cross-entropy of S = pred target^T / T against the diagonal, mean of both directions; rows keep their length."""
+    return _symmetric(pred @ target.T / temperature)
 
 
-def normclip(pred: Tensor, target: Tensor) -> Tensor:
+def normclip(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["normclip"]) -> Tensor:
     """`clip` on rows of unit length."""
-    return clip(F.normalize(pred, dim=1), F.normalize(target, dim=1))
+    return _symmetric(_cosines(pred, target) / temperature)
 
 
-def infonce(pred: Tensor, target: Tensor) -> Tensor:
-    """Image-to-text cross-entropy of cosines over the temperature 0.1 (InfoNCE, arXiv 1807.03748)."""
-    return F.cross_entropy(_cosines(pred, target) / _INFONCE_TEMPERATURE, _diagonal(pred))
+def infonce(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["infonce"]) -> Tensor:
+    """Image-to-text cross-entropy of cosines over the temperature (InfoNCE, arXiv 1807.03748)."""
+    return F.cross_entropy(_cosines(pred, target) / temperature, _diagonal(pred))
 
 
 def cos(pred: Tensor, target: Tensor) -> Tensor:
@@ -133,6 +134,12 @@ LEARNED_SCALARS: dict[str, tuple[float, ...]] = {"siglip": _SIGLIP, "clip_learne
 NEEDS: dict[str, tuple[str, ...]] = {"vl2lite": ("teacher",), "borlan": ("labels", "means", "variances")}
 # Means over images, each by itself: the mean over workers is that over the batch.
 PER_IMAGE = ("cos", "lncos", "l2", "borlan")
+
+
+def initial_scalars(loss: str, temperature: float = 0.0) -> tuple[float, ...]:
+    """Where a loss's learned scalars start, at a temperature or (0) at its own; empty where it learns none."""
+    scalars = LEARNED_SCALARS.get(loss, ())
+    return (-math.log(temperature), *scalars[1:]) if scalars and temperature else scalars
 
 
 def _diagonal(pred: Tensor) -> Tensor:

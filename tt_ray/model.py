@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tt_ray.config import Config, HeadConfig
 from tt_ray.data.hashing import seed_of
 from tt_ray.errors import UserError, nearest
-from tt_ray.losses import LEARNED_SCALARS
+from tt_ray.losses import initial_scalars
 from tt_ray.optim import build_optimizer
 
 _BACKBONE_SEED, _HEAD_SEED = 1, 2
@@ -33,7 +33,7 @@ class Outputs(NamedTuple):
 class TextHead(nn.Module):
     """Projects features (B, d) to the embedding's space (B, D); holds the loss's learned scalars, if it has any."""
 
-    def __init__(self, config: HeadConfig, in_dim: int, out_dim: int, loss: str) -> None:
+    def __init__(self, config: HeadConfig, in_dim: int, out_dim: int, scalars: tuple[float, ...] = ()) -> None:
         super().__init__()
         depth = config.depth if config.kind == "mlp" else 1
         widths = [in_dim] + [config.hidden_dim] * (depth - 1) + [out_dim]
@@ -41,7 +41,7 @@ class TextHead(nn.Module):
         for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
-        self.scalars = nn.Parameter(torch.tensor(LEARNED_SCALARS[loss])) if loss in LEARNED_SCALARS else None
+        self.scalars = nn.Parameter(torch.tensor(scalars)) if scalars else None
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features)
@@ -120,7 +120,7 @@ def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassi
     in_dim = cast(Any, backbone).get_classifier().in_features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.train.seed, _HEAD_SEED))
-        head = TextHead(config.head, in_dim, text_dim, config.text.loss)
+        head = TextHead(config.head, in_dim, text_dim, initial_scalars(config.text.loss, config.text.temperature))
     return TaughtClassifier(backbone, head)
 
 

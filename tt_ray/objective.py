@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tt_ray.config import Config
 from tt_ray.data.source import NOBODY
-from tt_ray.losses import ALIGNMENT_LOSSES, NEEDS, PER_IMAGE, distillation
+from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE, distillation
 from tt_ray.model import Outputs
 from tt_ray.parallel import gather_rows, sum_over_workers, world_size
 
@@ -27,8 +27,8 @@ class Objective(NamedTuple):
     gather: bool
     label_smoothing: float
     eps: float
-    temperature: float = 1.0
-    """Of distilled logits."""
+    temperature: float = 0.0
+    """Of distilled logits, or of the alignment loss; 0 is the loss's own."""
     shares: tuple[int, ...] = ()
     """Images of each worker in a step; empty where all have as many."""
     labelled: tuple[int, ...] = ()
@@ -42,7 +42,8 @@ class Objective(NamedTuple):
         logits = bool(teacher.model) and teacher.target == "logits"
         loss = "" if logits else text.loss
         gather = text.negatives == "global" and not logits and loss not in PER_IMAGE
-        return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, teacher.temperature)
+        temperature = teacher.temperature if logits else 0.0 if loss in LEARNED_SCALARS else text.temperature
+        return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, temperature)
 
     def __call__(
         self, outputs: Outputs, labels: Tensor, text: Tensor | None, weight: float, teacher: Tensor | None = None
@@ -89,7 +90,8 @@ class Objective(NamedTuple):
         known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
         scalars = () if outputs.scalars is None else outputs.scalars.unbind()
         needs = [known[name] for name in NEEDS.get(self.loss, ())]
-        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars, *needs) * part
+        options = {"temperature": self.temperature} if self.temperature else {}
+        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars, *needs, **options) * part
 
     def _part(self, rows: int) -> float:
         """What a worker's mean counts, so that the mean over workers is that over images."""

@@ -16,6 +16,7 @@ RANGES = [
     ("data.shapes.val_size", 1, _INF),
     ("text.weight", 0, 1),
     ("text.max_missing", 0, 1),
+    ("text.temperature", 0, _INF),
     ("teacher.temperature", 1e-3, _INF),
     ("teacher.image_size", 0, _INF),
     ("head.hidden_dim", 1, _INF),

@@ -1,14 +1,15 @@
-"""Which alignment loss suits these captions, at what temperature, against whose negatives?
+"""Which contrastive loss suits these captions, at what temperature, against whose negatives?
 
-A temperature comes with its loss: none (clip), 1 (normclip), 0.1 (infonce), or learned from 0.07 (clip_learned) or 0.1
-(siglip). text.negatives matters with several workers only: --workers-per-trial 2 or more. A trial costs one training of
-the base recipe for each seed.
+Losses without a temperature (cos, lncos, l2, kl, dist) are compared by a space of one's own. siglip and clip_learned
+learn theirs, and start from it. text.negatives matters with several workers only: --workers-per-trial 2 or more. A
+trial costs one training of the base recipe for each seed.
 """
 
 from ray import tune
 
 SPACE = {
-    "text.loss": tune.choice(["clip", "clip_learned", "siglip", "normclip", "infonce", "cos", "l2", "kl"]),
+    "text.loss": tune.choice(["clip", "normclip", "infonce", "clip_learned", "siglip"]),
+    "text.temperature": tune.loguniform(0.02, 2.0),
     "text.negatives": tune.choice(["global", "local"]),
     "text.weight": tune.uniform(0.2, 0.8),
 }
