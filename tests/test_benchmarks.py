@@ -2,12 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import embedding_store, loop_efficiency, ray_overhead, start_up, step_cost, what_text_buys
+from benchmarks import comparisons, embedding_store, loop_efficiency, ray_overhead, start_up, step_cost, what_text_buys
+from benchmarks import tune as tune_benchmark
 from tt_ray.config import Config
 
 _TOY = {
@@ -106,3 +109,43 @@ def test_start_up(tmp_path: Path) -> None:
     phases = _result(out)["phases"]["with a store"]
     assert all(phases[phase] > 0 for phase in start_up.PHASES)
     assert math.isclose(sum(phases[phase] for phase in start_up.PHASES), phases["total"])
+
+
+def test_a_search_at_two_times_its_trainings() -> None:
+    found = tune_benchmark.summary(20.0, [5.0, 5.0, 4.0, 6.0], 2)
+    assert found["ratio"] == 2.0 and found["overhead_s_per_trial"] == 5.0
+
+
+@pytest.mark.slow
+def test_tune(tmp_path: Path) -> None:
+    out = tmp_path / "tune.json"
+    arguments = ["--trials", "2", "--concurrent", "1", "--set", "train.epochs", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.tune", *SET, *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(out.read_text())
+    assert result["ratio"] > 1 and len(result["training_s"]) == 2 and result["seconds_before"] > 0
+    assert "| 2 (1) |" in answer.stdout
+
+
+def test_arms_of_a_comparison_take_as_many_steps(tmp_path: Path) -> None:
+    for setting, (_, arms) in comparisons.SETTINGS.items():
+        steps = set()
+        for arm in arms:
+            config = comparisons.configure(setting, arm, 0, 14, tmp_path)
+            images = round(config.data.shapes.train_size * config.data.subset)
+            if config.data.unlabelled:
+                labelled = images - round(images * config.data.unlabelled)
+                images = 2 * (images // 2) if config.teaches else labelled
+            steps.add(config.train.epochs * (images // config.train.batch_size))
+        assert max(steps) <= 1.01 * min(steps), (setting, steps)
+
+
+def test_comparisons_are_tables_of_paired_differences() -> None:
+    rows = [
+        {"setting": "a quarter of the images", "arm": arm, "seed": seed, "top1": top1}
+        for arm, values in (("baseline", (40.0, 44.0)), ("TextTeacher", (45.0, 47.0)))
+        for seed, top1 in enumerate(values)
+    ]
+    lines = comparisons.table(rows, "a quarter of the images", [0, 1, 2]).splitlines()
+    assert lines[2:] == ["| baseline | 42.0 ± 2.8 | +0.0 ± 0.0 |", "| TextTeacher | 46.0 ± 1.4 | +4.0 ± 1.4 |"]

@@ -38,7 +38,7 @@ def _check_teachers(config: "Config") -> None:
     text, teacher = config.text, config.teacher
     if text.temperature and text.loss not in _CONTRASTIVE:
         raise UserError(
-            f"text.loss {text.loss} has no text.temperature: leave it out, or give {nearest('', _CONTRASTIVE)}"
+            f"text.loss {text.loss} has no text.temperature, as {', '.join(_CONTRASTIVE)} have: leave it out"
         )
     if text.loss == "vl2lite" and not (teacher.model and teacher.target == "embedding"):
         raise UserError("text.loss vl2lite compares with a vision teacher too: give --teacher.model, target embedding")

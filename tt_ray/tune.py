@@ -180,19 +180,19 @@ class Search:
         """The search, then the comparison of its winner with the base recipe. Ray runs already; `joined` if before."""
         from tt_ray.ray_train import cluster_address
 
-        resources, slots = self._fit()
+        self.resources, self.slots = self._fit()
         pixels = self._prepare(display)
         self._open()
         place = f"the Ray cluster at {cluster_address()}" if joined else "this machine"
         jobs, count = self._jobs()
-        display.say(f"{count} trials of {self.space.name} on {place}, {slots} at a time, results in {self.out}")
-        self._run_phase("search", jobs, self._selection(), pixels, resources, slots, display, stop)
+        display.say(f"{count} trials of {self.space.name} on {place}, {self.slots} at a time, results in {self.out}")
+        self._run_phase("search", jobs, self._selection(), pixels, display, stop)
         if stop.is_set() or not self.given.final_seeds:
             return
         finals = self._finals()
         if any(not record.ended for record in finals):
             held = self._pixels(self._on(self.base), display)
-            self._run_phase("final", finals, self._on(self.base), held, resources, slots, display, stop)
+            self._run_phase("final", finals, self._on(self.base), held, display, stop)
 
     def _fit(self) -> tuple[Any, int]:
         import ray
@@ -302,15 +302,7 @@ class Search:
         return found[0] if found else None
 
     def _run_phase(
-        self,
-        phase: str,
-        jobs: Any,
-        base: Config,
-        pixels: dict[str, Any],
-        resources: Any,
-        slots: int,
-        display: Display,
-        stop: threading.Event,
+        self, phase: str, jobs: Any, base: Config, pixels: dict[str, Any], display: Display, stop: threading.Event
     ) -> None:
         from ray.tune.schedulers import FIFOScheduler
 
@@ -323,7 +315,7 @@ class Search:
         meets = meetings(self.scheduler, self.options, epochs) if search and len(self.given.seeds) > 1 else (epochs,)
         plan = Plan(base.to_dict(), meets, self.store, search and self.scheduler == "pbt")
         budget = self.given.time_budget if search and self.given.time_budget else None
-        trials = Trials(plan, resources, slots, base.run.max_failures, pixels, self.out, budget)
+        trials = Trials(plan, self.resources, self.slots, base.run.max_failures, pixels, self.out, budget)
         past = self.journal.of("search")
         scheduler = FIFOScheduler()
         if search:
