@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -218,23 +218,17 @@ def cluster_gone(run: Command) -> str:
         return expect(run, 0, going_on(run))
 
 
-def checkpoint_truncated(run: Command) -> str:
-    def truncate(file: Path) -> None:
-        os.truncate(file, random.randrange(file.stat().st_size))
-
-    return damaged(run, truncate)
+def truncate(file: Path) -> None:
+    os.truncate(file, random.randrange(file.stat().st_size))
 
 
-def byte_flipped(run: Command) -> str:
-    def flip(file: Path) -> None:
-        content = bytearray(file.read_bytes())
-        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
-        file.write_bytes(content)
-
-    return damaged(run, flip)
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    file.write_bytes(content)
 
 
-def damaged(run: Command, damage: Callable[[Path], None]) -> str:
+def damaged(damage: Callable[[Path], None], run: Command) -> str:
     """The newest checkpoint suffers between two commands."""
     run.start()
     run.until_moment(lambda: len(run.complete()) > 1)
@@ -269,8 +263,8 @@ FAULTS: dict[str, Callable[[Command], str]] = {
     "node removed": node_removed,
     "driver killed": driver_killed,
     "cluster gone": cluster_gone,
-    "checkpoint truncated": checkpoint_truncated,
-    "byte of a checkpoint flipped": byte_flipped,
+    "checkpoint truncated": partial(damaged, truncate),
+    "byte of a checkpoint flipped": partial(damaged, flip),
     "disk full": disk_full,
 }
 
