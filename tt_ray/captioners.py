@@ -10,6 +10,7 @@ from PIL import Image
 
 from tt_ray.encoder_files import one_line, revision_of
 from tt_ray.errors import UserError
+from tt_ray.hub_models import find_model
 from tt_ray.text_encoders import quiet_transformers
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -149,27 +150,7 @@ def find_captioner(name: str) -> Path:
 
     Raises UserError when it cannot be had.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or name.startswith(("./", "../", "~")):
-        raise UserError(f"--model {name}: no such folder")
-    from huggingface_hub import snapshot_download
-
-    cause = ""
-    for local in (True, False):  # the cache first: no network is asked for what is there
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
-        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = one_line(error)
-            continue
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            return folder
-        cause = "what was found has no config.json or safetensors"
-    raise UserError(
-        f"captioner {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, or give "
-        "a local folder as --model"
-    )
+    return find_model(name, _HUB_FILES, f"captioner {name}", "a local folder as --model")
 
 
 def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:

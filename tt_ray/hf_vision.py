@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tt_ray.encoder_files import one_line
 from tt_ray.errors import UserError
+from tt_ray.hub_models import find_model
 
 _FILES = ["*.safetensors", "*.json"]
 _VISION_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
@@ -29,7 +31,7 @@ def load_hf_vision(
     """
     import transformers
 
-    folder = find_folder(name)
+    folder = find_model(name, _FILES, f"teacher hf:{name}", "hf:FOLDER")
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     values = _json(folder / "config.json")
     family = values.get("model_type", "")
@@ -45,7 +47,7 @@ def load_hf_vision(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **kwargs, **safe
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"teacher hf:{name} cannot be loaded: {_line(error)}") from None
+        raise UserError(f"teacher hf:{name} cannot be loaded: {one_line(error)}") from None
     lost = sorted(str(key) for key in {*info["missing_keys"], *info["mismatched_keys"]})
     pooler = bool(lost) and all("pooler" in key for key in lost)
     if lost and not pooler:
@@ -58,31 +60,6 @@ def load_hf_vision(
         return _embedding(model(pixel_values=images, **options), projected, not pooler)
 
     return model, forward, size or own, mean, std
-
-
-def find_folder(name: str) -> Path:
-    """A local folder, or the model's files from the Hugging Face cache or hub; raises UserError if there is none."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or name.startswith(("./", "../", "~")):
-        raise UserError(f"teacher hf:{name}: no such folder")
-    from huggingface_hub import snapshot_download
-
-    cause = ""
-    for local in (True, False):  # the cache first: no network is asked for what is there
-        try:
-            found = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=local, etag_timeout=5))
-        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = _line(error)
-            continue
-        if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
-            return found
-        cause = "it has no config.json or no safetensors"
-    raise UserError(
-        f"teacher hf:{name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
-        "or give hf:FOLDER"
-    )
 
 
 def _embedding(outputs: Any, projected: bool, has_pooler: bool) -> Tensor:
@@ -118,7 +95,3 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         raise UserError(f"{path} is missing or cannot be read: the teacher's folder is not complete") from None
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
