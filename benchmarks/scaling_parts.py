@@ -24,6 +24,7 @@ from tt_ray.checkpoint import Position, Snapshot, save_checkpoint
 from tt_ray.config import Config, HeadConfig
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.order import train_order
+from tt_ray.losses import initial_scalars
 from tt_ray.model import Outputs, TextHead
 from tt_ray.objective import Objective
 from tt_ray.prepare import open_images
@@ -88,7 +89,7 @@ def text_cost(loss: str, batch: int = 128, dim: int = 64) -> TextCost:
 def _objective_cost(loss: str, batch: int, dim: int) -> tuple[int, int, int]:
     width = 32
     config = Config().override("text.loss", loss)
-    head, classifier = TextHead(HeadConfig(), width, dim, loss), nn.Linear(width, 4)
+    head, classifier = TextHead(HeadConfig(), width, dim, initial_scalars(loss)), nn.Linear(width, 4)
     features = torch.randn(batch, width, requires_grad=True)
     labels, text = torch.zeros(batch, dtype=torch.long), torch.randn(batch, dim)
     outputs = Outputs(features, classifier(features), head(features), head.scalars)
