@@ -24,17 +24,17 @@ _CLIP = -math.log(TEMPERATURES["clip_learned"])
 
 def clip(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["clip"]) -> Tensor:
     """Cross-entropy of S = pred target^T / T against the diagonal, mean of both directions; rows keep their length."""
-    return _symmetric(pred @ target.T / temperature)
+    return _symmetric(pred / temperature @ target.T)
 
 
 def normclip(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["normclip"]) -> Tensor:
     """`clip` on rows of unit length."""
-    return _symmetric(_cosines(pred, target) / temperature)
+    return _symmetric(_cosines(pred, target, temperature))
 
 
 def infonce(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["infonce"]) -> Tensor:
     """Image-to-text cross-entropy of cosines over the temperature (InfoNCE, arXiv 1807.03748)."""
-    return F.cross_entropy(_cosines(pred, target) / temperature, _diagonal(pred))
+    return F.cross_entropy(_cosines(pred, target, temperature), _diagonal(pred))
 
 
 def cos(pred: Tensor, target: Tensor) -> Tensor:
@@ -151,8 +151,9 @@ def _symmetric(logits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
 
 
-def _cosines(pred: Tensor, target: Tensor) -> Tensor:
-    return F.normalize(pred, dim=1) @ F.normalize(target, dim=1).T
+def _cosines(pred: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    # Rows are divided, and not the (B, B) products, which for a large batch are far more.
+    return F.normalize(pred, dim=1) / temperature @ F.normalize(target, dim=1).T
 
 
 def _cosine_kl(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
