@@ -245,7 +245,7 @@ def disk_full(run: Command) -> str:
     run.start()
     run.until_moment()
     filler = run.folder / "filler"
-    with filler.open("wb") as file, suppress(OSError):
+    with suppress(OSError), filler.open("wb") as file:  # closing it writes, too
         while True:
             file.write(bytes(1 << 16))
     code, text = run.finish()
