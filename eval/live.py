@@ -30,6 +30,7 @@ class Board:
 
     def __enter__(self) -> Self:
         if self.display.console.is_terminal:
+            self.display.hide()
             self.live.start()
         return self
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -191,7 +192,8 @@ def wide_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
         files = [folder / f"{name}.yaml" for name, config in configs.items() if config.workers[1] == workers]
         for file in files:
             configs[file.stem].to_yaml(file)
-        port = str(20000 + (os.getpid() + workers) % 20000)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
         environment = {**os.environ, "WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-W", "ignore", "-c", WORKER, *map(str, files)]
         processes = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(workers)]

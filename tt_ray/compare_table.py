@@ -15,7 +15,7 @@ _PAPER = (
 )
 _HOW = (
     "Mean ± sample standard deviation over seeds; in brackets the difference to {baseline}, paired by seed. Time per "
-    "epoch: median and quartiles of ratios to {baseline}. Same time: whole epochs that fit in "
+    "epoch: median and quartiles of ratios to {baseline}. Same time: whole epochs, at least one, that fit in "
     "the time of {baseline}'s, with a schedule of that length."
 )
 

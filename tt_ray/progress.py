@@ -66,6 +66,12 @@ class Display:
             self._logged = now
             self.say(f"{what}: {done} of {of}{', ' * bool(detail)}{detail}")
 
+    def hide(self) -> None:
+        """Takes the line away, for a table in its place."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task, self._what = None, ""
+
     def say(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -219,6 +219,11 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
         answer = trainer.fit().return_value
     except ControllerError as error:
         raise error.controller_failure from error
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(
+            "Ray has lost what controls the run, as when a cluster ends: the same command goes on, with "
+            f"RAY_ADDRESS=local on a Ray of its own ({_one_line(error)})"
+        ) from error
     except WorkerGroupError as error:
         raise RuntimeError(f"{_first_failure(error.worker_failures)}{_logs()}") from error
     assert isinstance(answer, dict), "worker 0 returns a dictionary"

@@ -40,6 +40,9 @@ class LeanTrainer(DataParallelTrainer):
             arguments["scaling_policy"] = NoAutoscaler(self.scaling_config)
         return super()._initialize_and_run_controller(**arguments)
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C stays with the command, which has a checkpoint taken; Ray's handler would abort without one."""
+
 
 class NoAutoscaler(FixedScalingPolicy):
     """A fixed number of workers, on the machine that is there."""

@@ -327,7 +327,10 @@ class Search:
             run_trials(trials, jobs, scheduler, self.journal, board, stop)
         open_ones = sum(not record.ended for record in self.journal.of(phase))
         if search and open_ones and not stop.is_set() and budget and time.monotonic() - began >= budget:
-            self.notes.append(f"the time budget of {budget:g} s ended the search with {open_ones} trials unfinished")
+            self.notes.append(
+                f"the time budget of {budget:g} s, which starts with the first trial's process, ended the search with "
+                f"{open_ones} trials unfinished"
+            )
 
     # --- afterwards -----------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class Board:
 
     def __enter__(self) -> Self:
         if self.display.console.is_terminal:
+            self.display.hide()
             self.live.start()
         return self
 
@@ -62,7 +63,8 @@ class Board:
             self.display.show("trials" if self.phase == "search" else "final trainings", ended, self.of, detail)
             return
         head = Text(f"{self.phase}: {ended} of {self.of} trials ended, {detail}", style="bold")
-        self.live.update(Group(head, table(best[:_SHOWN], self.space)), refresh=True)
+        without = [record for record in records if record.name in self.running and record not in best]
+        self.live.update(Group(head, table([*best[:_SHOWN], *without], self.space)), refresh=True)
 
     def _left(self, records: list[Record]) -> str:
         """Time left at the rate of epochs so far, if no more trials are ended early than up to now."""
