@@ -186,6 +186,7 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
     Raises what `loop.train` raises, and RuntimeError when workers fail more often than run.max_failures.
     """
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import ControllerError, FailureConfig, LoggingConfig, ScalingConfig, WorkerGroupError
     from ray.train import RunConfig as RayRunConfig
 
@@ -219,7 +220,7 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
         answer = trainer.fit().return_value
     except ControllerError as error:
         raise error.controller_failure from error
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         raise RuntimeError(
             "Ray has lost what controls the run, as when a cluster ends: the same command goes on, with "
             f"RAY_ADDRESS=local on a Ray of its own ({_one_line(error)})"

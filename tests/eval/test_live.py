@@ -23,7 +23,7 @@ def board(jobs: list[Job], terminal: bool) -> tuple[Board, io.StringIO, list[tup
     """A board, what it writes on a terminal, and what it tells a log."""
     stream, told = io.StringIO(), list[tuple[Any, ...]]()
     console = Console(file=stream, force_terminal=terminal, width=100, height=40, color_system=None)
-    display: Any = SimpleNamespace(console=console, show=lambda *given: told.append(given))
+    display: Any = SimpleNamespace(console=console, show=lambda *given: told.append(given), hide=lambda: None)
     return Board(jobs, display), stream, told
 
 
