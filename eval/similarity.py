@@ -89,7 +89,6 @@ def layer_names(backbone: Backbone) -> list[str]:
     return [*(names[block] for block in blocks(backbone.model)), "pooled"]
 
 
-@torch.inference_mode()
 def _grams(backbone: Backbone, source: Source, rows: npt.NDArray[np.int64], config: EvalConfig) -> list[Grid]:
     """One Gram matrix (B, B) a layer."""
     prep, device = backbone.preprocessing, torch.device(config.device)
@@ -97,7 +96,8 @@ def _grams(backbone: Backbone, source: Source, rows: npt.NDArray[np.int64], conf
     found: list[Tensor] = []
     model = backbone.model.to(device)
     try:
-        with _watching(blocks(model), found.append):
+        # Not around the decoder, whose threads are in no inference mode.
+        with torch.inference_mode(), _watching(blocks(model), found.append):
             pooled = backbone.pooled(normalize(images, prep.mean, prep.std))
     finally:
         model.to("cpu")

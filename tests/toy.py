@@ -1,5 +1,6 @@
 """Small things that several tests train on."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def toy_teacher(folder: Path) -> Path:
 def run_toy(config: Config) -> dict[str, Any]:
     """Trains in this process, from the start or on from a checkpoint."""
     torch.set_num_threads(1)
-    start_run(config)
+    if os.environ.get("RANK", "0") == "0":
+        start_run(config)
     store = Path(config.text.embeddings) if config.reads_text else None
     return train(config, open_data(config, store), LocalContext.start(use_gpu=False))
 

@@ -62,6 +62,7 @@ def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pyt
     out = tmp_path / "cka.json"
     models = [f"{name}=random:test_vit.r160_in1k:{seed}" for seed, name in enumerate("ab")]
     options = ["--layers", "--images", "16"] if layers else []
+    torch.set_num_threads(2)  # threads that decode
     main(["--models", *models, "--task", "digits", "--cache", str(tmp_path / "cache"), "--out", str(out), *options])
     tree = json.loads(out.read_text())
     assert np.shape(tree["values"]) == (len(tree["rows"]), len(tree["columns"]))
