@@ -1,43 +1,28 @@
 """The live table of an evaluation: what runs, what came out last, how much is left."""
 
 from collections import defaultdict, deque
-from types import TracebackType
-from typing import Self
 
 from rich.console import Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from eval.jobs import Job
 from eval.scheduler import State
 from eval.worker import Answer
-from tt_ray.progress import Display
+from tt_ray.progress import Display, LiveTable
 
 _SHOWN = 8
 
 
-class Board:
+class Board(LiveTable):
     """On a terminal a table, in a log a line now and then; `ended` and `looked` are what the scheduler calls."""
 
     def __init__(self, jobs: list[Job], display: Display) -> None:
         self.left = {job.key: job for job in jobs}
         self.of, self.done, self.failed = len(jobs), 0, 0
-        self.display = display
+        super().__init__(display)
         self.last: deque[tuple[str, str]] = deque(maxlen=_SHOWN)
         self.seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self.live = Live(console=display.console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        if self.display.console.is_terminal:
-            self.display.hide()
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
 
     def ended(self, job: Job, answer: Answer, metric: str) -> None:
         """A job has ended; `metric` is its task's."""

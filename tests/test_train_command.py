@@ -274,22 +274,28 @@ def steps_so_far(config: Config) -> int:
     return sum(row["kind"] == "step" for row in read_rows(config.run_dir / "metrics.jsonl"))
 
 
+def start_marked(command: list[str]) -> tuple[str, subprocess.Popen[str]]:
+    """A command in a session of its own; what `processes_with` finds its processes by, and the first of them."""
+    mark = f"TT_RAY_TEST={uuid.uuid4()}"
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "TT_RAY_TEST": mark.partition("=")[2]},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    return mark, process
+
+
 class Started:
     """A command in a process group of its own, whose processes are found by their environment."""
 
     def __init__(self, arguments: list[str]) -> None:
         self.config = read_config(arguments, "prog")
-        self.mark = f"TT_RAY_TEST={uuid.uuid4()}"
-        self.process = subprocess.Popen(
-            command(arguments),
-            cwd=REPOSITORY,
-            env={**os.environ, "TT_RAY_TEST": self.mark.partition("=")[2]},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.mark, self.process = start_marked(command(arguments))
 
     def __enter__(self) -> Self:
         return self

@@ -1,11 +1,9 @@
 """The search command on a real Ray: results, failures, schedulers, several workers, and what survives a kill."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.test_train_command import REPOSITORY, processes_with, wait_until
+from tests.test_train_command import REPOSITORY, processes_with, start_marked, wait_until
 from tests.toy import random_store, toy_config
 from tt_ray.cli import read_config
 from tt_ray.errors import UserError
@@ -209,17 +207,7 @@ class Command:
     """A search in a process group of its own, whose processes are found by their environment."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self.mark = f"TT_RAY_TEST={uuid.uuid4()}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tt_ray.tune", *arguments],
-            cwd=REPOSITORY,
-            env={**os.environ, "TT_RAY_TEST": self.mark.partition("=")[2]},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.mark, self.process = start_marked([sys.executable, "-m", "tt_ray.tune", *arguments])
 
     def wait_for(self, out: Path, done: int, reports: int) -> None:
         """Until so many trials have ended, and one that has not has reported so many epochs."""

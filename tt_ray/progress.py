@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 _LOG_INTERVAL_S = 10.0
@@ -81,6 +82,23 @@ class Display:
         top1 = "" if standing.top1 is None else f", top-1 {standing.top1:.1f} %"
         detail = f"{standing.images_per_s:.0f} images/s, {standing.eta_s:.0f} s left, loss {standing.loss:.3f}{top1}"
         self.show("training", standing.step, standing.steps, detail)
+
+
+class LiveTable:
+    """A table in the place of a display's line, while the body of the `with` statement runs; on terminals alone."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.live = Live(console=display.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.display.console.is_terminal:
+            self.display.hide()
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
 
 
 class Watcher:

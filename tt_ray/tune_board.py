@@ -1,41 +1,27 @@
 """The live table of a search: the best trials so far, what runs, how much is left."""
 
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tt_ray.journal import Journal, Record
-from tt_ray.progress import Display
+from tt_ray.progress import Display, LiveTable
 from tt_ray.search_space import Space, Values
 
 _SHOWN = 10
 
 
-class Board:
+class Board(LiveTable):
     """On a terminal a table, in a log a line now and then; what `tt_ray.search` tells of goes here."""
 
     def __init__(self, journal: Journal, phase: str, of: int, epochs: int, space: Space, display: Display) -> None:
         self.journal, self.phase, self.of, self.epochs, self.space = journal, phase, of, epochs, space
-        self.display, self.started = display, time.monotonic()
+        super().__init__(display)
+        self.started = time.monotonic()
         self.before = sum(record.epoch for record in journal.of(phase))
         self.running: dict[str, float] = {}
-        self.live = Live(console=display.console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        if self.display.console.is_terminal:
-            self.display.hide()
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
 
     def began(self, record: Record) -> None:
         """A trial has started, or goes on."""
