@@ -17,7 +17,7 @@ from tt_ray.run_folder import read_result
 pytestmark = pytest.mark.slow
 
 # SGD, whose rounding errors stay small: one width must end like another.
-LENGTH = ["--train.epochs", "600", "--train.eval_every", "1000", "--run.checkpoint_every", "500"]
+LENGTH = ["--train.epochs", "300", "--train.eval_every", "1000", "--run.checkpoint_every", "200"]
 LENGTH += ["--optim.name", "sgd", "--optim.lr", "0.02"]
 
 
@@ -65,7 +65,7 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
         wait_until(lambda: widths(config) == [1], 120)
         second = cluster.add_node(num_cpus=1)
         wait_until(lambda: widths(config) == [1, 2], 120)
-        (paused,) = (step for step in checkpoint_steps(config) if step % 500)
+        (paused,) = (step for step in checkpoint_steps(config) if step % 200)
         # Rows of two workers outlive the second's end from the next checkpoint on.
         wait_until(lambda: max(checkpoint_steps(config)) > paused, 120)
         before = steps(config)
@@ -74,7 +74,7 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
     assert started.process.returncode == 0, errors
     assert widths(config) == [1, 2, 1]
     assert before == list(range(len(before)))
-    assert steps(config) == list(range(2400)), "each step once"
+    assert steps(config) == list(range(1200)), "each step once"
     assert errors.count("workers were started again") == 2
     fixed = run_here([*arguments, "--run.num_workers", "1"], None, "fixed")
     assert read_result(config.run_dir)["top1"] == pytest.approx(read_result(fixed.run_dir)["top1"], abs=4)
@@ -93,4 +93,4 @@ def test_a_notice_moves_the_run_before_the_machine_is_gone(cluster: Any, tmp_pat
         _, errors = started.process.communicate(timeout=240)
     assert started.process.returncode == 0, errors
     assert errors.count("workers were started again") == 1
-    assert steps(started.config) == list(range(2400))
+    assert steps(started.config) == list(range(1200))

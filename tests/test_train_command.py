@@ -217,54 +217,40 @@ def uninterrupted(store: Path, storage: Path) -> Config:
     return run_here(["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage)], store, "uninterrupted")
 
 
-def test_a_killed_run_goes_on_where_it_was(uninterrupted: Config, storage: Path) -> None:
-    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "killed"]
+def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage: Path) -> None:
+    """A worker killed, the command killed, told to stop as service managers do and as terminals do."""
+    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "cut-off"]
     with Started(arguments) as started:
-        started.wait_for_steps(40)
-    config = started.config
-    assert 40 <= steps_so_far(config) < 240 and not (config.run_dir / "result.json").exists()
-    again = run(arguments)
-    assert again.code == 0, again.err
-    assert_quiet(again.err)
-    assert again.err.startswith(f"going on with run {config.run_dir}\n")
-    assert steps(config) == list(range(240))
-    assert largest_difference(weights(config), weights(uninterrupted)) == 0
-
-
-def test_a_killed_worker_is_started_again(uninterrupted: Config, storage: Path) -> None:
-    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "worker"]
-    with Started(arguments) as started:
-        started.wait_for_steps(40)
+        started.wait_for_steps(20)
         (worker,) = (
             pid
             for pid in processes_with(started.mark)
             if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
         os.kill(int(worker), signal.SIGKILL)
-        out, err = started.process.communicate(timeout=240)
-    assert started.process.returncode == 0, err
-    assert out.startswith("top-1"), "nothing of Ray's on stdout"
+        started.wait_for_steps(60)
+        os.killpg(started.process.pid, signal.SIGKILL)
+        out, err = started.process.communicate()
+    config = started.config
+    assert out == "" and err.count("workers were started again") == 1
     assert_quiet(err)
-    assert err.count("workers were started again") == 1
-    assert steps(started.config) == list(range(240))
-    assert largest_difference(weights(started.config), weights(uninterrupted)) == 0
-
-
-def test_a_run_that_is_told_to_stop_has_a_checkpoint(uninterrupted: Config, storage: Path) -> None:
-    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "stopped"]
-    enough = 40
-    for number in (signal.SIGTERM, signal.SIGINT):  # as service managers and timeout send it; as terminals do
+    done = steps_so_far(config)
+    assert 60 <= done < 240 and not (config.run_dir / "result.json").exists()
+    for number in (signal.SIGTERM, signal.SIGINT):
         with Started(arguments) as started:
-            started.wait_for_steps(enough)
+            started.wait_for_steps(done + 20)
             os.killpg(started.process.pid, number)
             out, err = started.process.communicate(timeout=60)
         assert (started.process.returncode, out) == (128 + number, "")
-        (done,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command goes on$", err, re.M)
-        assert steps(started.config) == list(range(int(done))), "not a step is lost"
-        enough = int(done) + 20
-    assert run(arguments).code == 0
-    assert steps(started.config) == list(range(240))
-    assert largest_difference(weights(started.config), weights(uninterrupted)) == 0
+        (text,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command goes on$", err, re.M)
+        done = int(text)
+        assert steps(config) == list(range(done)), "not a step is lost"
+    again = run(arguments)
+    assert again.code == 0, again.err
+    assert_quiet(again.err)
+    assert again.err.startswith(f"going on with run {config.run_dir}\n")
+    assert steps(config) == list(range(240))
+    assert largest_difference(weights(config), weights(uninterrupted)) == 0
 
 
 def steps_so_far(config: Config) -> int:
@@ -333,7 +319,7 @@ def wait_until(reached: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, f"waited {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def test_a_mistake_that_one_of_two_workers_meets_ends_both(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         "HOME": str(tmp_path),
         "STUBS": str(stubs),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": "127.0.0.1,second",
         "SLURM_CPUS_PER_TASK": "1",
