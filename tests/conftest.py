@@ -13,6 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray starts its workers behind everything else on the machine: beside other tests they would hardly run.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+# Workers that it starts beforehand are of use to few tests.
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
+os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -85,7 +85,7 @@ def test_killed_or_told_to_stop_it_loses_at_most_what_was_in_flight(
     run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = [*common(run_folder, colours, out, ("finetune", "knn")), "--set", "finetune.steps=60"]
+    arguments = [*common(run_folder, colours, out, ("finetune", "knn")), "--set", "finetune.steps=120"]
     times: dict[str, int] = {}
     for number in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
