@@ -72,23 +72,23 @@ def ray_job(head: dict[str, str], *arguments: str) -> subprocess.CompletedProces
 
 
 def test_a_job_trains_is_stopped_and_goes_on(head: dict[str, str], tmp_path: Path) -> None:
-    arguments = ["shapes_baseline", *TOY, "--train.epochs", "300", "--train.eval_every", "1000"]
+    arguments = ["shapes_baseline", *TOY, "--train.epochs", "200", "--train.eval_every", "1000"]
     arguments += ["--run.storage", str(tmp_path), "--run.cpus_per_worker", "1"]
     config = read_config(arguments, "prog")
     entry = ["--working-dir", ".", "--", sys.executable, "-m", "tt_ray.train", *arguments]
     submitted = ray_job(head, "submit", "--submission-id", "first", "--no-wait", *entry)
     assert submitted.returncode == 0, submitted.stderr
     wait_until(lambda: len(read_rows(config.run_dir / "metrics.jsonl")) > 100, 120)
-    assert "starting run" in ray_job(head, "logs", "first").stdout
     assert ray_job(head, "stop", "first").returncode == 0
-    assert "stopped after step" in ray_job(head, "logs", "first").stdout
+    log = ray_job(head, "logs", "first").stdout
+    assert "starting run" in log and "stopped after step" in log
     done = len(steps(config))
-    assert done < 1200 and (config.run_dir / "checkpoints" / f"step-{done:08d}" / "manifest.json").exists()
+    assert done < 800 and (config.run_dir / "checkpoints" / f"step-{done:08d}" / "manifest.json").exists()
     again = ray_job(head, "submit", "--submission-id", "second", *entry)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "going on with run" in again.stdout and "top-1" in again.stdout
-    assert steps(config) == list(range(1200))
-    assert read_result(config.run_dir)["steps"] == 1200
+    assert steps(config) == list(range(800))
+    assert read_result(config.run_dir)["steps"] == 800
 
 
 def test_a_mistake_is_the_job_s_failure(head: dict[str, str]) -> None:
