@@ -14,7 +14,7 @@ from tt_ray.config import Config
 from tt_ray.logbook import read_rows
 from tt_ray.run_folder import read_result
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 # SGD, whose rounding errors stay small: one width must end like another.
 LENGTH = ["--train.epochs", "300", "--train.eval_every", "1000", "--run.checkpoint_every", "200"]

@@ -16,7 +16,7 @@ from tt_ray.cli import read_config
 from tt_ray.logbook import read_rows
 from tt_ray.run_folder import read_result
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

@@ -16,6 +16,7 @@ PREPARE = "ip link set lo up; mkdir -p /tmp/ray; mount -t tmpfs tmpfs /tmp/ray"
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_starting_submitting_and_stopping(tmp_path: Path) -> None:
     if subprocess.run([*ALONE, PREPARE], capture_output=True).returncode:
         pytest.skip("needs the right to make namespaces, and the commands unshare, ip and mount")

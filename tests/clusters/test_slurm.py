@@ -79,6 +79,7 @@ def test_bash_and_shellcheck_have_nothing_to_say() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_starts_ray_on_its_nodes_trains_and_leaves_nothing_running(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_job_starts_ray_on_its_nodes_trains_and_leaves_nothing_running(
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_whose_time_is_up_ends_its_command_gently_and_is_queued_again(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
