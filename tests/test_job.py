@@ -1,8 +1,6 @@
 """`ray job submit` on a real cluster with token authentication: train, read logs, stop, submit again to go on."""
 
-import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -62,9 +60,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process.terminate()
         process.wait(60)
         log.close()
-        for pid in processes_with(f"TT_RAY_JOB_TEST={folder}"):  # they would end by themselves, in half a minute
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        wait_until(lambda: not processes_with(f"TT_RAY_JOB_TEST={folder}"), 60)
 
 
 def ray_job(head: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

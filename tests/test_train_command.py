@@ -232,7 +232,8 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
         os.killpg(started.process.pid, signal.SIGKILL)
         out, err = started.process.communicate()
     config = started.config
-    assert out == "" and err.count("workers were started again") == 1
+    assert out == "", "nothing of Ray's on stdout"
+    assert err.count("workers were started again") == 1
     assert_quiet(err)
     done = steps_so_far(config)
     assert 60 <= done < 240 and not (config.run_dir / "result.json").exists()
@@ -247,6 +248,7 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
         assert steps(config) == list(range(done)), "not a step is lost"
     again = run(arguments)
     assert again.code == 0, again.err
+    assert again.out.startswith("top-1")
     assert_quiet(again.err)
     assert again.err.startswith(f"going on with run {config.run_dir}\n")
     assert steps(config) == list(range(240))
