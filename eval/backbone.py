@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from tt_ray.checkpoint import check_manifest, checkpoints, newest_intact
 from tt_ray.config import Config, DataConfig
 from tt_ray.data.transforms import VECTORISED
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, one_line
 from tt_ray.export import load_backbone
 from tt_ray.pretrained import (
     SOURCES,
     Preprocessing,
     check_timm_name,
     create,
-    one_line,
     pooled,
     pretrained,
     timm_preprocessing,

@@ -1,6 +1,7 @@
 """Images -> caption table, over Ray Data: `python -m tt_ray.caption_images --data.root ROOT --out TABLE`."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -160,10 +161,13 @@ def caption(given: Arguments, display: Display) -> str:
 def class_captions(config: DataConfig, template: str, names: Path | None = None) -> CaptionTable:
     """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
-    Raises UserError as that does, when the template has no place for the name, or when the images have no labels.
+    Raises UserError as that does, when the template has no place for the name, or one for anything else, or when the
+    images have no labels.
     """
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
+    if unknown := [word for word in re.findall(r"\{.*?\}", template) if word != _LABEL]:
+        raise UserError(f"--template {template!r} has {unknown[0]}, which stands for nothing: only {_LABEL} does")
     source = open_source(config, "train", need_captions=False)
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))

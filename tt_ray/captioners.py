@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from tt_ray.encoder_files import one_line, revision_of
-from tt_ray.errors import UserError
+from tt_ray.encoder_files import revision_of
+from tt_ray.errors import UserError, first_line
 from tt_ray.hub_models import find_model
 from tt_ray.text_encoders import quiet_transformers
 
@@ -141,7 +141,7 @@ def load_captioner(options: CaptionerOptions, device: str = "cpu") -> Captioner:
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"cannot load captioner {options.model} from {folder}: {one_line(error)}") from None
+            raise UserError(f"cannot load captioner {options.model} from {folder}: {first_line(error)}") from None
     return Captioner(options, revision_of(folder), model, processor, tokenizer)
 
 

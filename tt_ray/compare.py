@@ -48,6 +48,8 @@ _SAME = (
     *("data.shapes.seed", "data.shapes.val_size"),
 )
 """What must agree for a comparison to be one."""
+_STEADY = 0.1
+"""Difference of a time per epoch, as a ratio to the baseline's, that seeds may make."""
 DEFAULT_ARMS = ("baseline=shapes_baseline", "textteacher=shapes_textteacher", "distilled=shapes_distilled")
 
 
@@ -97,10 +99,11 @@ def compare(
     same = train_arms(arms, seeds, {arm.name: epochs for arm in arms}, out, train)
     times = ratios_of_turns(arms, out, interleave) if interleave else ratios_of_runs(same)
     equal = {arm: epochs_in_time(epochs, median(ratios)) for arm, ratios in times.items()}
-    write_table(out, summarise(same, [], times, equal, {}), _notes(arms), same, [])
+    notes = [*_notes(arms), *([] if interleave else _unsteady(times))]
+    write_table(out, summarise(same, [], times, equal, {}), notes, same, [])
     timed = train_arms(arms, seeds, equal, out, train)
     transfer = {} if list(tasks) in ([], ["none"]) else transfer_averages(same, out, tasks)
-    return write_table(out, summarise(same, timed, times, equal, transfer), _notes(arms), same, timed)
+    return write_table(out, summarise(same, timed, times, equal, transfer), notes, same, timed)
 
 
 def read_arms(texts: Sequence[str], common: Sequence[str] = ()) -> list[Arm]:
@@ -291,6 +294,14 @@ def _notes(arms: Sequence[Arm]) -> list[str]:
         values = ", ".join(f"{path} {_show(arm.config.get(path))} ({_show(first.config.get(path))})" for path in paths)
         notes.append(f"{arm.name} differs from {first.name} in {values or 'nothing'}.")
     return notes
+
+
+def _unsteady(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """What to do where the seeds' times per epoch lie further apart than a teacher's cost may be."""
+    widest = max(max(ratios) - min(ratios) for ratios in times.values())
+    if widest < _STEADY:
+        return []
+    return [f"Times per epoch differ by up to {widest:.2f} from seed to seed: --interleave 40 measures them in turns."]
 
 
 def _show(value: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, first_line
 from tt_ray.files import sha256
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -64,7 +64,7 @@ def _from_hub(name: str) -> Path:
         try:
             folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
         except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = one_line(error)
+            cause = first_line(error)
             continue
         usable = (folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))
         # Transformers alone caches a model without modules.json, so that its absence proves nothing: with the wrong
@@ -104,8 +104,3 @@ def local_revision(name: str) -> str:
     """`revision_of` an encoder in a local folder, which can be edited; empty for others, which their name tells."""
     folder = Path(name.removesuffix(PROJECTION)).expanduser()
     return revision_of(folder) if folder.is_dir() else ""
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error of transformers, which often has a page; its type where it has no text."""
-    return " ".join((str(error).strip() or type(error).__name__).split("\n", 1)[0].split())

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+_NEAR = 0.15
+"""How much less like the name than the nearest one another may be to be offered beside it."""
+
 
 class UserError(ValueError):
     """Something the user can mend: commands print its text as one line and exit with code 2."""
@@ -35,7 +38,19 @@ def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     """
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    likeness = [difflib.SequenceMatcher(None, each, name).ratio() for each in close]
+    close = [each for each, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - _NEAR]
     tail = [path for path in known if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     if close or tail:
         return f"did you mean {' or '.join(prefix + each for each in dict.fromkeys([*tail, *close]))}?"
     return f"known: {', '.join(prefix + each for each in known)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text, its line breaks spaces, at most 500 characters; its type where it has no text."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's text, for libraries that write a page; its type where it has no text."""
+    return " ".join((str(error).strip() or type(error).__name__).split("\n", 1)[0].split())

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tt_ray.encoder_files import one_line
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, first_line
 from tt_ray.hub_models import find_model
 
 _FILES = ["*.safetensors", "*.json"]
@@ -47,7 +46,7 @@ def load_hf_vision(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **kwargs, **safe
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"teacher hf:{name} cannot be loaded: {one_line(error)}") from None
+        raise UserError(f"teacher hf:{name} cannot be loaded: {first_line(error)}") from None
     lost = sorted(str(key) for key in {*info["missing_keys"], *info["mismatched_keys"]})
     pooler = bool(lost) and all("pooler" in key for key in lost)
     if lost and not pooler:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tt_ray.encoder_files import one_line
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, first_line
 
 
 def find_model(name: str, files: Sequence[str], what: str, instead: str) -> Path:
@@ -24,7 +23,7 @@ def find_model(name: str, files: Sequence[str], what: str, instead: str) -> Path
         try:
             found = Path(snapshot_download(name, allow_patterns=[*files], local_files_only=local, etag_timeout=5))
         except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = one_line(error)
+            cause = first_line(error)
             continue
         if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
             return found

@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, is_model_pretrained, list_pretrained
 from torch import Tensor, nn
 
-from tt_ray.errors import UserError, nearest
+from tt_ray.errors import UserError, nearest, one_line
 
 SOURCES = ("hf-hub:", "local-dir:")
 """Prefixes of timm's model names that are no architecture."""
@@ -111,8 +111,3 @@ def _all_weights() -> Iterator[None]:
         logger.setLevel(level)
     if found:
         raise UserError(f"the weights do not fit the model: {' '.join(found)[:500]}")
-
-
-def one_line(error: Exception) -> str:
-    """The error's text, its line breaks spaces, at most 500 characters."""
-    return " ".join(str(error).split())[:500]

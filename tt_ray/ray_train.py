@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.config import Config
-from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
+from tt_ray.errors import Interrupted, NonFiniteLoss, UserError, first_line
 from tt_ray.mailbox import Mailbox
 from tt_ray.run_folder import disk_problems
 
@@ -98,7 +98,7 @@ def join_ray() -> bool:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except ConnectionError as error:
             raise UserError(
-                f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS', '')} ({_one_line(error)}): "
+                f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS', '')} ({first_line(error)}): "
                 "start it, or set RAY_ADDRESS=local to start Ray here"
             ) from None
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
@@ -223,7 +223,7 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
     except RayActorError as error:
         raise RuntimeError(
             "Ray has lost what controls the run, as when a cluster ends: the same command goes on, with "
-            f"RAY_ADDRESS=local on a Ray of its own ({_one_line(error)})"
+            f"RAY_ADDRESS=local on a Ray of its own ({first_line(error)})"
         ) from error
     except WorkerGroupError as error:
         raise RuntimeError(f"{_first_failure(error.worker_failures)}{_logs()}") from error
@@ -254,11 +254,7 @@ def _first_failure(failures: Mapping[int, Exception]) -> str:
         rank = min(gone)
         return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command goes on"
     rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
-    return f"worker {rank} failed: {type(error).__name__}: {_one_line(error)}"
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return f"worker {rank} failed: {type(error).__name__}: {first_line(error)}"
 
 
 def _logs() -> str:

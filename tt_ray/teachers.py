@@ -19,10 +19,10 @@ from tt_ray.data.loader import EvalBatches, load
 from tt_ray.data.source import Source
 from tt_ray.data.transforms import normalize
 from tt_ray.encoder_files import PROJECTION
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, one_line
 from tt_ray.hf_vision import load_hf_vision
 from tt_ray.precision import mixed_precision
-from tt_ray.pretrained import create, one_line, pooled, pretrained, timm_preprocessing
+from tt_ray.pretrained import create, pooled, pretrained, timm_preprocessing
 
 KINDS = "timm:NAME, hf:ID, or the folder of a run or an export"
 _SAMPLE_KEY, _SAMPLE = 0x7EAC4, 1024

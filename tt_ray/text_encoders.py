@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tt_ray.dense_module import load_dense
-from tt_ray.encoder_files import PROJECTION, find_encoder, one_line, revision_of
-from tt_ray.errors import UserError
+from tt_ray.encoder_files import PROJECTION, find_encoder, revision_of
+from tt_ray.errors import UserError, first_line
 
 # Pooling by model_type, for folders without sentence-transformers' own modules.json. Others get `last` where tokens
 # see only those before them (then the last one alone has seen the whole caption), else `mean`.
@@ -161,7 +161,7 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
         except (OSError, ValueError, ImportError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"cannot load text encoder {name} from {folder}: {one_line(error)}") from None
+            raise UserError(f"cannot load text encoder {name} from {folder}: {first_line(error)}") from None
         except (AttributeError, TypeError) as error:
             raise _no_text_encoder(folder, error) from None
         settings.pooling = settings.pooling or pooling
@@ -175,7 +175,7 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
 
 def _no_text_encoder(folder: Path, error: Exception) -> UserError:
     family = _json(folder / "config.json").get("model_type", "no type")
-    return UserError(f"{folder}, of type {family}, cannot be used as a text encoder ({one_line(error)})")
+    return UserError(f"{folder}, of type {family}, cannot be used as a text encoder ({first_line(error)})")
 
 
 class _Settings:

@@ -160,8 +160,9 @@ def summary(config: Config, result: dict[str, Any], started: float) -> str:
     """What a user wants to know at the end: accuracy, time, where things are, what to run next."""
     run = config.run_place if is_uri(config.run.storage) else os.path.relpath(config.run_dir)
     run = str(config.run_dir) if run.startswith("..") else run
+    epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}"
     lines = [
-        f"top-1 {result['top1']:.2f} % on {result['val_images']} validation images after {result['epochs']} epochs",
+        f"top-1 {result['top1']:.2f} % on {result['val_images']} validation images after {epochs}",
         f"{time.time() - started:.0f} s in all, {result['train_seconds']:.0f} s of them training",
         *(f"note: {note}" for note in result["notes"]),
         f"deployed model   {run}/export   timm.create_model('local-dir:{run}/export', pretrained=True)",
