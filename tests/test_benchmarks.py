@@ -128,24 +128,29 @@ def test_tune(tmp_path: Path) -> None:
     assert "| 2 (1) |" in answer.stdout
 
 
-def test_arms_of_a_comparison_take_as_many_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", comparisons.DATA)
+def test_arms_of_a_comparison_take_as_many_steps(data: str, tmp_path: Path) -> None:
+    study = comparisons.DATA[data]
     for setting, (_, arms) in comparisons.SETTINGS.items():
-        steps = set()
+        steps, warm_up = set(), set()
         for arm in arms:
-            config = comparisons.configure(setting, arm, 0, 14, tmp_path)
-            images = round(config.data.shapes.train_size * config.data.subset)
+            config = comparisons.configure(setting, arm, 0, study, tmp_path)
+            images = round(study.images * config.data.subset)
             if config.data.unlabelled:
                 labelled = images - round(images * config.data.unlabelled)
                 images = 2 * (images // 2) if config.teaches else labelled
             steps.add(config.train.epochs * (images // config.train.batch_size))
-        assert max(steps) <= 1.01 * min(steps), (setting, steps)
+            warm_up.add(round(config.optim.warmup_epochs * (images // config.train.batch_size)))
+        assert max(steps) <= 1.02 * min(steps), (setting, steps)
+        assert len(warm_up) == 1, (setting, warm_up)
 
 
-def test_comparisons_are_tables_of_paired_differences() -> None:
+def test_comparisons_are_a_table_of_paired_differences() -> None:
+    setting = "a quarter of the images"
     rows = [
-        {"setting": "a quarter of the images", "arm": arm, "seed": seed, "top1": top1}
+        {"setting": setting, "arm": arm, "seed": seed, "top1": top1}
         for arm, values in (("baseline", (40.0, 44.0)), ("TextTeacher", (45.0, 47.0)))
         for seed, top1 in enumerate(values)
     ]
-    lines = comparisons.table(rows, "a quarter of the images", [0, 1, 2]).splitlines()
-    assert lines[2:] == ["| baseline | 42.0 ± 2.8 | +0.0 ± 0.0 |", "| TextTeacher | 46.0 ± 1.4 | +4.0 ± 1.4 |"]
+    lines = comparisons.table(rows, [setting], [0, 1, 2]).splitlines()
+    assert lines[2:] == [f"| {setting} | baseline | 42.0 ± 2.8 |  |", "|  | TextTeacher | 46.0 ± 1.4 | +4.0 ± 1.4 |"]

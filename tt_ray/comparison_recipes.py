@@ -71,14 +71,15 @@ def _on_shapes(shapes: Recipe) -> list[Recipe]:
         python -m tt_ray.train shapes_subset
         Two CPU cores, about two minutes.
         """
-        return _change(shapes(), "shapes_subset", {"data.label_noise": 0.0, "data.subset": 0.25, "train.epochs": 56})
+        changes = {"data.label_noise": 0.0, "data.subset": 0.25, "train.epochs": 56, "optim.warmup_epochs": 4.0}
+        return _change(shapes(), "shapes_subset", changes)
 
     def shapes_unlabelled() -> Config:
         """shapes_textteacher with the labels of a tenth of the images, which are clean, and the captions of all.
 
         python -m tt_ray.train shapes_unlabelled
-        Two CPU cores, about two minutes. Its baseline sees the labelled tenth alone, and needs --train.epochs 149 for
-        as many steps.
+        Two CPU cores, about two minutes. Its baseline sees the labelled tenth alone, and needs --train.epochs 149
+        --optim.warmup_epochs 10.7 for as many steps.
         """
         return _change(shapes(), "shapes_unlabelled", {"data.label_noise": 0.0, "data.unlabelled": 0.9})
 
