@@ -13,6 +13,7 @@ backward and AdamW in float32, after one that has allocated the optimiser's stat
 float32 on images that are on the device; the median of repeats.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -130,6 +131,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device, held: Sequence[T
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler tells stderr of its stages
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         out = run()
     del out

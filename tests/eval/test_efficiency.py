@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 MB = 1_000_000
 
 
-def test_the_peak_is_that_of_tensors_that_live_at_once() -> None:
+def test_the_peak_is_that_of_tensors_that_live_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     held = [torch.zeros(MB // 4)]
 
     def run() -> torch.Tensor:
@@ -33,6 +33,7 @@ def test_the_peak_is_that_of_tensors_that_live_at_once() -> None:
         return second.sum() + torch.zeros(MB // 4).sum()
 
     assert peak_bytes(run, CPU, held) == pytest.approx(5 * MB, rel=0.001)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_training_step_holds_parameters_gradients_and_both_moments() -> None:
