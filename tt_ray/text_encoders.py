@@ -229,6 +229,8 @@ def _load(folder: Path, device: str, projection: bool) -> tuple[Any, Any, str]:
     import torch
     import transformers
 
+    from tt_ray.packed_linear import PACKED_FAMILIES, pack_linears
+
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"text encoder {folder} has no *.safetensors weights (others are not read: they can hold code)")
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -260,6 +262,8 @@ def _load(folder: Path, device: str, projection: bool) -> tuple[Any, Any, str]:
     causal = not pooling.startswith("eos") and _is_causal(model)
     if causal and getattr(config, "is_causal", True) is False:
         raise UserError(f"text encoder {folder} wants is_causal false, which transformers' {family} does not do")
+    if torch.device(device).type == "cpu" and family in PACKED_FAMILIES:
+        pack_linears(model, _CPU_TOKENS)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
     return model, tokenizer, pooling or ("last" if causal else "mean")
 
