@@ -44,9 +44,14 @@ def do(request: Request) -> Answer:
         return Answer(None, 0.0, "no such data", "mistake")
     if job.task == "full" and request.config.batch_size > 16:
         return Answer(None, 0.0, "out of memory", "memory")
-    if (folder / "doomed").exists() and (folder / "doomed").read_text() == ray.get_runtime_context().get_node_id():
-        (folder / "reached").touch()
-        time.sleep(60)  # the node is gone long before
+    if (folder / "doomed").exists():
+        if (folder / "doomed").read_text() == ray.get_runtime_context().get_node_id():
+            (folder / "reached").touch()
+            time.sleep(60)  # the node is gone long before
+        deadline = time.monotonic() + 120
+        # Or this node has done all jobs before the other one has started a process.
+        while not (folder / "reached").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
     return Answer(None if request.extraction else Result({"top1": 1.0}, 1), 0.1)
 
 
