@@ -4,8 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from timm.data.mixup import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
-from tests.toy import TOY, largest_difference, run_toy, toy_config, toy_teacher, weights
+from tests.toy import FORKS, TOY, largest_difference, run_toy, toy_config, toy_teacher, weights
 from tt_ray.config import Config
 from tt_ray.context import LocalContext
 from tt_ray.data.hashing import seed_of
@@ -112,19 +110,16 @@ def test_text_changes_the_backbone(tmp_path: Path) -> None:
     assert largest_difference(backbone, weights(plain)) > 1e-3
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from tests.toy import run_toy
-from tt_ray.config import Config
-import tt_ray.loop as loop
-step = loop.Trainer.step
-def slow(self, batch, number):
-    time.sleep(0.05)
-    return step(self, batch, number)
-loop.Trainer.step = slow
-run_toy(Config.from_yaml(Path(sys.argv[1])))
-"""
+def _slow_run(file: Path) -> None:
+    """A training of which each step takes long enough to be killed in."""
+    step = Trainer.step
+
+    def slow(self: Trainer, *arguments: Any) -> Any:
+        time.sleep(0.05)
+        return step(self, *arguments)
+
+    Trainer.step = slow
+    run_toy(Config.from_yaml(file))
 
 
 @pytest.mark.slow
@@ -135,28 +130,28 @@ def test_killed_at_any_step_ends_bit_identical(tmp_path: Path) -> None:
     killed = toy_config(tmp_path / "killed", **settings)
     killed.to_yaml(tmp_path / "killed.yaml")
     for kill_after in (7, 18, None):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed.yaml")])
-        while process.poll() is None and kill_after is not None:
+        process = FORKS.Process(target=_slow_run, args=(tmp_path / "killed.yaml",))
+        process.start()
+        while process.is_alive() and kill_after is not None:
             if sum(row["kind"] == "step" for row in read_rows(killed.run_dir / "metrics.jsonl")) > kill_after:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
             time.sleep(0.01)
-        assert process.wait() == (0 if kill_after is None else -signal.SIGKILL)
+        process.join(240)
+        assert process.exitcode == (0 if kill_after is None else -signal.SIGKILL)
     steps = [row["step"] for row in read_rows(killed.run_dir / "metrics.jsonl") if row["kind"] == "step"]
     assert steps == list(range(36))
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         assert largest_difference(weights(undisturbed, name), weights(killed, name)) == 0
 
 
-WORKER = """
-import os, sys
-from pathlib import Path
-from tests.toy import run_toy
-from tt_ray.config import Config
-import torch.distributed as dist
-for path in sys.argv[1:]:
-    run_toy(Config.from_yaml(Path(path)))
-dist.destroy_process_group()
-"""
+def _run_as(environment: dict[str, str], files: list[Path]) -> None:
+    """One worker's share of runs, as torchrun would start it."""
+    os.environ.update(environment)
+    for file in files:
+        run_toy(Config.from_yaml(file))
+    torch.distributed.destroy_process_group()
+
+
 # SGD, since AdamW's first steps turn a rounding error of a tiny gradient into a full step. Nine epochs are 54 steps.
 WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two": (2, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
@@ -194,10 +189,15 @@ def wide_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
             configs[file.stem].to_yaml(file)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
-        environment = {**os.environ, "WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-W", "ignore", "-c", WORKER, *map(str, files)]
-        processes = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(workers)]
-        assert [process.wait(240) for process in processes] == [0] * workers
+        environment = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes = [
+            FORKS.Process(target=_run_as, args=({**environment, "RANK": str(rank)}, files)) for rank in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(240)
+        assert [process.exitcode for process in processes] == [0] * workers
     return configs
 
 

@@ -167,7 +167,9 @@ def test_asha_spends_fewer_epochs_than_fifo_for_the_same_best(cluster: None, tmp
 def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store: str) -> None:
     out = tmp_path / "out"
     arguments = ["pbt_weight", "--num-samples", "4", "--final-seeds", "--out", str(out), *TOY]
-    main([*arguments, "--train.epochs", "6", "--text.embeddings", store])
+    # Long enough that all have reported before the first ends, though they do not start at once.
+    longer = ["--train.epochs", "12", "--data.shapes.train_size", "480"]
+    main([*arguments, *longer, "--text.embeddings", store])
     records = Journal(out).of("search")
     assert [record.status for record in records] == ["done"] * 4
     moved = [record for record in records if record.reports[-1]["generation"]]
@@ -181,7 +183,7 @@ def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store:
         rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "step"]
         steps = [row["step"] for row in rows]
         assert steps == list(range(read_result(folder)["steps"])), "from the donor's step, none twice"
-    assert [row["epoch"] for row in Journal(out).lineage(moved[0])] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in Journal(out).lineage(moved[0])] == [*range(1, 13)]
     assert (out / "lineages.png").exists()
 
 

@@ -1,5 +1,6 @@
 """Small things that several tests train on."""
 
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from tt_ray.prepare import open_data, open_images
 from tt_ray.recipes import RECIPES
 from tt_ray.run_folder import start_run
 
+# Processes of a server that has imported torch and timm once, which takes most of the time of such tests.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.toy"])
 DIM = 12
 TOY: dict[str, Any] = {
     "data.label_noise": 0.0,

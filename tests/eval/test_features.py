@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from eval.features import test_features as only_test_features
 from eval.protocol import EvalConfig
 from eval.task_origins import ArrayImages, Place, Shapes
 from eval.tasks import Task, tasks
-from tests.toy import toy_config
+from tests.toy import FORKS, toy_config
 from tt_ray.data.source import Source
 from tt_ray.data.transforms import normalize
 from tt_ray.errors import UserError
@@ -294,9 +293,8 @@ def _work(cache: Path, start: Any, results: Any) -> None:
 
 @pytest.mark.slow
 def test_processes_that_ask_at_once_do_not_clash(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Event(), context.Queue()
-    workers = [context.Process(target=_work, args=(tmp_path / "cache", start, results)) for _ in range(2)]
+    start, results = FORKS.Event(), FORKS.Queue()
+    workers = [FORKS.Process(target=_work, args=(tmp_path / "cache", start, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
     start.set()
