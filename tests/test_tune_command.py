@@ -168,8 +168,7 @@ def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store:
     out = tmp_path / "out"
     arguments = ["pbt_weight", "--num-samples", "4", "--final-seeds", "--out", str(out), *TOY]
     # Long enough that all have reported before the first ends, though they do not start at once.
-    longer = ["--train.epochs", "12", "--data.shapes.train_size", "480"]
-    main([*arguments, *longer, "--text.embeddings", store])
+    main([*arguments, "--train.epochs", "20", "--text.embeddings", store])
     records = Journal(out).of("search")
     assert [record.status for record in records] == ["done"] * 4
     moved = [record for record in records if record.reports[-1]["generation"]]
@@ -183,7 +182,7 @@ def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store:
         rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "step"]
         steps = [row["step"] for row in rows]
         assert steps == list(range(read_result(folder)["steps"])), "from the donor's step, none twice"
-    assert [row["epoch"] for row in Journal(out).lineage(moved[0])] == [*range(1, 13)]
+    assert [row["epoch"] for row in Journal(out).lineage(moved[0])] == [*range(1, 21)]
     assert (out / "lineages.png").exists()
 
 
