@@ -199,6 +199,19 @@ def test_a_pruned_checkpoint_gives_way_to_the_donors_next(tmp_path: Path, monkey
     assert [row["epoch"] for row in tune.rows] == [4]
 
 
+def test_no_trial_goes_on_from_a_donors_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The donor may have got there before its follower starts."""
+    config = toy_config(tmp_path, train__epochs=3, run__keep_checkpoints=2)
+    Tune(monkeypatch)
+    run_trial(job("good", {}), plan(config), {})
+    tune = Tune(monkeypatch)
+    tune.pointer = Pointer(tmp_path, "good", 3)
+    run_trial(job("bad", {}), plan(config), {})
+    assert [(row["epoch"], row["finished"]) for row in tune.rows] == [(3, True)]
+    assert takeovers(tmp_path / "bad-seed0")[0]["epoch"] == 2
+    assert (tmp_path / "bad-seed0" / "export" / "model.safetensors").exists()
+
+
 def test_held_images_are_shared_and_the_same(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     train, _, _ = open_images(config)

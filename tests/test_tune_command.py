@@ -182,6 +182,7 @@ def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store:
         rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "step"]
         steps = [row["step"] for row in rows]
         assert steps == list(range(read_result(folder)["steps"])), "from the donor's step, none twice"
+        assert (folder / "export" / "model.safetensors").exists()
     assert [row["epoch"] for row in Journal(out).lineage(moved[0])] == [*range(1, 21)]
     assert (out / "lineages.png").exists()
 

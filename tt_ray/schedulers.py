@@ -116,6 +116,11 @@ class _Population(PopulationBasedTraining):
             require_attrs=False,
         )
 
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result.get("finished"):  # going on from another's checkpoint would cost it its own end, for no step more
+            return self.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
+
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         new, operations = super()._get_new_config(trial, trial_to_clone)
         values = {path: _inside(self.domains[path], value) for path, value in new["job"]["values"].items()}

@@ -188,7 +188,7 @@ class _Trial:
             return
         for seed in self.seeds:
             donor, own = (self.config(seed).run_dir.with_name(run_name(n, seed)) for n in (pointer["name"], self.name))
-            self.reported = take_over(donor, own, pointer["epoch"])
+            self.reported = take_over(donor, own, pointer["epoch"], self.plan.meetings[-1])
             with (own / "takeovers.jsonl").open("a") as file:
                 file.write(json.dumps({"from": pointer["name"], "epoch": self.reported, "values": self.values}) + "\n")
 
@@ -274,14 +274,16 @@ def takeovers(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def take_over(donor: Path, own: Path, epoch: int) -> int:
+def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
     """Replaces a run's training state and rows by another's after `epoch` epochs; returns the epochs it then has.
 
-    Where the donor has pruned that checkpoint, the next that it has. Raises UserError when it has none.
+    Where the donor has pruned that checkpoint, the next that it has; not that of `end`, the last epoch, from which
+    there is nothing to go on to. Raises UserError when it has none.
     """
     from tt_ray.checkpoint import checkpoints, newest_intact
 
-    found = {_epoch(path): path for path in checkpoints(donor / "checkpoints") if (path / "manifest.json").exists()}
+    intact = [path for path in checkpoints(donor / "checkpoints") if (path / "manifest.json").exists()]
+    found = {number: path for path in intact if (number := _epoch(path)) < end}
     for number in sorted(found, key=lambda each: (each < epoch, abs(each - epoch))):
         path, _ = newest_intact([found[number]])
         if path is None:
