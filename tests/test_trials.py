@@ -1,6 +1,7 @@
 """A trial without Ray: what it reports, where it goes on, and how it hands over checkpoints."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,32 @@ def test_no_trial_goes_on_from_a_donors_end(tmp_path: Path, monkeypatch: pytest.
     assert [(row["epoch"], row["finished"]) for row in tune.rows] == [(3, True)]
     assert takeovers(tmp_path / "bad-seed0")[0]["epoch"] == 2
     assert (tmp_path / "bad-seed0" / "export" / "model.safetensors").exists()
+
+
+def test_a_donor_may_prune_what_its_follower_looks_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, train__epochs=4, run__keep_checkpoints=4)
+    Tune(monkeypatch, limit=3)
+    with pytest.raises(SystemExit):
+        run_trial(job("good", {}), plan(config), {})
+    (first, second, third) = sorted((tmp_path / "good-seed0" / "checkpoints").iterdir())
+    (first / "state.json").unlink()
+    copytree, left = shutil.copytree, [second, third]
+
+    def copy(source: Path, target: Path) -> None:
+        """Each folder is half gone when it is first copied; the last comes back, as a newer one would."""
+        if source in left:
+            left.remove(source)
+            copytree(source, tmp_path / "aside" / source.name)
+            (source / "model.safetensors").unlink()
+        copytree(source, target)
+        if source == third:
+            copytree(tmp_path / "aside" / third.name, third, dirs_exist_ok=True)
+
+    monkeypatch.setattr("shutil.copytree", copy)
+    tune = Tune(monkeypatch)
+    tune.pointer = Pointer(tmp_path, "good", 1)
+    run_trial(job("bad", {}), plan(config), {})
+    assert not left and [row["epoch"] for row in tune.rows] == [4]
 
 
 def test_held_images_are_shared_and_the_same(tmp_path: Path) -> None:

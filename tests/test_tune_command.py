@@ -170,7 +170,7 @@ def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store:
     # Long enough that all have reported before the first ends, though they do not start at once.
     main([*arguments, "--train.epochs", "20", "--text.embeddings", store])
     records = Journal(out).of("search")
-    assert [record.status for record in records] == ["done"] * 4
+    assert [(record.status, record.reason) for record in records] == [("done", "")] * 4
     moved = [record for record in records if record.reports[-1]["generation"]]
     assert moved, "the worst goes on from one of the best"
     for record in moved:

@@ -4,12 +4,14 @@ A trial with one worker trains in its own process; with several, each training i
 seed has a run folder, so a trial that is started again goes on from its checkpoints by itself.
 """
 
+import itertools
 import json
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -27,6 +29,8 @@ from tt_ray.search_space import apply
 METRICS = ("top1", "top5", "val_loss")
 _POLL_S = 0.5
 _POINTER = "trial.json"
+# At a donor that goes on meanwhile, and prunes what has just been seen.
+_LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -280,28 +284,37 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
     Where the donor has pruned that checkpoint, the next that it has; not that of `end`, the last epoch, from which
     there is nothing to go on to. Raises UserError when it has none.
     """
-    from tt_ray.checkpoint import checkpoints, newest_intact
+    from tt_ray.checkpoint import newest_intact
 
-    intact = [path for path in checkpoints(donor / "checkpoints") if (path / "manifest.json").exists()]
-    found = {number: path for path in intact if (number := _epoch(path)) < end}
-    for number in sorted(found, key=lambda each: (each < epoch, abs(each - epoch))):
-        path, _ = newest_intact([found[number]])
-        if path is None:
-            continue
-        partial = own / ".takeover.partial"
+    partial = own / ".takeover.partial"
+    for number, path in itertools.chain.from_iterable(_nearest(donor, epoch, end) for _ in range(_LOOKS)):
         shutil.rmtree(partial, ignore_errors=True)
+        copy = partial / path.name
         try:
-            shutil.copytree(path, partial)
+            shutil.copytree(path, copy)
         except OSError:  # pruned in this moment
+            continue
+        if newest_intact([copy])[0] is None:
             continue
         for name in ("checkpoints", "tensorboard", "export"):
             shutil.rmtree(own / name, ignore_errors=True)
         (own / "result.json").unlink(missing_ok=True)
         shutil.copy(donor / "metrics.jsonl", own / "metrics.jsonl")
-        (own / "checkpoints").mkdir()
-        partial.rename(own / "checkpoints" / path.name)
+        partial.rename(own / "checkpoints")
         return number
     raise UserError(f"{donor} has no intact checkpoint to go on from")
+
+
+def _nearest(donor: Path, epoch: int, end: int) -> list[tuple[int, Path]]:
+    """Epochs and checkpoints before `end` that there are in this moment: those from `epoch` on first, by nearness."""
+    from tt_ray.checkpoint import checkpoints
+
+    found: dict[int, Path] = {}
+    for path in checkpoints(donor / "checkpoints"):
+        with suppress(OSError):  # pruned since it was listed
+            found[_epoch(path)] = path
+    order = sorted(found, key=lambda each: (each < epoch, abs(each - epoch)))
+    return [(number, found[number]) for number in order if number < end]
 
 
 def _epoch(checkpoint: Path) -> int:

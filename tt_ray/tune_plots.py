@@ -103,6 +103,7 @@ def _parallel(space: Space, records: Sequence[Record]) -> Any:
     axis.set_yticks([])
     axis.set_frame_on(False)
     axis.margins(x=0.08)
+    axis.set_ylim(-0.05, 1.05)  # of all, where the values are close together too
     return figure
 
 
