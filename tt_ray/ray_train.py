@@ -190,12 +190,12 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
     from ray.train import ControllerError, FailureConfig, LoggingConfig, ScalingConfig, WorkerGroupError
     from ray.train import RunConfig as RayRunConfig
 
-    from tt_ray.ray_trainer import ImportAhead, LeanTrainer, PauseToResize, TorchBackendConfig
+    from tt_ray.ray_trainer import LeanTrainer, PauseToResize, TorchBackendConfig
 
     share = cpus_per_worker(config, ray.cluster_resources())
     fewest, most = config.workers
     arguments = {"config": config.to_dict(), "store": store and str(store), "threads": share, "until": until}
-    callbacks: list[Any] = [_no_retry(), ImportAhead(), PauseToResize(mailbox)]
+    callbacks: list[Any] = [_no_retry(), PauseToResize(mailbox)]
     trainer = LeanTrainer(
         _train_worker,
         train_loop_config={**arguments, "command": mailbox.command},

@@ -1,15 +1,18 @@
 """Ray Train's TorchTrainer without what delays the first step and disturbs the others."""
 
 import importlib
-import threading
+import os
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -19,6 +22,7 @@ from tt_ray.mailbox import Mailbox
 
 # Workers answer within run.log_every steps and the time of a checkpoint, unless they have come to their end.
 _PAUSE_LIMIT_S = 120.0
+_LEAVE_LIMIT_S = 30.0
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -55,11 +59,7 @@ class NoAutoscaler(FixedScalingPolicy):
 
 
 class TorchBackendConfig(BackendConfig):
-    """Ray's TorchConfig, imported by workers only.
-
-    Torch takes seconds to import: the driver needs it for nothing, and the controller not before its workers, who
-    import it at the same time, are there.
-    """
+    """Ray's TorchConfig, imported by workers only: neither the driver nor the controller needs seconds of torch."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -81,28 +81,39 @@ def _on_own_device() -> AbstractContextManager[None]:
 
 
 class TorchBackend(Backend):
-    """Hands every call on to Ray's own backend for torch."""
+    """Has workers form a process group, and leave it, as Ray's own backend for torch does."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        backend, config = _torch(backend_config)
-        backend.on_start(worker_group, config)
-
-    def on_training_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        backend, config = _torch(backend_config)
-        backend.on_training_start(worker_group, config)
+        assert isinstance(backend_config, TorchBackendConfig)
+        # Before a port is chosen, which others may take until worker 0 listens on it.
+        worker_group.execute(_import_torch)
+        place, world = worker_group.execute_single(0, get_address_and_port), len(worker_group)
+        join = [(rank, world, backend_config.backend, *place) for rank in range(world)]
+        ray.get([worker_group.execute_single_async(each[0], _join_group, *each) for each in join])
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        backend, config = _torch(backend_config)
-        backend.on_shutdown(worker_group, config)
+        with suppress(GetTimeoutError):  # they are ended next, come what may
+            ray.get(worker_group.execute_async(_leave_group, len(worker_group)), timeout=_LEAVE_LIMIT_S)
 
 
-class ImportAhead(WorkerGroupCallback):
-    """Imports what the controller needs of torch while its workers start."""
+def _import_torch() -> None:
+    importlib.import_module("ray.train.torch")
 
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
+
+def _join_group(rank: int, world: int, backend: str, address: str, port: int) -> None:
+    from ray.train.torch import config
+
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(backend, rank, world, "env://")
+
+
+def _leave_group(world: int) -> None:
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy_process_group=world > 1)
 
 
 class PauseToResize(ControllerCallback):
@@ -123,11 +134,3 @@ class PauseToResize(ControllerCallback):
                 break
             time.sleep(0.1)
         self.mailbox.put("pause", None)
-
-
-def _torch(config: BackendConfig) -> tuple[Any, Any]:
-    from ray.train.torch import TorchConfig
-
-    assert isinstance(config, TorchBackendConfig)
-    torch_config = TorchConfig(backend=config.backend)
-    return torch_config.backend_cls(), torch_config
