@@ -31,7 +31,7 @@ _IMPORTED = "tt_ray.train, tt_ray.prepare, tt_ray.model, tt_ray.data.loader, tt_
 
 
 def run(given: argparse.Namespace, storage: Path, name: str) -> dict[str, float]:
-    """Seconds of one command's phases, of their sum, `total`, of the whole command, and of imports."""
+    """Seconds of one command's phases, of their sum, `total`, and of the whole command."""
     fields = {"train.epochs": "1", **dict(given.set), "run.storage": str(storage), "run.name": name}
     options = [word for path, value in fields.items() for word in (f"--{path}", value)]
     began = time.time()
@@ -39,10 +39,14 @@ def run(given: argparse.Namespace, storage: Path, name: str) -> dict[str, float]
     ended = time.time()
     times = [began, *moments(storage / name, job)]
     seconds = {phase: after - before for phase, (before, after) in zip(PHASES, itertools.pairwise(times), strict=True)}
-    importing = time.time()
+    return {**seconds, "total": times[-1] - began, "until the end": ended - began}
+
+
+def imports() -> float:
+    """Seconds of the driver's imports alone."""
+    began = time.time()
     start([sys.executable, "-c", f"import {_IMPORTED}"])
-    alone = {"(the driver's imports alone)": time.time() - importing}
-    return {**seconds, "total": times[-1] - began, "until the end": ended - began, **alone}
+    return time.time() - began
 
 
 def start(command: list[str]) -> int:
@@ -72,9 +76,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Commands by turns without and with a store; those of the first rounds warm the disk cache."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in _SIDES}
     for number in range(-given.warm_up, given.repeats):
+        alone = imports()
         with tempfile.TemporaryDirectory(prefix="tt-ray-benchmark-") as storage:
             for side in _SIDES:
-                seconds = run(given, Path(storage), side.replace(" ", "-"))
+                seconds = {**run(given, Path(storage), side.replace(" ", "-")), "(the driver's imports alone)": alone}
                 shown = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
                 print(f"{side}: {shown}{' (warm-up)' * (number < 0)}", file=sys.stderr, flush=True)
                 if number >= 0:

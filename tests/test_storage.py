@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from pyarrow import fs
 
-from tests.test_train_command import LONG, TOY, Started, run, run_here, steps, wait_until
+from tests.test_train_command import TOY, Started, run, run_here, steps, wait_until
 from tests.toy import largest_difference, run_toy, toy_config, weights
 from tt_ray.cli import read_config
 from tt_ray.config import DataConfig
@@ -275,7 +275,9 @@ def shapes_table(rows: int) -> pa.Table:
 def test_the_command_killed_on_one_machine_ends_on_another(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["shapes_textteacher", *TOY, *LONG, "--run.name", "moved"]
+    # Half as long, with a third of the checkpoints: each goes to the storage.
+    arguments = ["shapes_textteacher", *TOY, "--train.epochs", "30", "--train.eval_every", "100", "--run.name", "moved"]
+    arguments += ["--run.checkpoint_every", "6"]
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need short names
     monkeypatch.setenv("TMPDIR", str(tmp_path / "one"))
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
@@ -288,7 +290,7 @@ def test_the_command_killed_on_one_machine_ends_on_another(
     again = run([*arguments, "--run.storage", s3])
     assert again.code == 0, again.err
     assert again.err.startswith("going on with run s3://bucket/runs/moved")
-    assert steps(again.config) == list(range(240))
+    assert steps(again.config) == list(range(120))
     plain = [*arguments, "--run.storage", str(tmp_path / "plain")]
     config = read_config(plain, "prog")
     undisturbed = run_here(plain, find_store(config, open_images(config)[0]), "moved")

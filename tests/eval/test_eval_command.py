@@ -19,6 +19,8 @@ from tests.toy import run_toy, toy_config
 from tt_ray.errors import UserError
 
 _LIMIT_S = 300
+# On two cores all in one process: what another would import takes longer than these jobs.
+_ONE_AT_A_TIME = ["--cpus-per-job", 2]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def common(run_folder: Path, colours: Path, out: Path, protocols: Sequence[str] 
 def test_it_evaluates_and_does_only_what_is_missing_when_given_again(
     run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
-    arguments = common(run_folder, colours, tmp_path / "out", ["knn"])
+    arguments = [*common(run_folder, colours, tmp_path / "out", ["knn"]), *_ONE_AT_A_TIME]
     first = give(*arguments)
     assert first.returncode == 0, first.stderr
     assert "knn (%)" in first.stdout and f"python -m eval.report {tmp_path / 'out'}" in first.stdout
@@ -110,7 +112,7 @@ def test_a_failed_job_is_a_row_with_its_reason_and_the_others_go_on(
     run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     # The toy's classifier knows shapes, not colours.
-    answer = give(*common(run_folder, colours, tmp_path / "out", ("knn", "classifier")))
+    answer = give(*common(run_folder, colours, tmp_path / "out", ("knn", "classifier")), *_ONE_AT_A_TIME)
     assert answer.returncode == 1 and "2 of 6 jobs failed" in answer.stderr  # a classifier draws nothing: one seed
     failed = [row for row in read_rows(tmp_path / "out") if row.status == "failed"]
     assert len(failed) == 2 and all("has no class" in row.reason for row in failed)
