@@ -23,6 +23,7 @@ import torch
 from tests.test_bad_input import one_line
 from tests.test_text_encoders import WORDS, _bert
 from tests.test_train_command import REPOSITORY, processes_with, wait_until
+from tests.toy import stop_ray
 from tt_ray import embed_captions
 from tt_ray.actor_pool import Pool, PoolOptions, Worker
 from tt_ray.cli import run_command
@@ -106,7 +107,7 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="module")

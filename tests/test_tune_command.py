@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.test_train_command import REPOSITORY, processes_with, start_marked, wait_until
-from tests.toy import random_store, toy_config
+from tests.toy import random_store, stop_ray, toy_config
 from tt_ray.cli import read_config
 from tt_ray.errors import UserError
 from tt_ray.journal import Journal
@@ -29,13 +29,12 @@ TOY += ["--train.batch_size", "8", "--train.epochs", "3", "--run.log_every", "5"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    import ray
 
     from tt_ray.ray_train import join_ray
 
     join_ray()
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from eval.__main__ import main
 from eval.results import finished_keys, read_predictions, read_rows
 from tests.test_train_command import wait_until
-from tests.toy import run_toy, toy_config
+from tests.toy import run_toy, stop_ray, toy_config
 from tt_ray.errors import UserError
 
 _LIMIT_S = 300
@@ -147,7 +146,7 @@ def test_mistakes_are_told_and_leave_nothing(changes: list[str], text: str, tmp_
         with pytest.raises(UserError) as error:
             main([word for option, words in given.items() for word in (option, *words)])
     finally:
-        ray.shutdown()
+        stop_ray()
     assert text in str(error.value)
     assert not list(tmp_path.iterdir())
 

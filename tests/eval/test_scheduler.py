@@ -14,6 +14,7 @@ from eval.jobs import Job
 from eval.protocol import EvalConfig, Result
 from eval.scheduler import Resources, State, schedule
 from eval.worker import Answer, Request
+from tests.toy import stop_ray
 from tt_ray.errors import Stopped
 
 
@@ -23,7 +24,7 @@ def cluster() -> Iterator[None]:
 
     join_ray()
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 def request(folder: Path, task: str, protocol: str = "finetune", images: int = 1, seed: int = 0) -> Request:
@@ -118,7 +119,7 @@ def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: 
 def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    ray.shutdown()
+    stop_ray()
     nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": None})
     try:
         lost = nodes.add_node(num_cpus=1)
@@ -137,7 +138,7 @@ def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path) -> None:
         assert removed and len(answers) == 6 and not any(answer.kind for answer in answers.values())
         assert len(log(tmp_path)) == 7, "only what ran on the lost node ran again"
     finally:
-        ray.shutdown()
+        stop_ray()
         nodes.shutdown()
 
 
