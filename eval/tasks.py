@@ -171,7 +171,7 @@ def tasks(
             found[name] = folder_task(name, Path(roots[name]).expanduser())
         else:
             known = [*TABLE, *SUITES, *own]
-            raise UserError(f"no task {name!r}; {nearest(name, known)} Define your own with --task-root {name}=DIR")
+            raise UserError(f"no task {name!r}; {nearest(name, known)}; define your own with --task-root {name}=DIR")
     return found
 
 

@@ -208,6 +208,7 @@ def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
         (["--template", "a {label}", "--data.train_split", "val"], "--data.train_split"),
         (["--model", "x", "--max_tokens", "0"], "--max_tokens 0"),
         (["--model", "x", "--batch_size", "0"], "--batch_size is 0"),
+        (["--template", "a {label}", "--out", "captions.csv"], "give one that ends in .parquet"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tt_ray.cli import read_config, run_command
+from tt_ray.cli import read_arguments, read_config, run_command
 from tt_ray.config import Config
+from tt_ray.embed_captions import Arguments
 from tt_ray.errors import UserError
 from tt_ray.recipes import RECIPES
 
@@ -229,3 +230,9 @@ def test_a_wrong_command_line_is_code_2(monkeypatch: pytest.MonkeyPatch, capsys:
     assert _run(monkeypatch, lambda arguments: print(read_config(arguments, "prog")), "--optim.lrr", "1") == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: no option --optim.lrr; did you mean") and err.count("\n") == 1
+
+
+def test_an_unknown_option_is_told_once() -> None:
+    with pytest.raises(UserError) as error:
+        read_arguments(Arguments, ["captions.csv", "--out", "store", "--encodr", "x"], "prog")
+    assert str(error.value).startswith("Unrecognized options: --encodr, x Perhaps you meant: --encoder")

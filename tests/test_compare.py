@@ -98,6 +98,14 @@ def test_turns_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ratios_of_turns(arms, tmp_path, 2) == first
 
 
+def test_a_task_that_is_not_there_is_told_before_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "compare", lambda *_: pytest.fail("trainings were started"))
+    with pytest.raises(UserError, match="no task 'builtni'; did you mean builtin"):
+        arms = [SHAPES, "textteacher=shapes_textteacher"]
+        compare.main(["--out", str(tmp_path / "out"), "--arms", *arms, "--tasks", "builtni"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_transfer_asks_eval_for_linear_probes_and_averages_their_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs for workers, whose address commands take."""
     from ray.cluster_utils import Cluster
 
+    # It would be the cluster that other commands of this machine join.
+    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
     # The cluster's processes have no token, and take none.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     # How long Ray waits for workers on a node that it does not know to be gone.

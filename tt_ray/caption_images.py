@@ -30,6 +30,7 @@ from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_
 # Images that are lost together when killed.
 _SHARD = 64
 _LABEL = "{label}"
+_OTHER_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 
 Read = Callable[[int], Image.Image]
 
@@ -125,6 +126,8 @@ def caption(given: Arguments, display: Display) -> str:
     out, options = given.out.expanduser().absolute(), given.captioner
     if bool(options.model) == bool(given.template):
         raise UserError("give either a captioner with --model, or --template for captions made of class names")
+    if out.suffix.lower() in _OTHER_FORMATS:
+        raise UserError(f"--out {given.out} would be Parquet under another name: give one that ends in .parquet")
     config = DataConfig(**asdict(given.data))
     if given.template:
         if out.exists():

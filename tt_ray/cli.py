@@ -101,8 +101,8 @@ def _tyro(*arguments: Any, **options: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-    words = re.sub("[╭╮╰╯│─]", " ", complaint.getvalue()).split()
-    raise _TyroComplaint(" ".join(words))
+    text = " ".join(re.sub("[╭╮╰╯│─]", " ", complaint.getvalue()).split())
+    raise _TyroComplaint(re.sub(r"^(.+) \1", r"\1", text))  # the box's title is the first words of its text
 
 
 def _base(name: str) -> Config:

@@ -83,6 +83,10 @@ def main(arguments: list[str]) -> None:
     given = read_arguments(Arguments, arguments, "python -m tt_ray.compare")
     arms = read_arms(given.arms, given.set)
     check(arms, given.seeds)
+    if given.tasks != ("none",):
+        from eval.tasks import tasks
+
+        tasks(given.tasks)  # a wrong name is told before the trainings
     print(compare(arms, given.seeds, given.out.expanduser(), given.tasks, given.interleave))
 
 

@@ -128,7 +128,7 @@ class TextConfig:
     captions: str = ""
     """Caption table (Parquet, CSV, TSV, JSONL); empty takes the data source's own captions."""
     embeddings: str = ""
-    """Embedding store; empty embeds the captions, once, into <run.storage>/embeddings."""
+    """Embedding store, in place of captions; empty embeds the captions, once, into <run.storage>/embeddings."""
     max_missing: float = 0.0
     """Largest share of training images without an embedding that is accepted; they are left out."""
     normalize_mean: bool = True

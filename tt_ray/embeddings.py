@@ -324,7 +324,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except FileNotFoundError:
-        raise UserError(f"embedding store {path} is not complete (it has no manifest.json): write it again") from None
+        raise UserError(
+            f"{path} is no embedding store, or is not complete (it has no manifest.json): "
+            "give another, or write it again"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'manifest.json'} cannot be read: write the embedding store again") from None
     if version != FORMAT_VERSION:

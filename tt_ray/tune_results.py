@@ -254,6 +254,8 @@ def _printed(out: Path, space: Space, journal: Journal, best: Record | None, not
         value = best.last(space.metric) or 0.0
         values = ", ".join(f"{path} {shown(each)}" for path, each in best.job()["values"].items())
         lines.append(f"best: {best.name} ({values}), {space.metric} {value:.2f} on the selection split")
+        if unfinished := sum(not record.ended for record in journal.of("search")):
+            lines.append(f"{unfinished} trials are not finished, and the best may be another one when they are")
         found = margin(journal, space, best)
         if found is not None:
             lines.append(f"base {spread(found.base)}, best {spread(found.best)} on the validation split")

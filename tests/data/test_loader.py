@@ -98,6 +98,9 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=64))
     with pytest.raises(UserError, match=r"train\.batch_size is 64, but there are only 48 training images"):
         train_order(config, 48, 0, 1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, subset=0.5))
+    with pytest.raises(UserError, match=r"only 24 training images, of data.subset or data.unlabelled: lower it"):
+        train_order(config, 24, 0, 1)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

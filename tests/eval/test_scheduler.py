@@ -116,9 +116,11 @@ def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path) -> None:
+def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 
+    # It would be the cluster that other commands of this machine join.
+    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
     stop_ray()
     nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": None})
     try:

@@ -106,7 +106,8 @@ def train_order(config: Config, images: int, rank: int, world: int, labels: Rows
     """
     size = config.train.batch_size
     if images < size:
-        raise UserError(f"train.batch_size is {size}, but there are only {images} training images: lower it")
+        kept = "" if config.data.unlabelled == 0 and config.data.subset == 1 else ", of data.subset or data.unlabelled"
+        raise UserError(f"train.batch_size is {size}, but there are only {images} training images{kept}: lower it")
     labelled = None if labels is None or labels.min() >= 0 else np.flatnonzero(labels >= 0)
     if labelled is not None and size < 4:
         raise UserError(f"train.batch_size is {size}, too small for labelled and unlabelled images: give at least 4")
