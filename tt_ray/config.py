@@ -273,6 +273,9 @@ class RunConfig:
     """Seconds between looks for nodes that have joined, when num_workers is MIN:MAX."""
     async_validation: bool = False
     """Validate in a Ray task beside the training, on a CPU or GPU that the workers leave free; the last one is not."""
+    accept_changed_data: bool = False
+    """On resume: continue although images, labels, classes or text are no longer those that the run was begun on; the
+    summary says what changed. Otherwise such a run is refused."""
     overwrite: bool = False
     """Delete a run of this name and start anew."""
 

@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,12 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
     return share
 
 
-def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: int = 0) -> dict[str, Any]:
+def train_on_ray(
+    config: Config, store: Path | None, mailbox: Mailbox, until: int = 0, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Trains on the running Ray cluster; returns what result.json holds, or {"stopped": step} before the end.
 
-    With `until`, stops after so many epochs.
+    With `until`, stops after so many epochs. `notes` are added to those of the result.
     Raises what `loop.train` raises, and RuntimeError when workers fail more often than run.max_failures.
     """
     import ray
@@ -195,6 +198,7 @@ def train_on_ray(config: Config, store: Path | None, mailbox: Mailbox, until: in
     share = cpus_per_worker(config, ray.cluster_resources())
     fewest, most = config.workers
     arguments = {"config": config.to_dict(), "store": store and str(store), "threads": share, "until": until}
+    arguments["notes"] = list(notes)
     callbacks: list[Any] = [_no_retry(), PauseToResize(mailbox)]
     trainer = LeanTrainer(
         _train_worker,
@@ -284,6 +288,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         mailbox.put("started", {"times": times, "workers": context.world})
     try:
         data = open_data(config, store and Path(store))
+        data = replace(data, notes=(*data.notes, *arguments["notes"]))
         check_model(config, len(data.train.classes))
         with disk_problems(config.run_dir):
             return train(config, data, context, arguments["until"])

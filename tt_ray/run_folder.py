@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from tt_ray.config import Config
 from tt_ray.errors import UserError
+from tt_ray.one_writer import beside, one_writer
 from tt_ray.storage import Storage
 
 _DISK_ERRORS = {
@@ -21,6 +22,19 @@ _DISK_ERRORS = {
 }
 # May differ when a run goes on: where and how fast it runs, not what it computes (but for batch-norm statistics).
 _FREE = ("run.", "data.num_loaders", "data.cache_gb", _PARTS := "train.max_batch_per_worker", "train.compile")
+
+
+def sole_writer(config: Config, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Makes this command the run's only writer while the context lasts; to be entered before `check_run`.
+
+    Raises UserError when another command writes the run, or where the run could not lie.
+    """
+    _check_name(config)
+    _check_lasting(config)
+    if not config.run_dir.exists():
+        _check_writable(config.run_dir)
+    what, otherwise = f"run {config.run_place}", "give another --run.name or --run.storage"
+    return one_writer(beside(config.run_dir), what, otherwise, config.run.storage, say)
 
 
 def check_run(config: Config) -> bool:

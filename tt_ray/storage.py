@@ -75,16 +75,16 @@ class Storage:
             return
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         for file in sorted(files, key=lambda file: (file.name in _LAST, file)):
-            self.remote.create_dir(self._there(file.parent), recursive=True)
+            self.remote.create_dir(self.there(file.parent), recursive=True)
             fs.copy_files(
-                str(file), self._there(file), source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.remote
+                str(file), self.there(file), source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.remote
             )
 
     def pull(self, path: Path, skip: tuple[str, ...] = ()) -> bool:
         """Replaces the local file or folder by the remote one, without sub-folders `skip`; False when there is none."""
         if self.remote is None:
             return path.exists()
-        there = self._there(path)
+        there = self.there(path)
         kind = self.remote.get_file_info(there).type
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -103,21 +103,22 @@ class Storage:
     def remove(self, path: Path) -> None:
         """Deletes a file or folder here and there."""
         if self.remote is not None:
-            info = self.remote.get_file_info(self._there(path))
+            info = self.remote.get_file_info(self.there(path))
             if info.type == fs.FileType.Directory:
-                self.remote.delete_dir(self._there(path))
+                self.remote.delete_dir(self.there(path))
             elif info.type == fs.FileType.File:
-                self.remote.delete_file(self._there(path))
+                self.remote.delete_file(self.there(path))
         _remove(path)
 
     def names(self, folder: Path) -> list[str]:
         """What a folder holds, there or here."""
         if self.remote is None:
             return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        selector = fs.FileSelector(self._there(folder), allow_not_found=True)
+        selector = fs.FileSelector(self.there(folder), allow_not_found=True)
         return [info.base_name for info in self.remote.get_file_info(selector)]
 
-    def _there(self, path: Path) -> str:
+    def there(self, path: Path) -> str:
+        """The path in `remote` of one below `root`."""
         return f"{self.base}/{path.relative_to(self.root).as_posix()}"
 
     def _pull_folder(self, there: str, to: Path, skip: tuple[str, ...]) -> None:

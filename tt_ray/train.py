@@ -6,18 +6,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from tt_ray.cli import read_config, run_command
 from tt_ray.config import Config
 from tt_ray.errors import Interrupted, Stopped, UserError
 from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Display, Watcher
-from tt_ray.run_folder import check_run, discard_run, disk_problems, start_run
-from tt_ray.storage import is_uri
+from tt_ray.run_folder import check_run, discard_run, disk_problems, sole_writer, start_run
+from tt_ray.same_data import check_data, keep_data, record_data
+from tt_ray.storage import Storage, is_uri
 
 _SAME_SIGNAL_S = 1.0
 
@@ -29,7 +33,7 @@ def main(arguments: list[str]) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         train_under_torchrun(config, started)
         return
-    with Display() as display:
+    with Display() as display, sole_writer(config, display.say):
         resumes = check_run(config)
         from tt_ray.ray_train import cluster_address, start_ray, train_on_ray
 
@@ -38,19 +42,21 @@ def main(arguments: list[str]) -> None:
             # Ray's start is mostly waiting.
             prepared = pool.submit(prepare, config, display)
             joined = start_ray(config, display.say)
-            classes, store = prepared.result()
+            data = prepared.result()
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
-            _try_model(config, classes)
+            _try_model(config, data.classes)
         where = f" on the Ray cluster at {cluster_address()}" if joined else ""
+        notes = data.check(config, resumes)  # before start_run, which writes
         display.say(_opening(config, resumes, where))
         start_run(config)
+        data.keep(config, notes)
         mailbox = Mailbox(uuid.uuid4().hex)
         ask = partial(mailbox.put, "request", "stop")
         with Watcher(mailbox.get, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
             display.show("starting workers", 0, 1)
             try:
-                result = train_on_ray(config, store, mailbox)
+                result = train_on_ray(config, data.store, mailbox, notes=notes)
             except UserError:
                 if not resumes:
                     discard_run(config)
@@ -99,10 +105,31 @@ def stopped(step: int, number: int) -> Stopped:
     return Stopped(f"stopped after step {step}, with a checkpoint; the same command goes on", 128 + number)
 
 
-def prepare(config: Config, display: Display | None = None) -> tuple[int, Path | None]:
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver knows of a run's data before workers start."""
+
+    classes: int
+    store: Path | None
+    record: pa.Table
+    """What the run trains on, as `record_data` returns it."""
+
+    def check(self, config: Config, resumes: bool) -> list[str]:
+        """Notes for the summary; raises UserError where a run would resume on other data than it was begun on."""
+        # Without a checkpoint nothing has been learned from the data of before.
+        if not (resumes and Storage.open(config.run.storage).names(config.run_dir / "checkpoints")):
+            return []
+        return check_data(config.run_dir, self.record, config.run.accept_changed_data)
+
+    def keep(self, config: Config, notes: list[str]) -> None:
+        """Writes the record into the run folder."""
+        keep_data(config.run_dir, self.record, notes, Storage.open(config.run.storage))
+
+
+def prepare(config: Config, display: Display | None = None) -> Prepared:
     """Checks what can be checked of the data before workers start, and makes the embedding store where it is missing.
 
-    Returns the number of classes and the store. Imports no torch unless captions are to be embedded.
+    Imports no torch unless captions are to be embedded.
     """
     from tt_ray.data.order import train_order
     from tt_ray.embeddings import open_store
@@ -116,7 +143,7 @@ def prepare(config: Config, display: Display | None = None) -> tuple[int, Path |
     store = find_store(config, train, show, try_model, None if display is None else display.say)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     train_order(config, len(data.train), 0, config.workers[1])
-    return len(train.classes), store
+    return Prepared(len(train.classes), store, record_data(config, data))
 
 
 def _try_model(config: Config, classes: int) -> None:
@@ -133,21 +160,26 @@ def train_under_torchrun(config: Config, started: float) -> None:
     from tt_ray.loop import train
     from tt_ray.prepare import find_store, open_data, open_images
 
-    with Display() as display:
+    with Display() as display, ExitStack() as alone:
         context = LocalContext.start(config.run.use_gpu, display.training)
+        changes = list[str]()
         if context.rank == 0:
+            alone.enter_context(sole_writer(config, display.say))
             resumes = check_run(config)
-            classes, _ = prepare(config, display)
-            _try_model(config, classes)
+            prepared = prepare(config, display)
+            _try_model(config, prepared.classes)
+            changes = prepared.check(config, resumes)
             display.say(_opening(config, resumes))
             start_run(config)
+            prepared.keep(config, changes)
         if context.world > 1:
             dist.barrier()
         store = find_store(config, open_images(config)[0])
         ask = partial(setattr, context, "request", "stop")
         try:
             with disk_problems(config.run_dir), stop_on_signals(ask, signal.SIGTERM):
-                result = train(config, open_data(config, store), context)
+                data = open_data(config, store)
+                result = train(config, replace(data, notes=(*data.notes, *changes)), context)
         except Interrupted as stop:
             raise stopped(stop.step, signal.SIGTERM) from None
     if context.rank == 0:

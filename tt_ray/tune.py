@@ -235,7 +235,8 @@ class Search:
         base = self._on(self.base).override("run.storage", self.base.run.storage)
         if "text.weight" in searched and not base.teaches:
             base = base.override("text.weight", 0.5)
-        _, store = prepare(base, display)
+        data = prepare(base, display)
+        store = data.store
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
         if not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)
