@@ -29,6 +29,7 @@ from eval.scheduler import Resources, State, requests_for, schedule
 from eval.worker import Answer, identity
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.errors import Stopped, UserError
+from tt_ray.one_writer import inside, one_writer
 from tt_ray.progress import Display
 from tt_ray.storage import is_uri
 from tt_ray.train import stop_on_signals
@@ -74,6 +75,11 @@ def main(arguments: list[str]) -> None:
     """The command. Exit status 1 when a job failed; 2 when all did by a mistake of the user's."""
     given = read_arguments(Arguments, arguments, "python -m eval")
     check(given)
+    with one_writer(inside(given.out), f"results {given.out}"):
+        _evaluate(given, arguments)
+
+
+def _evaluate(given: Arguments, arguments: list[str]) -> None:
     with Display() as display:
         display.show("opening models and tasks", 0, 1)
         jobs, tasks, costs = jobs_of(given)

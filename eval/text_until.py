@@ -23,6 +23,7 @@ from tt_ray.compare import Arm, as_words, check, train_arms
 from tt_ray.compare_table import Run, figure, show
 from tt_ray.config import Config
 from tt_ray.errors import UserError
+from tt_ray.one_writer import inside, one_writer
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def main(arguments: list[str]) -> None:
     arms = stopped_arms(config, given.until or default_stops(config.train.epochs))
     check(arms, given.seeds)
     out = given.out.expanduser()
-    runs = train_arms(arms, given.seeds, {arm.name: config.train.epochs for arm in arms}, out)
-    print(report(runs, out))
+    with one_writer(inside(out), f"results {out}"):
+        runs = train_arms(arms, given.seeds, {arm.name: config.train.epochs for arm in arms}, out)
+        print(report(runs, out))
 
 
 def default_stops(epochs: int) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def test_other_work_is_refused(tmp_path: Path, work: dict[str, str], about: dict
 
 def test_only_one_process_at_a_time(tmp_path: Path) -> None:
     again = open_shards(tmp_path, WORK, 4)
-    with open_shards(tmp_path, WORK, 4), pytest.raises(UserError, match="another process is at work"), again:
+    with open_shards(tmp_path, WORK, 4), pytest.raises(UserError, match="is being written by process"), again:
         pytest.fail("opened twice")
     with open_shards(tmp_path, WORK, 4) as shards:  # a lock ends with its holder
         assert shards.done == 0

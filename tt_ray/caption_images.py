@@ -24,6 +24,7 @@ from tt_ray.data.hashing import seed_of
 from tt_ray.data.sources import open_images, open_source
 from tt_ray.encoder_files import revision_of
 from tt_ray.errors import UserError
+from tt_ray.one_writer import beside, one_writer
 from tt_ray.progress import Display
 from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
 
@@ -203,7 +204,8 @@ def _write(shards: Shards, out: Path, ids: pa.StringArray) -> str:
 def main(arguments: list[str]) -> None:
     """The command; raises UserError on anything wrong with what was asked for."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.caption_images")
-    with Display() as display:
+    what = f"caption table {given.out}"
+    with Display() as display, one_writer(beside(given.out), what, say=display.say):
         sentence = caption(given, display)
     print(sentence)
 

@@ -40,6 +40,7 @@ from tt_ray.compare_table import Run, summarise, write_table
 from tt_ray.config import Config
 from tt_ray.errors import UserError
 from tt_ray.logbook import read_rows
+from tt_ray.one_writer import inside, one_writer
 from tt_ray.run_folder import changed_paths, read_result
 
 _NAME_SIGNS = "letters, digits, _, . and -"
@@ -87,7 +88,9 @@ def main(arguments: list[str]) -> None:
         from eval.tasks import tasks
 
         tasks(given.tasks)  # a wrong name is told before the trainings
-    print(compare(arms, given.seeds, given.out.expanduser(), given.tasks, given.interleave))
+    out = given.out.expanduser()
+    with one_writer(inside(out), f"comparison {out}"):
+        print(compare(arms, given.seeds, out, given.tasks, given.interleave))
 
 
 def compare(

@@ -15,6 +15,7 @@ from tt_ray.captions import CaptionTable, read_captions, write_captions
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.errors import UserError
 from tt_ray.id_tables import match_ids, read_ids
+from tt_ray.one_writer import beside, one_writer
 from tt_ray.shards import disk_problems
 
 
@@ -60,6 +61,11 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """The command; raises UserError on anything wrong with what was asked for."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.convert_captions")
+    with one_writer(beside(given.out), f"caption table {given.out}"):
+        _convert(given)
+
+
+def _convert(given: Arguments) -> None:
     if given.out.exists():
         raise UserError(f"{given.out} exists: give another --out")
     table, notes = read_captions(given.table, given.strict, given.several), []

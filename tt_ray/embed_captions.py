@@ -19,6 +19,7 @@ from tt_ray.cli import read_arguments, run_command
 from tt_ray.embeddings import describe, open_store, write_distinct
 from tt_ray.encoder_files import MINILM, find_encoder, revision_of
 from tt_ray.errors import UserError
+from tt_ray.one_writer import beside, one_writer
 from tt_ray.progress import Display
 from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.text_encoders import load_text_encoder
@@ -179,7 +180,8 @@ def _must_be_this(out: Path, name: str, encoder: Path, table: CaptionTable) -> N
 def main(arguments: list[str]) -> None:
     """The command; raises UserError on anything wrong with what was asked for."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.embed_captions")
-    with Display() as display:
+    what = f"embedding store {given.out}"
+    with Display() as display, one_writer(beside(given.out), what, say=display.say):
         sentence = embed(given, display)
     print(sentence)
 

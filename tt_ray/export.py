@@ -19,6 +19,7 @@ from tt_ray.data.transforms import VECTORISED
 from tt_ray.efficiency import count
 from tt_ray.errors import UserError
 from tt_ray.model import build_backbone
+from tt_ray.one_writer import beside, one_writer
 
 _PREFIX = "backbone."
 
@@ -100,7 +101,8 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """The command."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.export")
-    checkpoint, problems = export_checkpoint(given.run, given.out)
+    with one_writer(beside(given.out), str(given.out)):
+        checkpoint, problems = export_checkpoint(given.run, given.out)
     for problem in problems:
         print(f"note: {problem}")
     print(f"exported {checkpoint} to {given.out}: timm.create_model('local-dir:{given.out}', pretrained=True)")

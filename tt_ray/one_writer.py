@@ -117,28 +117,37 @@ class Claims:
         return f"{self.folder}/.{name}.partial"
 
 
+INSIDE = ".writer"
+
+
 def inside(folder: Path) -> Path:
-    """Where claims on `folder` lie that may be a disk of its own, so that hosts have nothing else in common."""
-    return folder / ".writer"
+    """Where claims lie on a folder that may be a disk of its own, so that hosts have nothing else in common."""
+    return folder.expanduser().absolute() / INSIDE
 
 
 def beside(path: Path) -> Path:
-    """Where claims on a file or folder lie that appears, or is deleted, as a whole."""
+    """Where claims lie on a file or folder that appears, or is deleted, as a whole."""
+    path = path.expanduser().absolute()
     return path.with_name(f".{path.name}.writer")
 
 
 @contextmanager
 def one_writer(
-    place: Path, what: str, otherwise: str, storage: str = "", say: Callable[[str], None] | None = None
+    place: Path,
+    what: str,
+    otherwise: str = "give another --out",
+    storage: str = "",
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[None]:
     """Makes this command the only one that writes something, until the body of the `with` statement ends.
 
     Args:
         place: Folder of the claims: `inside` or `beside` what is to be written.
         what: What is to be written, as errors call it.
-        otherwise: What to do instead of waiting, such as "give another --out".
+        otherwise: What to do instead of waiting.
         storage: The run.storage that `place` lies in, where that may be a URI.
-        say: Called with a sentence where it takes time to find out whether another writer lives.
+        say: Called with a sentence where it takes time to find out whether another writer lives; prints it to stderr
+            unless given.
 
     Raises:
         UserError: Another command writes this, or `place` cannot be written.
@@ -146,11 +155,12 @@ def one_writer(
     opened = Storage.open(storage) if storage else None
     remote = None if opened is None else opened.remote
     folder = str(place) if opened is None or remote is None else opened.there(place)
-    claims, name, made = Claims(remote or fs.LocalFileSystem(), folder), f"{uuid.uuid4().hex}.json", _missing(place)
+    claims, name = Claims(remote or fs.LocalFileSystem(), folder), f"{uuid.uuid4().hex}.json"
+    made = [path for path in place.parents if not path.exists()]
     stop, beats = threading.Event(), None
     try:
         try:
-            own = _acquire(claims, name, what, otherwise, say)
+            own = _acquire(claims, name, what, otherwise, say or _print)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
             raise UserError(f"cannot write {what} ({folder}: {reason}): {otherwise}") from None
@@ -169,12 +179,11 @@ def one_writer(
                     path.rmdir()
 
 
-def _missing(place: Path) -> list[Path]:
-    """The folders above `place` that are yet to be made, innermost first."""
-    return [path for path in place.parents if not path.exists()]
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
-def _acquire(claims: Claims, name: str, what: str, otherwise: str, say: Callable[[str], None] | None) -> Claim:
+def _acquire(claims: Claims, name: str, what: str, otherwise: str, say: Callable[[str], None]) -> Claim:
     """Waits until it is known of every other claim whether its command lives; returns the claim that now holds."""
     own, seen, told = Claim.own(), dict[str, int](), False
     while True:
@@ -203,7 +212,7 @@ def _acquire(claims: Claims, name: str, what: str, otherwise: str, say: Callable
             for other in dead:
                 claims.remove(other)
             return own
-        if say is not None and not told and unsure[0] is not None:
+        if not told and unsure[0] is not None:
             say(f"{what} was being written by {unsure[0]}: waiting up to {DEAD_S:.0f} s for a sign of life from it")
             told = True
         time.sleep(_LOOK_S)

@@ -1,6 +1,5 @@
 """Work that goes on where it was killed: a folder with a plan and one file for each finished shard."""
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from tt_ray.errors import UserError
 from tt_ray.files import sync
+from tt_ray.one_writer import beside, one_writer
 
 _SHARD = re.compile(r"(\d{7})-([0-9a-f]{32})\.shard")
 _PLAN = "plan.json"
@@ -107,18 +107,12 @@ def open_shards(folder: Path, work: dict[str, Any], count: int) -> Iterator[Shar
     """Begins `count` shards of some work in `folder`, or goes on with them; nobody else may meanwhile.
 
     `work` says, in JSON's types, what there is to do. Raises UserError when the folder was begun for other work, when
-    another process is at it, or cannot be written.
+    another process writes it, or cannot be written.
     """
-    with disk_problems(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is at work on {folder}: wait for it, or give another --out") from None
+    with one_writer(beside(folder), str(folder)):
         shards = Shards(folder, work, count)
         with disk_problems(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             shards._load()
         yield shards
 

@@ -1,5 +1,6 @@
 """Looks at embedding stores, makes them of others' embeddings, and gives them away: `python -m tt_ray.embeddings`."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from tt_ray.export_store import export_dataset
 from tt_ray.id_tables import read_ids, read_labels
 from tt_ray.import_store import Dtype, Imported, import_dataset, import_zip
 from tt_ray.inspect_store import NEIGHBOURS, Report, Sample, draw_sample, inspect, nearest, plot
+from tt_ray.one_writer import beside, one_writer
 from tt_ray.progress import Display
 from tt_ray.shards import disk_problems
 
@@ -99,10 +101,12 @@ def main(arguments: list[str]) -> None:
     """The command; raises UserError on anything wrong with what was asked for."""
     form: Any = Command
     given = read_arguments(form, arguments, "python -m tt_ray.embeddings")
-    with Display() as display:
+    with Display() as display, ExitStack() as alone:
         if isinstance(given, Inspect):
-            lines = _inspect(given, display)
-        elif isinstance(given, Export):
+            print("\n".join(_inspect(given, display)))
+            return
+        alone.enter_context(one_writer(beside(given.out), str(given.out), say=display.say))
+        if isinstance(given, Export):
             files = export_dataset(open_store(given.store), _absolute(given.out), display.show)
             lines = [f"exported {given.store} as {files} Parquet files: datasets.load_dataset({str(given.out)!r})"]
         else:

@@ -17,13 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import tyro
 
 from tt_ray.cli import read_arguments, read_config, run_command
 from tt_ray.config import Config
 from tt_ray.errors import Stopped, UserError, nearest
 from tt_ray.journal import Journal, Record
+from tt_ray.one_writer import INSIDE, inside, one_writer
 from tt_ray.progress import Display
+from tt_ray.same_data import check_data, keep_data
 from tt_ray.search_space import Space, check_space, find_space, grid_points, random_points
 from tt_ray.storage import is_uri
 from tt_ray.trials import Plan
@@ -70,6 +73,12 @@ def main(arguments: list[str]) -> None:
     space = find_space(given.space)
     search = Search(given, base, space)
     search.check()
+    with one_writer(inside(search.out), f"search {search.out}"):
+        search.check_out()
+        _search(search)
+
+
+def _search(search: "Search") -> None:
     stop = threading.Event()
     from tt_ray.ray_train import join_ray
     from tt_ray.train import stop_on_signals
@@ -87,7 +96,7 @@ def main(arguments: list[str]) -> None:
         left = "the same command goes on"
         raise Stopped(f"{text}\nstopped; {left}, results so far are in {search.out}", 128 + came[0])
     print(text)
-    if not best_first(search.journal.of("search"), space):
+    if not best_first(search.journal.of("search"), search.space):
         raise RuntimeError(f"no trial has come to a result: see {search.out / 'summary.md'}")
 
 
@@ -119,6 +128,7 @@ class Search:
         self.scheduler = given.scheduler or space.scheduler
         self.journal: Journal = None  # type: ignore[assignment]  # opened by run
         self.store = ""
+        self.record: pa.Table = None  # type: ignore[assignment]  # what the base trains on, known when it is open
         self.notes: list[str] = []
 
     # --- before anything starts -----------------------------------------------------------------------------------
@@ -145,7 +155,8 @@ class Search:
         check_space(self.space, self.base)
         self.options = options_of(self.space, self.scheduler, self.base.train.epochs)
         self.settings = self._settings()
-        self._check_out()
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file: give a folder")
 
     def _settings(self) -> dict[str, Any]:
         """What makes it this search: another command with the same goes on with it."""
@@ -161,12 +172,11 @@ class Search:
             "base": tree,
         }
 
-    def _check_out(self) -> None:
+    def check_out(self) -> None:
+        """Raises UserError where the folder holds anything but an earlier part of this search."""
         path = self.out / "search.json"
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file: give a folder")
         if not path.exists():
-            if self.out.exists() and any(self.out.iterdir()):
+            if self.out.exists() and {each.name for each in self.out.iterdir()} - {INSIDE}:
                 raise UserError(f"{self.out} is no search and not empty: give another --out")
             return
         before = json.loads(path.read_text())
@@ -236,7 +246,7 @@ class Search:
         if "text.weight" in searched and not base.teaches:
             base = base.override("text.weight", 0.5)
         data = prepare(base, display)
-        store = data.store
+        self.record, store = data.record, data.store
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
         if not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)
@@ -254,11 +264,15 @@ class Search:
         return {name: array for name, array in held.items() if array is not None}
 
     def _open(self) -> None:
+        begun = (self.out / "journal.jsonl").exists()
+        notes = check_data(self.out, self.record, self.base.run.accept_changed_data) if begun else []
+        self.notes += notes
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             partial = self.out / ".search.partial"
             partial.write_text(json.dumps(self.settings, indent=2))
             partial.replace(self.out / "search.json")
+            keep_data(self.out, self.record, notes)
             self.journal = Journal(self.out)
         except OSError as error:
             problem = os.strerror(error.errno or 0)
