@@ -1,5 +1,6 @@
 """Of two commands at once one writes; dead ones are in nobody's way. With real processes, one on "another host"."""
 
+import importlib
 import json
 import os
 import signal
@@ -38,7 +39,8 @@ try:
 except UserError as error:
     print(error, flush=True)
 """
-APART = ("unshare", "--pid", "--fork", "--mount-proc", "--uts", "sh", "-c", 'hostname elsewhere; exec "$0" "$@"')
+APART = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "sh", "-c")
+APART = (*APART, 'hostname elsewhere; exec "$0" "$@"')
 """A process with process numbers and a host name of its own, as in another container or on another host."""
 
 
@@ -206,3 +208,39 @@ def test_an_error_inside_frees_the_place(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), one_writer(inside(tmp_path), "run x", "give another name"):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
+
+
+# Every command that writes
+
+
+ARMS = ["a=shapes_baseline", "b=shapes_textteacher"]
+COMMANDS: dict[str, tuple[list[str], Callable[[Path], Path]]] = {
+    "tt_ray.train": (["shapes_baseline", "--run.storage", "OUT", "--run.name", "r"], lambda out: beside(out / "r")),
+    "tt_ray.train overwrite": (
+        ["shapes_baseline", "--run.storage", "OUT", "--run.name", "r", "--run.overwrite", "True"],
+        lambda out: beside(out / "r"),
+    ),
+    "tt_ray.tune": (["loss_weight", "--out", "OUT"], inside),
+    "tt_ray.compare": (["--arms", *ARMS, "--tasks", "none", "--out", "OUT"], inside),
+    "tt_ray.embed_captions": (["captions.csv", "--out", "OUT"], beside),
+    "tt_ray.caption_images": (["--data.root", ".", "--template", "a {label}", "--out", "OUT"], beside),
+    "tt_ray.convert_captions": (["captions.csv", "--out", "OUT"], beside),
+    "tt_ray.store_commands": (["import-zip", "a.zip", "--out", "OUT"], beside),
+    "tt_ray.export": (["run", "--out", "OUT"], beside),
+    "eval.__main__": (["--models", "a=random:resnet18", "--out", "OUT"], inside),
+    "eval.text_until": (["--out", "OUT"], inside),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_refused_what_another_writes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, place = COMMANDS[name]
+    main = importlib.import_module(name.split()[0]).main
+    with holder(place(tmp_path / "out")) as first:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=f"is being written by process {first.pid} on host"):
+            main([word.replace("OUT", str(tmp_path / "out")) for word in arguments])
+        assert sorted(tmp_path.rglob("*")) == before

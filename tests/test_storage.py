@@ -18,16 +18,19 @@ import torch
 from PIL import Image
 from pyarrow import fs
 
+from tests.test_one_writer import APART, holder
 from tests.test_train_command import TOY, Started, run, run_here, steps, wait_until
 from tests.toy import largest_difference, run_toy, toy_config, weights
+from tt_ray import one_writer
 from tt_ray.cli import read_config
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import open_source
 from tt_ray.errors import UserError
 from tt_ray.keeper import Keeper
 from tt_ray.logbook import read_rows
+from tt_ray.one_writer import beside
 from tt_ray.prepare import find_store, open_images
-from tt_ray.run_folder import check_run, read_result
+from tt_ray.run_folder import check_run, read_result, sole_writer
 from tt_ray.storage import Storage, fetch_data, local_root
 
 
@@ -138,6 +141,25 @@ def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path)
     shutil.rmtree(local_root(uri))
     with pytest.raises(UserError, match="finished"):
         check_run(config)
+
+
+def test_behind_a_uri_there_is_one_writer(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path / "plain").override("run.storage", uri)
+    claims = beside(config.run_dir)
+    with holder(claims, storage=uri) as first:
+        with pytest.raises(UserError, match=f"is being written by process {first.pid} on host"):
+            sole_writer(config, print).__enter__()
+        first.kill()
+        first.wait()
+        with sole_writer(config, print):
+            assert len(Storage.open(uri).names(claims)) == 1, "the dead one's claim is gone"
+    assert Storage.open(uri).names(claims) == []
+    monkeypatch.setattr(one_writer, "DEAD_S", 3.0)
+    said = list[str]()
+    with holder(claims, *APART, storage=uri), pytest.raises(UserError, match="on host elsewhere since"):
+        sole_writer(config, said.append).__enter__()
+    with sole_writer(config, said.append):
+        assert "waiting up to 3 s for a sign of life" in said[-1]
 
 
 def agreed(keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch) -> list[Any]:

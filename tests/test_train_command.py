@@ -222,6 +222,10 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
     arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "cut-off"]
     with Started(arguments) as started:
         started.wait_for_steps(20)
+        for more in ([], ["--run.overwrite", "True"]):
+            second = run([*arguments, *more])
+            assert (second.code, second.out) == (2, "")
+            assert f"is being written by process {started.process.pid} on host " in one_line(second.err)
         (worker,) = (
             pid
             for pid in processes_with(started.mark)

@@ -14,13 +14,16 @@ import pytest
 from tests.test_train_command import REPOSITORY, processes_with, start_marked, wait_until
 from tests.toy import random_store, stop_ray, toy_config
 from tt_ray.cli import read_config
+from tt_ray.config import Config
 from tt_ray.errors import UserError
 from tt_ray.journal import Journal
 from tt_ray.logbook import read_rows
 from tt_ray.run_folder import read_result
 from tt_ray.search import Resources
+from tt_ray.search_space import find_space
+from tt_ray.train import prepare
 from tt_ray.trials import takeovers
-from tt_ray.tune import main
+from tt_ray.tune import Search, main, read
 
 TOY = ["--data.shapes.train_size", "60", "--data.shapes.val_size", "37", "--data.image_size", "16"]
 TOY += ["--model.kwargs", "patch_size", "8", "embed_dim", "24", "depth", "1", "num_heads", "2"]
@@ -230,6 +233,27 @@ class Command:
         return self.process.returncode, out, err
 
 
+def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> None:
+    given, base = read(["loss_weight", "--out", str(tmp_path), *TOY, "--text.embeddings", store])
+
+    def opened(base: Config) -> Search:
+        search = Search(given, base, find_space("loss_weight"))
+        search.check()
+        search.record = prepare(base).record
+        search._open()
+        return search
+
+    opened(base.override("data.label_noise", 0.3))  # without a report nothing depends on it
+    search = opened(base)
+    search._add({"text.weight": 0.5})
+    search.journal.report("t000", {"epoch": 1, "generation": 0, "at": 0.0, "values": {}})
+    opened(base)
+    changed = base.override("data.label_noise", 0.5)
+    with pytest.raises(UserError, match="training labels differ.*--run.accept_changed_data True"):
+        opened(changed)
+    assert "training labels differ" in opened(changed.override("run.accept_changed_data", True)).notes[0]
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(tmp_path: Path, store: str) -> None:
     out = tmp_path / "out"
@@ -237,6 +261,8 @@ def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_s
     arguments += [*TOY, "--train.epochs", "12", "--text.embeddings", store]
     first = Command(arguments)
     first.wait_for(out, done=1, reports=2)
+    with pytest.raises(UserError, match=f"is being written by process {first.process.pid} on host"):
+        main(arguments)
     first.end(signal.SIGKILL)
     before = (out / "journal.jsonl").read_text()
     finished = [record.name for record in Journal(out).of("search") if record.ended]

@@ -42,6 +42,7 @@ from tt_ray.errors import UserError
 from tt_ray.logbook import read_rows
 from tt_ray.one_writer import inside, one_writer
 from tt_ray.run_folder import changed_paths, read_result
+from tt_ray.same_data import check_data, open_record
 
 _NAME_SIGNS = "letters, digits, _, . and -"
 _SAME = (
@@ -205,12 +206,14 @@ def configure(arm: Arm, seed: int, epochs: int, out: Path) -> Config:
 
 
 def _finished(config: Config) -> bool:
-    """Raises UserError where the run of that name was of another configuration."""
+    """Raises UserError where the run of that name was of another configuration, or trained on other data."""
     if not (config.run_dir / "result.json").exists():
         return False
     changed = changed_paths(Config.from_yaml(config.run_dir / "config.yaml"), config)
     if changed:
         raise UserError(f"finished run {config.run_dir} differs in {', '.join(changed[:5])}: give another --out")
+    # Runs of one table are trained one after the other, perhaps by several commands: all of them on the same data.
+    check_data(config.run_dir, open_record(config), config.run.accept_changed_data)
     return True
 
 

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from tt_ray.config import Config
 from tt_ray.data.source import Source
+from tt_ray.embeddings import open_store
 from tt_ray.errors import UserError
 from tt_ray.files import sha256, sync
-from tt_ray.prepare import Data
+from tt_ray.prepare import Data, find_store, join, open_images
 from tt_ray.storage import Storage
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
@@ -48,6 +49,13 @@ def record_data(config: Config, data: Data) -> pa.Table:
             digest.update(b"" if buffer is None else buffer)
         digest.update(split.labels.tobytes())
     return pa.concat_tables(tables).replace_schema_metadata({_DIGEST: digest.hexdigest().encode(), **about})
+
+
+def open_record(config: Config) -> pa.Table:
+    """The record of what a run of this configuration would train on now."""
+    train, val, notes = open_images(config)
+    store = find_store(config, train)
+    return record_data(config, join(config, train, val, None if store is None else open_store(store), notes))
 
 
 def check_data(folder: Path, record: pa.Table, accept: bool) -> list[str]:

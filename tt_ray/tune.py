@@ -264,7 +264,7 @@ class Search:
         return {name: array for name, array in held.items() if array is not None}
 
     def _open(self) -> None:
-        begun = (self.out / "journal.jsonl").exists()
+        begun = any(record.reports for record in Journal(self.out).records.values())
         notes = check_data(self.out, self.record, self.base.run.accept_changed_data) if begun else []
         self.notes += notes
         try:
