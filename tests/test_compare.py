@@ -1,6 +1,7 @@
 """The comparison at toy size, in this process: what is trained, what is kept, and what the table says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from tt_ray.cli import read_arguments
 from tt_ray.compare import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
 from tt_ray.compare_table import Run, figure, summarise
 from tt_ray.config import Config
+from tt_ray.embeddings import open_store, write_store
 from tt_ray.errors import UserError
+from tt_ray.same_data import keep_data, open_record
 
 SHAPES = "baseline=shapes_baseline"
 
@@ -67,6 +70,24 @@ def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, m
     assert kept == {path: content for path, content in before.items() if path.suffix != ".json"}
     with pytest.raises(UserError, match="differs in optim.lr: give another --out"):
         compare.compare([Arm("baseline", arms[0].config.override("optim.lr", 0.5)), arms[1]], [0], out, train=train)
+
+
+def test_finished_runs_are_kept_while_the_data_are_theirs(tmp_path: Path) -> None:
+    def train(config: Config) -> None:
+        run_toy(config)
+        keep_data(config.run_dir, open_record(config), [])
+
+    arms, out = toy_arms(tmp_path), tmp_path / "out"
+    epochs = {arm.name: 2 for arm in arms}
+    compare.train_arms(arms, [0], epochs, out, train)
+    kept = compare.train_arms(arms, [0], epochs, out, lambda config: pytest.fail("trained again"))
+    assert [run.arm for run in kept] == ["baseline", "textteacher"]
+    store = Path(arms[1].config.text.embeddings)
+    ids = open_store(store).ids
+    shutil.rmtree(store)
+    write_store(store, ids, [np.ones((len(ids), 3), np.float32)], len(ids), 3, "float32", {"id": "x", "revision": "1"})
+    with pytest.raises(UserError, match="textteacher-2-0 was begun on other data: captions or embedding store differ"):
+        compare.train_arms(arms, [0], epochs, out, train)
 
 
 def test_whole_epochs_that_fit() -> None:
