@@ -13,6 +13,7 @@ from typing import Any
 from tt_ray.config import Config
 from tt_ray.errors import Interrupted, NonFiniteLoss, UserError, first_line
 from tt_ray.mailbox import Mailbox
+from tt_ray.ray_token import keep_token_private
 from tt_ray.run_folder import disk_problems
 
 _QUIET = {
@@ -89,6 +90,7 @@ def join_ray() -> bool:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    keep_token_private()
     import ray
     from ray._private import worker
 
