@@ -179,8 +179,9 @@ def class_captions(
         raise UserError(f"--template {template!r} has {unknown[0]}, which stands for nothing: only {_LABEL} does")
     source = open_source(config, "train", need_captions=False)
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
-    for sentence in source.left_out if say else ():
-        say(f"note: {sentence} left out of {config.train_split}")
+    if say is not None:
+        for sentence in source.left_out:
+            say(f"note: {sentence} left out of {config.train_split}")
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))
     return CaptionTable(source.ids, table, pa.array([f"template: {template}"] * len(source), pa.string()))
 

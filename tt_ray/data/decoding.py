@@ -124,11 +124,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
       largest value that the file declares. Floats go from 0 (black) to 1 (white), times the scale of a PFM.
     - Images longer than 64 times their width, or wider than 64 times their height, are cut around the centre.
 
-    The image may be changed. Args:
-        image: Of any of Pillow's modes, loaded or not.
+    Args:
+        image: Of any of Pillow's modes, loaded or not; it may be changed.
     Raises:
         ValueError: Where the file does not say which value is white (integers of 32 bits, signed ones, floats outside
-            0 to 1), and for more than `LARGEST` pixels, unless they are a JPEG's, which can be decoded at a lower scale.
+            0 to 1), and for more than `LARGEST` pixels (a JPEG that is not progressive is decoded at a lower scale).
     """
     return _decode(image, 0)[0]
 
@@ -163,13 +163,12 @@ def _draft(image: Image.Image, size: int) -> Box | None:
     The box ends within the last pixel where the JPEG's size is no multiple of the scale.
     """
     width, height = image.size
-    huge = width * height > LARGEST
     goal = (_DRAFT_GAP * size or width, _DRAFT_GAP * size or height)
-    if huge:
-        goal = (min(goal[0], width // 2), min(goal[1], height // 2))
-    # A progressive JPEG is held whole while it is decoded, whatever the scale.
-    drafted = image.draft("RGB", goal) if size or huge and "progressive" not in image.info else None
-    if image.width * image.height > LARGEST or (huge and "progressive" in image.info):
+    if width * height > LARGEST:
+        # A progressive JPEG is held whole while it is decoded, whatever the scale.
+        goal = (0, 0) if "progressive" in image.info else (min(goal[0], width // 2), min(goal[1], height // 2))
+    drafted = image.draft("RGB", goal) if goal != image.size and any(goal) else None
+    if image.width * image.height > LARGEST:
         raise ValueError(f"{width} x {height} pixels are more than the {LARGEST:,} that are read: make it smaller")
     return drafted and drafted[1]
 
