@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageMode, TiffImagePlugin
+from PIL import ExifTags, Image, ImageMode
 
-from eval.backbone import Preprocessing
 from eval.features import transform
 from tt_ray.config import DataConfig
 from tt_ray.data import decoding
 from tt_ray.data.decoding import LARGEST, LONGEST, ImageReader, square, to_rgb
 from tt_ray.data.transforms import eval_transform, seeded, train_transform
 from tt_ray.errors import UserError
+from tt_ray.pretrained import Preprocessing
 
 WHITE = (255, 255, 255)
 Row = list[tuple[int, int, int]]
@@ -193,12 +193,9 @@ def pgm(largest: int, *values: int) -> bytes:
     return b"P5 %d 1 %d\n" % (len(values), largest) + struct.pack(f">{len(values)}H", *values)
 
 
-def tiff(image: Image.Image, **tags: Any) -> Image.Image:
-    """The image after it has been a TIFF with these tags."""
-    written = TiffImagePlugin.ImageFileDirectory_v2()
-    for name, value in tags.items():
-        written[ExifTags.Base[name]] = value
-    return opened(encode(image, "TIFF", tiffinfo=written))
+def tiff(image: Image.Image) -> Image.Image:
+    """The image after it has been a TIFF."""
+    return opened(encode(image, "TIFF"))
 
 
 def bare_tiff(bits: int, kind: int, photometric: int, data: bytes, width: int = 2) -> Image.Image:
@@ -222,9 +219,9 @@ def test_greys_of_16_bits_are_the_same_in_all_formats() -> None:
     assert row_of(opened(plain)) == expected
     assert row_of(bare_tiff(16, 1, 1, values.astype("<u2").tobytes(), 24)) == expected
     image = Image.frombytes("I;16", (24, 1), values.astype("<u2").tobytes())
-    for kind, options in {"TIFF": {}, "JPEG2000": {"irreversible": False}, "IM": {}}.items():
-        assert row_of(opened(encode(image, kind, **options))) == expected, kind
-    floats = (values / 65535).astype(np.float32)
+    for kind in ("TIFF", "JPEG2000"):
+        assert row_of(opened(encode(image, kind))) == expected, kind
+    floats = (values / 65535).astype(np.float32)[None]
     assert row_of(tiff(Image.fromarray(floats))) == expected
     assert row_of(opened(encode(Image.fromarray(floats), "PPM"))) == expected
 
@@ -238,7 +235,7 @@ def test_greys_of_16_bits_are_the_same_in_all_formats() -> None:
         (lambda: bare_tiff(16, 1, 0, struct.pack("<2H", 0, 65535)), [255, 0]),
         (lambda: bare_tiff(8, 1, 0, bytes([0, 255])), [255, 0]),
         (lambda: bare_tiff(32, 3, 0, struct.pack("<2f", 0, 1)), [255, 0]),
-        (lambda: opened(b"Pf\n2 1\n-2.0\n" + struct.pack("<2f", 0.25, 0.5)), [127, 255]),
+        (lambda: opened(b"Pf\n2 1\n-2.0\n" + struct.pack("<2f", 0.25, 0.5)), [128, 255]),
     ],
 )
 def test_the_largest_value_of_the_file_is_white(image: Callable[[], Image.Image], expected: list[int]) -> None:
@@ -254,7 +251,7 @@ def fits(bits: int, values: bytes) -> bytes:
     ("image", "reason"),
     [
         (lambda: tiff(Image.fromarray(np.full((1, 2), 44000, np.int32))), "signed integers"),
-        (lambda: tiff(Image.fromarray(np.array([[0, 1]], np.int32)), SampleFormat=1), "32-bit integers"),
+        (lambda: bare_tiff(32, 1, 1, struct.pack("<2I", 0, 44000)), "32-bit integers"),
         (lambda: bare_tiff(16, 2, 1, struct.pack("<2h", -5, 5)), "signed integers"),
         (lambda: bare_tiff(8, 2, 1, struct.pack("<2b", -5, 5)), "signed integers"),
         (lambda: tiff(Image.fromarray(np.array([[0, 255]], np.float32))), "floats go from 0 to 255"),
@@ -391,7 +388,7 @@ def test_long_images_are_cut_before_they_are_enlarged(size: tuple[int, int], lar
     image = reader.read(0)
     assert max(image.size) == LONGEST * min(image.size)
     evaluated = [
-        transform(Preprocessing(224, (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", crop_pct=0.9, crop_mode=mode))
+        transform(Preprocessing(224, 0.9, mode, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
         for mode in ("center", "squash", "border")
     ]
     for config in CONFIGS:
@@ -424,9 +421,9 @@ def test_too_many_pixels_are_refused_by_name(size: tuple[int, int]) -> None:
 
 
 def test_large_jpegs_are_read_at_a_lower_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "LARGEST", 300 * 200)
+    monkeypatch.setattr(decoding, "LARGEST", 301 * 200)
     plain, progressive = (encode(picture(601, 400), "JPEG", progressive=how) for how in (False, True))
-    assert Encoded((plain,)).read(0).size == (301, 200) or Encoded((plain,)).read(0).size == (151, 100)
+    assert Encoded((plain,)).read(0).size == (301, 200)
     assert Encoded((plain,)).pixels(np.array([0]), 200).shape == (1, 200, 200, 3)
     with pytest.raises(UserError, match="601 x 400 pixels"):
         Encoded((progressive,)).read(0)

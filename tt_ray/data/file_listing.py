@@ -11,9 +11,9 @@ from PIL import Image
 
 from tt_ray.errors import UserError, shown
 
-_NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
-"""Formats of Pillow's that it knows by name but does not decode (or, EPS, leaves to Ghostscript, a program that runs
-what the file says)."""
+_NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
+"""Formats that Pillow knows by name, or writes, but does not decode; EPS it leaves to Ghostscript, which runs what the
+file says."""
 _NOT_OURS = frozenset(
     {"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
 )
@@ -69,7 +69,8 @@ def is_set_aside(name: str) -> bool:
 
 def by_suffix(files: Iterable[str]) -> str:
     """Counts of files by suffix, the most frequent first: `12 .heic, 1 .txt`."""
-    counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in files).most_common()
+    found = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in files)
+    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     more = f", {sum(count for _, count in counts[_SHOWN:])} others" if len(counts) > _SHOWN else ""
     return ", ".join(f"{count} {shown(suffix)}" for suffix, count in counts[:_SHOWN]) + more
 
@@ -123,7 +124,7 @@ def list_images(root: Path) -> Listing:
             top = prefix.split("/", 1)[0]
             (full if len(images) > found else empty if len(others) > before else set[str]()).add(top)
     _check_names(root, images, others)
-    sentences = tuple(f"{count} {what}" for what, count in aside.items())
+    sentences = tuple(f"{count} {what}" for what, count in sorted(aside.items()))
     return Listing(sorted(images), others, tuple(sorted(empty - full)), sentences)
 
 
