@@ -16,6 +16,7 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from eval import __main__ as evaluate
+from eval.task_origins import Place, Torchvision
 from eval.tasks import folder_task, tasks
 from tests.test_bad_input import SMALL, TRAINING, Command, command, draw, last_line, without_ray
 from tt_ray import caption_images, convert_captions
@@ -113,7 +114,8 @@ def run(command: Command, main: Callable[[list[str]], None], arguments: list[str
         run_command(main)
     except SystemExit as stop:
         code = int(stop.code or 0)
-    return code, *command.capsys.readouterr()
+    out, err = command.capsys.readouterr()
+    return code, out, err
 
 
 # Class folders
@@ -152,6 +154,25 @@ def test_whatever_pillow_opens_is_read(suffix: str, tmp_path: Path) -> None:
     (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps(rows[0]))
     with pytest.raises(UserError, match="1 images have no row"):
         open_source(folder(tmp_path), "train", need_captions=False)
+
+
+def test_torchvision_sets_of_files_are_decoded_here(tmp_path: Path) -> None:
+    """A JPEG that is to be turned, and a PNG (called .jpg, as there are in some sets) with a transparent pixel."""
+    meta, images = tmp_path / "food-101" / "meta", tmp_path / "food-101" / "images" / "pie"
+    meta.mkdir(parents=True)
+    images.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(images / "0.jpg", exif=exif)
+    Image.new("RGBA", (30, 20)).save(images / "1.jpg", "PNG")
+    for split in ("train", "test"):
+        (meta / f"{split}.json").write_text(json.dumps({"pie": ["pie/0", "pie/1"]}))
+    config = DataConfig(source="torchvision", name="Food101", root=str(tmp_path))
+    ours = open_source(config, "train", need_captions=False)
+    theirs = Torchvision("Food101", {"train": "train"}).open("train", Place(tmp_path, True)).source
+    for source in (ours, theirs):
+        assert source.read(0).size == (20, 30)
+        assert source.read(1).getpixel((0, 0)) == (255, 255, 255)
 
 
 # Names and links

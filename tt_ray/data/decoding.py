@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from tt_ray.data.source import Pixels
 from tt_ray.errors import UserError, one_line
 
 VERSION = 2
 """Of the pixels that come out for an encoded image: what is computed from images is kept under it."""
-LARGEST = 2**26
-"""Pixels of the largest image that is held: Pillow takes 4 bytes for each, and a second copy while it converts, so
-that no image costs more than half a GiB."""
+LARGEST = 60_000_000
+"""Pixels of the largest image that is held: Pillow takes 4 bytes for each, and as much again while it converts or turns
+it, so that no image costs more than half a GB."""
 LONGEST = 64
 """Sides of longer images are cut to this ratio, around the centre: resizing the short side to 224 px would otherwise
 make 4,480,000 x 224 px of 20000 x 1."""
 _ROWS_PER_TASK = 32
-_STRIP = 2**22
+_STRIP = 2**20
 """Pixels that are converted at a time: a few copies of these are small next to the image."""
 _DRAFT_GAP = 2
 """JPEGs are decoded at no less than this many times the wanted size: Pillow's own choice in `Image.thumbnail`, where
@@ -109,8 +109,10 @@ class ImageReader(ABC):
         # Decoders raise almost anything on damaged data (OSError, SyntaxError, struct.error, ...).
         if isinstance(error, UserError):
             return error
+        # Pillow's own text names the file again, or where it lies in memory.
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else one_line(error)
         return UserError(
-            f"cannot read image {self.name(row)} ({one_line(error)}): mend or remove it; training leaves such images "
+            f"cannot read image {self.name(row)} ({reason}): mend or remove it; training leaves such images "
             "out with --data.on_bad_image skip"
         )
 

@@ -50,8 +50,8 @@ class Listing:
         there = [file for file in self.others if file.startswith(f"{name}/")]
         more = f" (and of {len(self.unread) - 1} more folders)" if len(self.unread) > 1 else ""
         raise UserError(
-            f"nothing is read of class folder {root / name}{more}, which holds {by_suffix(there)}: "
-            "convert these files to a format that Pillow reads, or move the folder away"
+            f"nothing is read of class folder {root / name}{more}, which holds {by_suffix(there)}: convert these files "
+            "to a format that Pillow reads (.heic: pip install pillow-heif), or move the folder away"
         )
 
 
