@@ -206,6 +206,11 @@ def test_a_name_that_is_not_utf8_in_every_command(command: Command, tmp_path: Pa
     assert not out.exists() and not (tmp_path / "out").exists()
 
 
+def test_a_root_that_is_not_utf8(command: Command) -> None:
+    text = command.mistake([*command.baseline, "--data.root", os.fsdecode(b"/data/k\xe4fer")])
+    assert "/data/k\\xe4fer is not UTF-8" in text
+
+
 def test_a_link_to_its_parent(command: Command) -> None:
     without_ray(command)
     (command.root / "train" / "cat" / "again").symlink_to("..")

@@ -165,6 +165,13 @@ def test_names_that_are_not_utf8(name: bytes, tmp_path: Path) -> None:
     text.encode()
 
 
+def test_a_root_that_is_not_utf8(tmp_path: Path) -> None:
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/k\xe4fer")
+    touch(Path(root), "a/0.png")
+    with pytest.raises(UserError, match=r"k\\xe4fer is not UTF-8"):
+        list_images(Path(root))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_folders_that_cannot_be_listed(tmp_path: Path) -> None:
     touch(tmp_path, "a/0.png")

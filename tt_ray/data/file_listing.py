@@ -123,7 +123,7 @@ def list_images(root: Path) -> Listing:
         if prefix:
             top = prefix.split("/", 1)[0]
             (full if len(images) > found else empty if len(others) > before else set[str]()).add(top)
-    _check_names(root, images, others)
+    _check_names(root, images + others)
     sentences = tuple(f"{count} {what}" for what, count in sorted(aside.items()))
     return Listing(sorted(images), others, tuple(sorted(empty - full)), sentences)
 
@@ -151,12 +151,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _check_names(root: Path, *lists: list[str]) -> None:
-    for names in lists:
-        try:
-            "\n".join(names).encode()
-        except UnicodeEncodeError:
-            bad = next(name for name in names if shown(name) != name)
-            raise UserError(
-                f"the name of {shown(root / bad)} is not UTF-8, so it cannot be an image id: rename it"
-            ) from None
+def _check_names(root: Path, names: list[str]) -> None:
+    try:
+        "\n".join([str(root), *names]).encode()
+    except UnicodeEncodeError:
+        paths = (str(root), *(str(root / name) for name in names))
+        bad = next(path for path in paths if any("\ud800" <= sign <= "\udfff" for sign in path))
+        raise UserError(
+            f"the name of {shown(bad, 1000)} is not UTF-8, so it cannot be an image id: rename it"
+        ) from None
