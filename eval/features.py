@@ -28,6 +28,7 @@ from eval.backbone import Backbone, Preprocessing, data_preprocessing, pooled
 from eval.protocol import EvalConfig
 from eval.tasks import Task, images_fingerprint, split_rows
 from tt_ray.config import Config
+from tt_ray.data.decoding import VERSION as DECODING
 from tt_ray.data.source import Source
 from tt_ray.data.transforms import channels_first, normalize
 from tt_ray.errors import UserError
@@ -252,12 +253,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def cache_key(backbone: Backbone, images: Sequence[str]) -> str:
-    """Names the folder of features: a hash of weights, preprocessing, fingerprints of the images, and dtype.
+    """Names the folder of features: a hash of weights, decoding, preprocessing, fingerprints of the images, and dtype.
 
     Fingerprints hold the set, its version, its split, ids, and sizes and times of the user's files; labels play no
     part, so that tasks that differ in labels alone share their features.
     """
-    parts = [FORMAT, backbone.weights, asdict(backbone.preprocessing), list(images), "float32"]
+    parts = [FORMAT, DECODING, backbone.weights, asdict(backbone.preprocessing), list(images), "float32"]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

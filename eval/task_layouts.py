@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from eval.task_origins import Missing, Opened, Place, Rows, Split, files_source, places, stratified
 from tt_ray.data.classes import some
-from tt_ray.data.folders import list_files
+from tt_ray.data.file_listing import image_suffixes, is_set_aside, list_images
 from tt_ray.data.hashing import uniform
 from tt_ray.errors import UserError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 Subset = Literal["imagenet", "imagenet_a", "imagenet_r"]
 
 
@@ -80,7 +79,7 @@ class ClassFolders:
         root = next((root for root in places(place, self.folders) if _has_class_folders(root)), None)
         if root is None:
             raise Missing(f"no {' or '.join(self.folders)} in {place.root}")
-        ids = sorted(name for name in list_files(root) if name.lower().endswith(_SUFFIXES) and "/" in name)
+        ids = [name for name in list_images(root).images if "/" in name]
         kept = [name for name in ids if name.split("/")[0] not in self.leave_out]
         opened = _named(root, kept, [name.split("/")[0] for name in kept])
         rows = np.flatnonzero(self._train(opened.source.labels) == (split == "train"))
@@ -149,7 +148,7 @@ class ImageNet:
         root = next((root for root in roots if _has_class_folders(root)), None)
         if root is None:
             raise Missing(f"no {' or '.join(self.folders)} with {inner or 'class folders'} in {place.root}")
-        ids = sorted(name for name in list_files(root) if name.lower().endswith(_SUFFIXES) and "/" in name)
+        ids = [name for name in list_images(root).images if "/" in name]
         known = wordnet_ids(self.subset)
         number = {name: place for place, name in enumerate(known)}
         kinds = [name.split("/")[0] for name in ids]
@@ -215,8 +214,9 @@ def _has_class_folders(root: Path) -> bool:
     """Whether some folder in it holds an image."""
     if not root.is_dir():
         return False
-    inner = next((entry for entry in sorted(root.iterdir()) if entry.is_dir()), None)
-    return inner is not None and any(file.suffix.lower() in _SUFFIXES for file in inner.iterdir())
+    folders = (entry for entry in sorted(root.iterdir()) if entry.is_dir() and not is_set_aside(entry.name))
+    inner, suffixes = next(folders, None), image_suffixes()
+    return inner is not None and any(file.suffix.lower() in suffixes for file in inner.iterdir())
 
 
 def _named(root: Path, ids: list[str], kinds: list[str]) -> Opened:

@@ -176,12 +176,13 @@ class Torchvision:
     def open(self, split: Split, place: Place) -> Opened:
         import torchvision
 
-        from tt_ray.data.torchvision_sets import TorchvisionImages
+        from tt_ray.data.torchvision_sets import TorchvisionImages, own_loader
 
         chosen = {"train": split == "train"} if self.flag else {"split": self.splits[split]}
         where = f"torchvision's {self.name} ({self.splits[split]}) in {place.root}"
+        make = getattr(torchvision.datasets, self.name)
         try:
-            dataset = getattr(torchvision.datasets, self.name)(root=str(place.root), **chosen, **self.arguments)
+            dataset = make(root=str(place.root), **chosen, **self.arguments, **own_loader(make))
         except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
             reason = " ".join(str(error).split())[:200]
             reason = "" if reason.startswith("Dataset not found") else f" ({reason})"

@@ -47,6 +47,10 @@ _INAT_2018 = "Van Horn et al., 2018, arXiv 1707.06642; github.com/visipedia/inat
 _IMAGENET = ("imagenet", "ILSVRC2012", "imagenet-1k")
 _IMAGENET_URL = "image-net.org/challenges/LSVRC/2012"
 
+_PHOTOS = 2
+"""Version of the sets that are read from image files: 2 turns photographs upright by their EXIF, and reads 16-bit and
+transparent ones otherwise than 1 did."""
+
 TABLE: dict[str, Definition] = {
     "digits": Definition(
         10, "top1", _sizes(1438, 0, 359), (Digits(),), "Alpaydin and Kaynak, 1998, doi 10.24432/C50P49; scikit-learn"
@@ -65,6 +69,7 @@ TABLE: dict[str, Definition] = {
             Hub("HuggingFaceM4/FGVC-Aircraft", _HUB_SPLITS, label="variant"),
         ),
         "Maji et al., 2013, arXiv 1306.5151",
+        version=_PHOTOS,
     ),
     "cars": Definition(
         196,
@@ -72,6 +77,7 @@ TABLE: dict[str, Definition] = {
         _sizes(8144, 0, 8041),
         (Torchvision("StanfordCars", _TRAIN_TEST, downloads=False), Hub("tanganke/stanford_cars", _TRAIN_TEST)),
         "Krause et al., 2013, doi 10.1109/ICCVW.2013.77",
+        version=_PHOTOS,
     ),
     "flowers102": Definition(
         102,
@@ -79,6 +85,7 @@ TABLE: dict[str, Definition] = {
         _sizes(1020, 1020, 6149),
         (Torchvision("Flowers102", _TRAIN_VAL_TEST), Hub("dpdl-benchmark/oxford_flowers102", _HUB_SPLITS)),
         "Nilsback and Zisserman, 2008, doi 10.1109/ICVGIP.2008.47",
+        version=_PHOTOS,
     ),
     "food101": Definition(
         101,
@@ -86,6 +93,7 @@ TABLE: dict[str, Definition] = {
         _sizes(75750, 0, 25250),
         (Torchvision("Food101", _TRAIN_TEST), Hub("ethz/food101", {"train": "train", "test": "validation"})),
         "Bossard et al., 2014, doi 10.1007/978-3-319-10599-4_29",
+        version=_PHOTOS,
     ),
     "pets": Definition(
         37,
@@ -96,6 +104,7 @@ TABLE: dict[str, Definition] = {
             Hub("timm/oxford-iiit-pet", _TRAIN_TEST),
         ),
         "Parkhi et al., 2012, doi 10.1109/CVPR.2012.6248092",
+        version=_PHOTOS,
     ),
     "cub200": Definition(
         200,
@@ -103,6 +112,7 @@ TABLE: dict[str, Definition] = {
         _sizes(5994, 0, 5794),
         (Cub(), Hub("Donghyun99/CUB-200-2011", _TRAIN_TEST)),
         "Wah et al., 2011, Caltech CNS-TR-2011-001",
+        version=_PHOTOS,
     ),
     "cifar10": Definition(
         10, "top1", _sizes(50000, 0, 10000), (Torchvision("CIFAR10", _TRAIN_TEST, flag=True),), "Krizhevsky, 2009"
@@ -116,6 +126,7 @@ TABLE: dict[str, Definition] = {
         _sizes(1880, 1880, 1880),
         (Torchvision("DTD", _TRAIN_VAL_TEST, {"partition": 1}),),
         "Cimpoi et al., 2014, arXiv 1311.3618; the first of ten partitions",
+        version=_PHOTOS,
     ),
     "sun397": Definition(
         397,
@@ -123,6 +134,7 @@ TABLE: dict[str, Definition] = {
         _sizes(19850, 0, 19850),
         (Sun397(),),
         "Xiao et al., 2010, doi 10.1109/CVPR.2010.5539970; the first of ten partitions",
+        version=_PHOTOS,
     ),
     "caltech101": Definition(
         101,
@@ -137,6 +149,7 @@ TABLE: dict[str, Definition] = {
             ),
         ),
         "Fei-Fei et al., 2004, doi 10.1109/CVPR.2004.383; 30 training images per class, tested on the others",
+        version=_PHOTOS,
     ),
     "eurosat": Definition(
         10,
@@ -144,6 +157,7 @@ TABLE: dict[str, Definition] = {
         _sizes(21600, 0, 5400),
         (ClassFolders(("eurosat/2750", "2750", "EuroSAT"), "github.com/phelber/EuroSAT"),),
         "Helber et al., 2019, arXiv 1709.00029; their 80/20 split was not published, this one is drawn",
+        version=_PHOTOS,
     ),
     "fashion_mnist": Definition(
         10,
@@ -165,14 +179,16 @@ TABLE: dict[str, Definition] = {
         _sizes(1803460, 0, 36500),
         (Torchvision("Places365", {"train": "train-standard", "test": "val"}, {"small": True}),),
         "Zhou et al., 2018, doi 10.1109/TPAMI.2017.2723009; images of 256 px; tested on val, as test has no labels",
+        version=_PHOTOS,
     ),
-    "inat2018": Definition(8142, "top1", _sizes(437513, 0, 24426), (INaturalist(2018),), _INAT_2018),
+    "inat2018": Definition(8142, "top1", _sizes(437513, 0, 24426), (INaturalist(2018),), _INAT_2018, version=_PHOTOS),
     "imagenet": Definition(
         1000,
         "top1",
         _sizes(1281167, 0, 50000),
         (ImageNet(_IMAGENET, _IMAGENET_URL, splits=True),),
         "Russakovsky et al., 2015, arXiv 1409.0575; tested on val, as test has no labels",
+        version=_PHOTOS,
     ),
     "imagenet_real": Definition(
         1000,
@@ -181,6 +197,7 @@ TABLE: dict[str, Definition] = {
         (ImageNet(_IMAGENET, _IMAGENET_URL, splits=True, real=True),),
         "Beyer et al., 2020, arXiv 2006.07159",
         subset="imagenet",
+        version=_PHOTOS,
     ),
     "imagenet_v2": Definition(
         1000,
@@ -189,6 +206,7 @@ TABLE: dict[str, Definition] = {
         (ImageNet(("imagenetv2-matched-frequency-format-val",), "huggingface.co/datasets/vaishaal/ImageNetV2"),),
         "Recht et al., 2019, arXiv 1902.10811; matched frequency",
         subset="imagenet",
+        version=_PHOTOS,
     ),
     "imagenet_a": Definition(
         200,
@@ -197,6 +215,7 @@ TABLE: dict[str, Definition] = {
         (ImageNet(("imagenet-a",), "github.com/hendrycks/natural-adv-examples", "imagenet_a"),),
         "Hendrycks et al., 2021, arXiv 1907.07174",
         subset="imagenet_a",
+        version=_PHOTOS,
     ),
     "imagenet_r": Definition(
         200,
@@ -205,6 +224,7 @@ TABLE: dict[str, Definition] = {
         (ImageNet(("imagenet-r",), "github.com/hendrycks/imagenet-r", "imagenet_r"),),
         "Hendrycks et al., 2021, arXiv 2006.16241",
         subset="imagenet_r",
+        version=_PHOTOS,
     ),
     "imagenet_sketch": Definition(
         1000,
@@ -213,6 +233,7 @@ TABLE: dict[str, Definition] = {
         (ImageNet(("sketch", "imagenet-sketch"), "github.com/HaohanWang/ImageNet-Sketch"),),
         "Wang et al., 2019, arXiv 1905.13549",
         subset="imagenet",
+        version=_PHOTOS,
     ),
 }
 """Tasks by name."""

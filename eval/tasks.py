@@ -18,6 +18,7 @@ from eval.task_layouts import ImageNet, Subset, image_number, real_labels, wordn
 from eval.task_origins import Files, Hub, Missing, Opened, Origin, Place, Shapes, Split, stratified
 from eval.task_table import SUITES, TABLE, Metric
 from tt_ray.data.classes import some
+from tt_ray.data.decoding import VERSION as DECODING
 from tt_ray.data.source import Source
 from tt_ray.errors import UserError, nearest
 
@@ -44,9 +45,11 @@ class Task:
     place: Place
     """Where its files are."""
     data: str = ""
-    """Tasks of the user's own: changes when their images or labels do."""
+    """Tasks of the user's own: changes when their images, what is read of them, or their labels do."""
     subset: Subset | None = None
     """Evaluation-only sets: which of ImageNet's classes they have."""
+    left_out: tuple[str, ...] = ()
+    """Tasks of the user's own: sentences on files that are not read."""
 
     @property
     def has_val(self) -> bool:
@@ -286,11 +289,12 @@ def _own(name: str, origin: Files | Hub, place: Place, entry: Entry) -> Task:
     if empty:
         raise UserError(f"task {name}: {place.root} has no images in {' and '.join(empty)}")
     classes = entry.classes or len(sources["train"].classes)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"decoding {DECODING} ".encode())
     for each in opened.values():
         digest.update(images_fingerprint(each).encode() + each.source.labels.tobytes())
     about = (entry.metric, entry.citation, sizes)
-    task = Task(name, entry.version, classes, *about, (origin,), place, digest.hexdigest())
+    left_out = tuple(f"{what} left out of {name} ({split})" for split in sources for what in sources[split].left_out)
+    task = Task(name, entry.version, classes, *about, (origin,), place, digest.hexdigest(), left_out=left_out)
     for split, source in sources.items():
         task._check(source, split)
     return task

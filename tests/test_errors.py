@@ -3,7 +3,7 @@
 import pytest
 
 from tt_ray.config import Config
-from tt_ray.errors import first_line, nearest, one_line
+from tt_ray.errors import first_line, nearest, one_line, shown
 
 
 def test_names_that_are_further_off_than_the_nearest_are_not_offered() -> None:
@@ -28,3 +28,10 @@ def test_a_field_of_another_section_is_offered_and_else_all_names() -> None:
 )
 def test_errors_of_libraries_become_a_line(text: str, whole: str, first: str) -> None:
     assert (one_line(OSError(text)), first_line(OSError(text))) == (whole, first)
+
+
+def test_quoted_values_are_cut_and_escaped() -> None:
+    assert shown("k\udce4fer") == "k\\xe4fer" and shown("k\ud800") == "k\\ud800" and shown("Käfer") == "Käfer"
+    text = shown("a" * 5000 + "b" * 5000)
+    assert text.startswith("aaa") and text.endswith("bbb (10000 characters)") and len(text) < 200
+    assert shown("a" * 200) == "a" * 200

@@ -20,6 +20,7 @@ from tt_ray.captions import CaptionTable, made_of, write_captions
 from tt_ray.class_names import name_classes
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import DataConfig
+from tt_ray.data.decoding import VERSION as DECODING
 from tt_ray.data.hashing import seed_of
 from tt_ray.data.sources import open_images, open_source
 from tt_ray.encoder_files import revision_of
@@ -133,7 +134,7 @@ def caption(given: Arguments, display: Display) -> str:
     if given.template:
         if out.exists():
             raise UserError(f"{out} exists already: delete it or give another --out")
-        table = class_captions(config, given.template, given.class_names)
+        table = class_captions(config, given.template, given.class_names, display.say)
         with disk_problems(out):
             write_captions(table, out)
         return f"caption table {out}: {len(table)} images"
@@ -141,9 +142,11 @@ def caption(given: Arguments, display: Display) -> str:
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: give at least 1")
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
-    ids, read = open_images(config, "train")
+    ids, read, left_out = open_images(config, "train")
+    for sentence in left_out:
+        display.say(f"note: {sentence} left out of {config.train_split}")
     items = [range(start, min(start + _SHARD, len(ids))) for start in range(0, len(ids), _SHARD)]
-    work = {"images": digest_of(ids), "images per shard": _SHARD}
+    work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}
     folder = out.with_name(f"{out.name}.unfinished")
     if out.exists():
         about = made_of(out) or {}
@@ -162,9 +165,12 @@ def caption(given: Arguments, display: Display) -> str:
     return sentence
 
 
-def class_captions(config: DataConfig, template: str, names: Path | None = None) -> CaptionTable:
+def class_captions(
+    config: DataConfig, template: str, names: Path | None = None, say: Callable[[str], None] | None = None
+) -> CaptionTable:
     """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
+    `say` is called with sentences on files that are not read.
     Raises UserError as that does, when the template has no place for the name, or one for anything else, or when the
     images have no labels.
     """
@@ -174,6 +180,9 @@ def class_captions(config: DataConfig, template: str, names: Path | None = None)
         raise UserError(f"--template {template!r} has {unknown[0]}, which stands for nothing: only {_LABEL} does")
     source = open_source(config, "train", need_captions=False)
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
+    if say is not None:
+        for sentence in source.left_out:
+            say(f"note: {sentence} left out of {config.train_split}")
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))
     return CaptionTable(source.ids, table, pa.array([f"template: {template}"] * len(source), pa.string()))
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tt_ray.config import Config
-from tt_ray.errors import Stopped, UserError, nearest
+from tt_ray.errors import Stopped, UserError, nearest, shown
 from tt_ray.recipes import RECIPES
 
 _OPTION = re.compile(r"^(--[^=\s]+)=")
+_LONGEST = 3000
+"""Characters of an error, whatever it quotes."""
 T = TypeVar("T")
 
 
@@ -29,6 +31,9 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
+        for argument in arguments:
+            if shown(argument, len(argument)) != argument:
+                raise UserError(f"the argument {shown(argument)} is not UTF-8: rename the file, or write it in UTF-8")
         main(arguments)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
@@ -48,7 +53,7 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         text = text.rpartition("\n  ")[2].partition("\n")[2].partition(": ")[2] or text
-    return " ".join(text.split()) or type(error).__name__
+    return shown(" ".join(text.split()), _LONGEST) or type(error).__name__
 
 
 def _fail(text: str, code: int) -> None:

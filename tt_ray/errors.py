@@ -54,3 +54,13 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the error's text, for libraries that write a page; its type where it has no text."""
     return " ".join((str(error).strip() or type(error).__name__).split("\n", 1)[0].split())
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """A user's value as an error quotes it: bytes that are no UTF-8 escaped, the middle of a long one left out."""
+    text = str(value)
+    try:
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair, of JSON
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]} ({len(text)} characters)"

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from tt_ray.captions import read_captions
 from tt_ray.config import Config
+from tt_ray.data.classes import some
 from tt_ray.data.corruption import replace_labels, stratified
 from tt_ray.data.source import NOBODY, Source
 from tt_ray.data.sources import drop_unreadable, open_splits
@@ -57,11 +58,18 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
         notes.append(f"{count} of {of} training images were kept (data.subset)")
     if data.on_bad_image == "skip":
         train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
-        for split, name in ((train, data.train_split), (val, data.val_split)):
-            if split.skipped:
-                shown = ", ".join(split.skipped[:5])
-                notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {shown}")
-    return train, val, notes
+    return train, val, notes + left_out(config, train, val)
+
+
+def left_out(config: Config, train: Source, val: Source) -> list[str]:
+    """Sentences on images and files of both splits that are not read."""
+    data, notes = config.data, list[str]()
+    for split, name in ((train, data.train_split), (val, data.val_split)):
+        if split.skipped:
+            notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {some(split.skipped)}")
+        if split is train or not data.val_share:  # which is of the same folder
+            notes += [f"{sentence} left out of {name}" for sentence in split.left_out]
+    return notes
 
 
 def check_images(config: Config, train: Source, val: Source, show: Show | None = None) -> None:

@@ -133,7 +133,7 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
     """
     from tt_ray.data.order import train_order
     from tt_ray.embeddings import open_store
-    from tt_ray.prepare import check_images, find_store, join, open_images
+    from tt_ray.prepare import check_images, find_store, join, left_out, open_images
 
     show = None if display is None else display.show
     train, val, notes = open_images(config, show)
@@ -143,6 +143,9 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
     store = find_store(config, train, show, try_model, None if display is None else display.say)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     train_order(config, len(data.train), 0, config.workers[1])
+    if display is not None:  # last: a mistake is one line
+        for note in left_out(config, train, val):
+            display.say(f"note: {note}")
     return Prepared(len(train.classes), store, record_data(config, data))
 
 

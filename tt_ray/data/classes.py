@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tt_ray.data.source import Source
-from tt_ray.errors import UserError, nearest
+from tt_ray.errors import UserError, nearest, shown
 
 Labels = npt.NDArray[np.int64]
 _MAX_CLASSES = 1_000_000
@@ -73,4 +73,4 @@ def absent(kind: str, name: str, names: Iterable[str], where: str, options: str)
 def some(names: Sequence[str], limit: int = 5) -> str:
     """The first few names in one line."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(shown(name) for name in names[:limit]) + more

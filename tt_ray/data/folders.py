@@ -14,10 +14,10 @@ from PIL import Image
 from tt_ray.config import DataConfig
 from tt_ray.data.classes import absent, number_classes, some
 from tt_ray.data.decoding import ImageReader
+from tt_ray.data.file_listing import Listing, list_images
 from tt_ray.data.source import Source
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, shown
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _SPLIT_OPTIONS = "--data.root, --data.train_split or --data.val_split"
 
 
@@ -27,6 +27,8 @@ class FolderImages(ImageReader):
 
     root: Path
     ids: pa.StringArray
+    left_out: tuple[str, ...] = ()
+    """Sentences on files that are not read."""
 
     def open(self, row: int) -> Image.Image:
         return Image.open(self.name(row))
@@ -54,24 +56,25 @@ def folder_source(config: DataConfig, split: str, need_captions: bool) -> Source
     (if needed) captions.
     """
     root = split_folder(config, split)
-    files = list_files(root)
+    listing = list_images(root)
     if (root / "metadata.jsonl").is_file():
-        return _from_metadata(config, root, files, need_captions)
+        return _from_metadata(config, root, listing, need_captions)
     if need_captions:
         raise UserError(
             f"{root} has no metadata.jsonl, so its images have no captions: write one with the key of "
             "--data.caption_column, or give a caption table with --text.captions"
         )
-    ids = sorted(name for name in files if name.lower().endswith(_SUFFIXES))
+    listing.check_folders(root)
+    ids = listing.images
     labels, classes = number_classes(_folder_labels(root, ids), {}, str(root)) if ids else (np.zeros(0, np.int64), ())
-    return _source(root, ids, labels, classes, None)
+    return dataclasses.replace(_source(root, ids, labels, classes, None), left_out=listing.left_out())
 
 
 def folder_images(config: DataConfig, split: str) -> FolderImages:
     """The images below `<data.root>/<split>` by id, labelled or not; raises UserError on a missing folder."""
     root = split_folder(config, split)
-    ids = sorted(name for name in list_files(root) if name.lower().endswith(_SUFFIXES))
-    return FolderImages(root, pa.array(ids, pa.string()))
+    listing = list_images(root)
+    return FolderImages(root, pa.array(listing.images, pa.string()), listing.left_out())
 
 
 def split_folder(config: DataConfig, split: str) -> Path:
@@ -83,31 +86,14 @@ def split_folder(config: DataConfig, split: str) -> Path:
         raise UserError(f"data.root {root} is not a folder: check --data.root")
     if not (root / split).is_dir():
         folders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-        raise absent("folder", split, folders, str(root), _SPLIT_OPTIONS)
+        raise absent("folder", split, map(shown, folders), str(root), _SPLIT_OPTIONS)
     return root / split
 
 
-def list_files(root: Path) -> list[str]:
-    """All files below a folder, as posix paths relative to it, in no order; hidden ones are left out."""
-    files: list[str] = []
-    prefixes = [""]
-    while prefixes:
-        prefix = prefixes.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    prefixes.append(f"{prefix}{entry.name}/")
-                else:
-                    files.append(prefix + entry.name)
-    return files
-
-
-def _from_metadata(config: DataConfig, root: Path, files: list[str], need_captions: bool) -> Source:
+def _from_metadata(config: DataConfig, root: Path, listing: Listing, need_captions: bool) -> Source:
     path = root / "metadata.jsonl"
     metadata = _read_metadata(path, config)
-    _check_files(path, metadata.files, files)
+    _check_files(path, metadata.files, listing)
     if need_captions and config.caption_column not in metadata.keys:
         options = "--data.caption_column, or give a caption table with --text.captions"
         raise absent("key", config.caption_column, metadata.keys, str(path), options)
@@ -126,6 +112,7 @@ def _from_metadata(config: DataConfig, root: Path, files: list[str], need_captio
     labels, classes = number_classes(values, names, str(path))
     captions = metadata.captions if config.caption_column in metadata.keys else None
     source = _source(root, metadata.files, labels, classes, captions)
+    source = dataclasses.replace(source, left_out=listing.left_out(metadata.files))
     if config.group_column and config.group_column not in metadata.keys:
         raise absent("key", config.group_column, metadata.keys, str(path), "--data.group_column")
     return dataclasses.replace(source, groups=group_array(metadata.groups)) if config.group_column else source
@@ -163,9 +150,10 @@ def _read_metadata(path: Path, config: DataConfig) -> _Metadata:
     return metadata
 
 
-def _check_files(path: Path, listed: list[str], files: list[str]) -> None:
+def _check_files(path: Path, listed: list[str], listing: Listing) -> None:
     """Raises UserError unless metadata.jsonl lists exactly the folder's images, each once."""
-    there, rows = set(files), set(listed)
+    rows = set(listed)
+    there = {*listing.images, *listing.others}
     missing = [name for name in listed if name not in there]
     if missing:
         raise UserError(f"{path}: the files of {len(missing)} rows do not exist: {some(missing)}; restore or remove")
@@ -173,7 +161,7 @@ def _check_files(path: Path, listed: list[str], files: list[str]) -> None:
         seen: set[str] = set()
         twice = [name for name in listed if name in seen or seen.add(name)]
         raise UserError(f"{path}: {len(twice)} rows repeat a file_name: {some(twice)}; remove them")
-    extra = sorted(name for name in there - rows if name.lower().endswith(_SUFFIXES))
+    extra = [name for name in listing.images if name not in rows]
     if extra:
         raise UserError(f"{path}: {len(extra)} images have no row, so no label: {some(extra)}; add rows or move them")
 

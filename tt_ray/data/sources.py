@@ -1,9 +1,9 @@
 """Opens the splits of a data source: the only place that knows which sources there are."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +63,7 @@ def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source
     source = SOURCES[config.source](config, split, need_captions)
     name = f"split {split_name(config, split)!r} of {_place(config)}"
     if not len(source):
-        raise UserError(f"{name} has no images: check --data.root and --data.{split}_split")
+        raise _empty(config, split, source.left_out)
     if source.captions is not None and source.captions.null_count == len(source):
         # `datasets` gives every split the columns of the first one, filled with null.
         if need_captions:
@@ -83,8 +83,18 @@ def _check_root(config: DataConfig) -> None:
         )
 
 
-def open_images(config: DataConfig, split: Split) -> tuple[pa.StringArray, Callable[[int], Image.Image]]:
-    """Ids of a split's images, and what reads the image of a row as `Source.read` does; no labels are needed.
+class Images(NamedTuple):
+    """A split without its labels."""
+
+    ids: pa.StringArray
+    read: Callable[[int], Image.Image]
+    """Reads the image of a row as `Source.read` does."""
+    left_out: tuple[str, ...]
+    """Sentences on files that lie with the images and are not read."""
+
+
+def open_images(config: DataConfig, split: Split) -> Images:
+    """The images of a split; no labels are needed.
 
     Raises UserError when the split is missing or has no images.
     """
@@ -100,9 +110,16 @@ def open_images(config: DataConfig, split: Split) -> tuple[pa.StringArray, Calla
         images = table_images(config, name)
     else:  # these have labels anyway
         images = open_source(config, split, need_captions=False)
+    left_out: tuple[str, ...] = getattr(images, "left_out", ())
     if not len(images.ids):
-        raise UserError(f"split {name!r} of {_place(config)} has no images: check --data.root and --data.{split}_split")
-    return images.ids, images.read
+        raise _empty(config, split, left_out)
+    return Images(images.ids, images.read, left_out)
+
+
+def _empty(config: DataConfig, split: Split, left_out: Sequence[str]) -> UserError:
+    there = f", but {', '.join(left_out)}" if left_out else ""
+    name = f"split {split_name(config, split)!r} of {_place(config)}"
+    return UserError(f"{name} has no images{there}: check --data.root and --data.{split}_split")
 
 
 def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source]:

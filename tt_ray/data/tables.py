@@ -19,9 +19,13 @@ from tt_ray.data.classes import Labels, absent, number_classes, some
 from tt_ray.data.decoding import ImageReader
 from tt_ray.data.folders import caption_array, group_array
 from tt_ray.data.source import Source
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, shown
 from tt_ray.storage import fetch_data, is_uri
 
+_IMAGE_KINDS = set(
+    "bytes path binary large_binary binary_view fixed_size_binary string large_string string_view".split()
+)
+"""Types of an image column, and keys of a structured one."""
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -40,10 +44,16 @@ class TableImages(ImageReader):
             value = value.get("bytes") or value.get("path")
         if value is None:
             raise ValueError("it is null")
-        return Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        if isinstance(value, bytes):
+            return Image.open(io.BytesIO(value))
+        try:
+            return Image.open(value)
+        except OSError as error:  # whose text quotes all of the value, which can be an image in base64
+            reason = error.strerror or "its format is not known"
+            raise ValueError(f"cannot open {shown(value, 80)}: {reason}; a text must be a file's path") from None
 
     def name(self, row: int) -> str:
-        return f"{self.where}, row {row}, id {self.ids[row].as_py()}"
+        return f"{self.where}, row {row}, id {shown(self.ids[row].as_py(), 80)}"
 
 
 def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
@@ -204,7 +214,7 @@ def _image_table(table: datasets.Dataset, column: str, where: str) -> datasets.D
     feature = table.features[column]
     if isinstance(feature, datasets.Image):
         return images.cast_column(column, datasets.Image(decode=False))
-    kinds = set(feature) if isinstance(feature, dict) else {getattr(feature, "dtype", "")}
-    if not kinds & {"bytes", "path", "binary", "large_binary", "string", "large_string"}:
+    kinds = set(feature) if isinstance(feature, dict) else {getattr(feature, "dtype", "").partition("[")[0]}
+    if not kinds & _IMAGE_KINDS:
         raise UserError(f"{where}: column {column!r} does not hold encoded images; set --data.image_column")
     return images

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,19 @@ def torchvision_source(config: DataConfig, split: str, need_captions: bool) -> S
     )
 
 
+def own_loader(make: Callable[..., Any]) -> dict[str, Any]:
+    """The argument by which a set of image files leaves decoding to `TorchvisionImages`, where it has one.
+
+    Its own loader would drop transparency and clip 16-bit greys.
+    """
+    takes = "loader" in inspect.signature(make).parameters
+    return {"loader": Image.open} if takes or make is torchvision.datasets.ImageNet else {}
+
+
 def _open(config: DataConfig, split: str) -> Any:
     make = getattr(torchvision.datasets, config.name)
     signature = inspect.signature(make)
-    arguments: dict[str, Any] = {"root": str(Path(config.root).expanduser())}
+    arguments: dict[str, Any] = {"root": str(Path(config.root).expanduser()), **own_loader(make)}
     # QMNIST passes download on to its base class by **kwargs.
     can_download = bool({"download", "kwargs"} & set(signature.parameters)) and config.name != "ImageNet"
     if "train" in signature.parameters:
