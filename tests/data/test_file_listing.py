@@ -56,7 +56,7 @@ def test_files_and_what_is_left_out(tmp_path: Path) -> None:
     assert all(part in files for part in ("1 .heic", "1 .db", "1 ."))
     assert set(aside) == {"3 hidden files and folders", "2 folders @eaDir", "1 folders __MACOSX", "1 empty folders"}
     assert listing.left_out(["b/x.heic", "a/png"])[0].startswith("5 files")
-    assert listing.unread == ()
+    assert listing.unread == ("c",)
 
 
 def test_nothing_to_say(tmp_path: Path) -> None:
@@ -76,10 +76,16 @@ def test_class_folders_of_which_nothing_is_read(tmp_path: Path) -> None:
     touch(tmp_path, "a/0.png", "b/0.heic", "b/deep/1.heic", "b/2.txt", "c/0.mp4", "d/deep/0.png", "d/x.txt")
     (tmp_path / "e").mkdir()
     listing = list_images(tmp_path)
-    assert listing.unread == ("b", "c")
-    with pytest.raises(UserError, match=r"nothing is read of class folder .*/b \(and of 1 more") as caught:
+    assert listing.unread == ("b", "c", "e")
+    with pytest.raises(UserError, match=r"nothing is read of class folder .*/b \(and of 2 more") as caught:
         listing.check_folders(tmp_path)
     assert "2 .heic, 1 .txt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_class_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a/0.png", "e/.hidden")
+    with pytest.raises(UserError, match=r"nothing is read of class folder .*/e, which holds no files"):
+        list_images(tmp_path).check_folders(tmp_path)
 
 
 # Links

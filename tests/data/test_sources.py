@@ -82,7 +82,6 @@ def test_class_folders(tmp_path: Path) -> None:
     save(tmp_path / "train/a/deeper/3.png", RED)
     save(tmp_path / "train/a/.hidden.png", RED)
     (tmp_path / "train/a/notes.txt").write_text("not an image")
-    (tmp_path / "train/empty").mkdir()
     source = open_source(folder_config(tmp_path), "train", need_captions=False)
     assert source.ids.to_pylist() == ["a/0.jpg", "a/1.png", "a/deeper/3.png", "b/2.jpg"]
     assert source.classes == ("a", "b") and source.labels.tolist() == [0, 0, 0, 1]
@@ -311,6 +310,14 @@ def test_drop_unreadable(tmp_path: Path) -> None:
     for name in ("0.jpg", "3.png", "9.jpg"):
         (tmp_path / "train/a" / name).write_bytes(b"")
     assert "none of 3 images can be read" in message(lambda: drop_unreadable(kept))
+
+
+def test_a_class_of_which_no_image_can_be_read_is_refused(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", None)
+    (tmp_path / "train/b/2.jpg").write_bytes(b"")
+    source = open_source(folder_config(tmp_path), "train", False)
+    text = message(lambda: drop_unreadable(source))
+    assert "no image can be read of 1 classes: 'b' (1 images), such as b/2.jpg" in text
 
 
 def test_readers_can_be_sent_to_other_processes(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Listing:
     others: list[str]
     """All other files that are not hidden, in no order."""
     unread: tuple[str, ...]
-    """Folders directly in it that hold files, but no image; sorted."""
+    """Folders directly in it without an image in them, empty ones included; sorted."""
     aside: tuple[str, ...]
     """Sentences on what was not looked into: hidden files, folders of thumbnails, links."""
 
@@ -43,15 +43,15 @@ class Listing:
         return files + self.aside
 
     def check_folders(self, root: Path) -> None:
-        """Raises UserError naming the folders directly in `root` that hold files, but no image."""
+        """Raises UserError naming the folders directly in `root` without an image: a class would vanish."""
         if not self.unread or not self.images:
             return
         name = self.unread[0]
         there = [file for file in self.others if file.startswith(f"{name}/")]
         more = f" (and of {len(self.unread) - 1} more folders)" if len(self.unread) > 1 else ""
         raise UserError(
-            f"nothing is read of class folder {root / name}{more}, which holds {by_suffix(there)}: convert these files "
-            "to a format that Pillow reads (.heic: pip install pillow-heif), or move the folder away"
+            f"nothing is read of class folder {root / name}{more}, which holds {by_suffix(there) or 'no files'}: "
+            "convert them to a format that Pillow reads (.heic: pip install pillow-heif), or move the folder away"
         )
 
 
@@ -99,7 +99,7 @@ def list_images(root: Path) -> Listing:
             aside["links to folders that are listed already"] += 1
             continue
         seen.add(identity)
-        found, before = len(images), len(others)
+        found = len(images)
         entries = _entries(root / prefix)
         if prefix and not entries:
             aside["empty folders"] += 1
@@ -122,7 +122,7 @@ def list_images(root: Path) -> Listing:
                 others.append(prefix + name)
         if prefix:
             top = prefix.split("/", 1)[0]
-            (full if len(images) > found else empty if len(others) > before else set[str]()).add(top)
+            (full if len(images) > found else empty).add(top)
     _check_names(root, images + others)
     sentences = tuple(f"{count} {what}" for what, count in sorted(aside.items()))
     return Listing(sorted(images), others, tuple(sorted(empty - full)), sentences)

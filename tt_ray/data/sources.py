@@ -142,7 +142,8 @@ def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source
 def drop_unreadable(source: Source, progress: Callable[[int], None] | None = None) -> Source:
     """The split without the images that cannot be decoded; their ids are added to `skipped`.
 
-    Decodes every image, in threads; `progress` is told the number of images done. Raises UserError when none is left.
+    Decodes every image, in threads; `progress` is told the number of images done. Raises UserError when none is left,
+    in the split or in one of its classes.
     """
     import torch
 
@@ -165,6 +166,15 @@ def drop_unreadable(source: Source, progress: Callable[[int], None] | None = Non
     bad = source.ids.filter(~good).to_pylist()
     if not good.any():
         raise UserError(f"none of {len(bad)} images can be read ({some(bad)}): check --data.root, --data.image_column")
+    images, left = (
+        np.bincount(labels, minlength=len(source.classes)) for labels in (source.labels, source.labels[good])
+    )
+    if len(lost := np.flatnonzero((images > 0) & (left == 0))):
+        names = some([f"{source.classes[number]!r} ({images[number]} images)" for number in lost])
+        example = source.ids[int(np.argmax(source.labels == lost[0]))]
+        raise UserError(
+            f"no image can be read of {len(lost)} classes: {names}, such as {example}; restore them, or move them away"
+        )
     return source.select(np.flatnonzero(good), skipped=(*source.skipped, *bad))
 
 
