@@ -50,7 +50,7 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
     data = config.data
     own_captions = config.reads_text and not (config.text.captions or config.text.embeddings)
     train, val = open_splits(data, need_captions=own_captions)
-    notes: list[str] = []
+    notes = list(dict.fromkeys((*train.left_out, *val.left_out)))
     if data.subset < 1:
         count, of = round(data.subset * len(train)), len(train)
         train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))

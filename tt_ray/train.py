@@ -110,6 +110,9 @@ def prepare(config: Config, display: Display | None = None) -> tuple[int, Path |
 
     show = None if display is None else display.show
     train, val, notes = open_images(config, show)
+    if display is not None:
+        for sentence in dict.fromkeys((*train.left_out, *val.left_out)):
+            display.say(f"note: {sentence}")
     train_order(config, len(train), 0, config.workers[1])
     check_images(config, train, val, show)
     try_model = partial(_try_model, config, len(train.classes))

@@ -1,8 +1,10 @@
 """Class numbers: from labels as users write them to 0..C-1, the same in both splits. A label is its name."""
 
 import dataclasses
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,11 +107,12 @@ def number_classes(
     are neither integers nor texts, on numbers that cannot be class numbers, and where a number has two names or a name
     two numbers.
     """
-    place.refuse_missing(_is_null(values))
     if pa.types.is_dictionary(values.type):
         values = pc.cast(values, values.type.value_type)
     if not len(values):
         return np.zeros(0, np.int64), ()
+    if not _is_text(values.type):
+        place.refuse_missing(np.asarray(values.is_null()))
     if pa.types.is_integer(values.type):
         numbers = _checked_numbers(values, place)
         return numbers, _names_of_numbers(numbers, called, place)
@@ -152,6 +155,19 @@ def match_numbers(
     return labels, classes.names
 
 
+def declared_names(path: str | Path, schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """The class names that a file of Hugging Face `datasets` declares for a column; None where it declares none."""
+    about = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = (json.loads(about or b"{}").get("info") or {}).get("features") or {}
+        feature = features.get(column) or {}
+        if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+            return None
+        return tuple(str(name) for name in feature["names"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: its features, written by `datasets`, cannot be read: write the file again") from None
+
+
 def text_labels(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Labels as texts, as class names are compared: surrounding whitespace gone, null where nothing is left."""
     values = pc.utf8_normalize(pc.utf8_trim_whitespace(pc.cast(values, pa.string())), form="NFC")
@@ -160,12 +176,6 @@ def text_labels(values: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_null(values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    if not values.null_count and not pa.types.is_dictionary(values.type):
-        return np.zeros(len(values), bool)
-    return np.asarray(values.is_null())
 
 
 def _encode(values: pa.Array | pa.ChunkedArray, place: LabelPlace) -> tuple[Labels, tuple[str, ...]]:

@@ -32,6 +32,8 @@ class Source:
     """Images of rows, resized to (size, size): uint8, shape (len(rows), size, size, 3)."""
     skipped: tuple[str, ...] = ()
     """Ids of images that were left out because they cannot be read."""
+    left_out: tuple[str, ...] = ()
+    """Sentences on what was found with the images, but is not used."""
     tasks: dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]] | None = None
     """Further labels of the same images, by name: class numbers and class names."""
     groups: pa.StringArray | None = None

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets.data_files import get_data_patterns
 from datasets.exceptions import DatasetsError
 
-from tt_ray.data.classes import absent
+from tt_ray.data.classes import absent, declared_names
 from tt_ray.errors import UserError
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
@@ -40,17 +40,7 @@ class TableFile:
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The class names that the file itself declares for a column; None where it declares none."""
-        about = (self.schema.metadata or {}).get(b"huggingface")
-        if about is None:
-            return None
-        try:
-            listed = (json.loads(about).get("info") or {}).get("features") or {}
-            # This column alone: files may have features of kinds that this version of `datasets` does not know.
-            features = datasets.Features.from_dict({name: listed[name] for name in listed if name == column})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{self.path}: its features cannot be read: {' '.join(str(error).split())}") from None
-        feature = features.get(column)
-        return tuple(feature.names or ()) if isinstance(feature, datasets.ClassLabel) else None
+        return declared_names(self.path, self.schema, column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +89,15 @@ def load_table(root: str, name: str, split: str, called: str) -> Table:
         with _quiet():
             if _is_saved(path) or (path.is_dir() and any(map(_is_saved, path.iterdir()))):
                 return _load_saved(path, split)
-            builder = _builder(path, root, name)
+            builder = dataset_builder(path, root, name)
             _refuse_empty(builder)
             builder.download_and_prepare()
-            rows = builder.as_dataset(split=split)
-            assert isinstance(rows, datasets.Dataset)
-            return _with_files(rows, builder, split)
+            return _read(builder, split, called)
     except UserError:
         raise
-    except (ValueError, OSError, DatasetsError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+    # StopIteration is how `datasets` fails on JSON without rows.
+    except (ValueError, OSError, StopIteration, DatasetsError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or "it has no rows"
         raise UserError(f"cannot load {called} ({split}): {reason}; check {_OPTIONS}") from None
 
 
@@ -129,8 +118,11 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _builder(path: Path, root: str, name: str) -> datasets.DatasetBuilder:
-    """What `datasets` reads a data set with; it takes paths for patterns, so those that look like one are escaped."""
+def dataset_builder(path: Path, root: str, name: str = "") -> datasets.DatasetBuilder:
+    """What `datasets` reads the data set at an absolute path with, or at `root` on the hub where there is no such path.
+
+    It takes paths for patterns, so those that look like one are escaped.
+    """
     escaped = glob.escape(str(path))
     if path.is_file():
         return datasets.load_dataset_builder(_BUILDERS[path.suffix], data_files=escaped)
@@ -144,13 +136,17 @@ def _builder(path: Path, root: str, name: str) -> datasets.DatasetBuilder:
 
 
 def _refuse_empty(builder: datasets.DatasetBuilder) -> None:
-    """Raises UserError on Parquet without rows, at which `datasets` fails with another library's words."""
-    for path in (path for paths in _data_files(builder).values() for path in paths):
-        if path.endswith(_PARQUET) and Path(path).is_file():
+    """Raises UserError on files without rows, at which `datasets` fails with the words of other libraries."""
+    for path in (Path(path) for paths in _data_files(builder).values() for path in paths):
+        if not path.is_file():
+            continue
+        what = "" if path.stat().st_size else "the file is empty"
+        if not what and path.suffix in _PARQUET:
             about = pq.read_metadata(path)
             if about.num_row_groups and not about.row_group(0).num_rows:
                 what = "the first of its row groups has no rows: write it again" if about.num_rows else "it has no rows"
-                raise UserError(f"cannot read {path}: {what}; remove it, or check --data.root")
+        if what:
+            raise UserError(f"cannot read {path}: {what}; remove it, or check --data.root")
 
 
 def _data_files(builder: datasets.DatasetBuilder) -> Mapping[str, Sequence[str]]:
@@ -159,26 +155,32 @@ def _data_files(builder: datasets.DatasetBuilder) -> Mapping[str, Sequence[str]]
     return files if isinstance(files, Mapping) else {}
 
 
-def _with_files(rows: datasets.Dataset, builder: datasets.DatasetBuilder, split: str) -> Table:
+def _read(builder: datasets.DatasetBuilder, split: str, called: str) -> Table:
+    """The rows of a split that has been prepared, with the files that they come from."""
+    infos: Any = builder.info.splits
+    sizes = {name: info.num_examples for name, info in infos.items()}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    if not sum(part.to - part.from_ for part in parts):
+        raise UserError(f"{called} ({split}) has no rows: check {_OPTIONS}")
+    rows = builder.as_dataset(split=split)
+    assert isinstance(rows, datasets.Dataset)
     listed = _data_files(builder)
     first = next((path for paths in listed.values() for path in paths), "")
     if not first.endswith((*_PARQUET, _ARROW)):
         return Table(rows)
-    infos: Any = builder.info.splits
-    sizes = {name: info.num_examples for name, info in infos.items()}
     files: list[TableFile] = []
     numbers: list[npt.NDArray[np.int64]] = []
     start = 0
-    for part in datasets.ReadInstruction.from_spec(split).to_absolute(sizes):
-        paths = listed.get(part.splitname, ())
+    for part in parts:
+        paths, size = listed.get(part.splitname, ()), sizes[part.splitname]
         own = [_file(path, local) for path, local in zip(paths, _local(builder, paths), strict=True)]
-        if sum(file.rows for file in own) != sizes[part.splitname]:
+        if (found := sum(file.rows for file in own)) != size:
             raise UserError(
-                f"{part.splitname} has {sizes[part.splitname]} rows, but its {len(own)} files hold "
-                f"{sum(file.rows for file in own)}: they have changed; clear the cache of `datasets`"
+                f"{called} ({part.splitname}): {len(own)} files hold {found} rows, but {size} were read from them "
+                "before: clear the cache of `datasets`"
             )
         numbers.append(np.arange(part.from_, part.to) + start)
-        start += sizes[part.splitname]
+        start += size
         files += own
     return Table(rows, tuple(files), np.concatenate(numbers), _file(first, _local(builder, [first])[0]))
 
@@ -207,16 +209,24 @@ def _is_saved(path: Path) -> bool:
     return (path / "state.json").is_file()
 
 
+def _state(path: Path) -> dict[str, Any]:
+    """What `save_to_disk` wrote of a data set."""
+    state = json.loads((path / "state.json").read_text())
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}/state.json is not what save_to_disk writes")
+    return state
+
+
 def _load_saved(path: Path, split: str) -> Table:
     """A `save_to_disk` folder: one data set for each split, or a single one, which is called train if not named."""
     if _is_saved(path):
-        single = datasets.load_from_disk(str(path))
-        assert isinstance(single, datasets.Dataset)
-        names = {str(single.split or "train"): path}
+        names = {str(_state(path).get("_split") or "train"): path}
     else:
         names = {folder.name: folder for folder in path.iterdir() if _is_saved(folder)}
     if split not in names:
         raise absent("split", split, names, str(path), _OPTIONS)
+    if not _state(names[split]).get("_data_files"):
+        raise UserError(f"{names[split]} has no rows: check {_OPTIONS}")
     rows = datasets.load_from_disk(str(names[split]))
     assert isinstance(rows, datasets.Dataset)
     return Table(rows, tuple(_file(file["filename"], file["filename"]) for file in rows.cache_files))
