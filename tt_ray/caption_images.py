@@ -132,7 +132,7 @@ def caption(given: Arguments, display: Display) -> str:
     if given.template:
         if out.exists():
             raise UserError(f"{out} exists already: delete it or give another --out")
-        table = class_captions(config, given.template, given.class_names)
+        table = class_captions(config, given.template, given.class_names, display.say)
         with disk_problems(out):
             write_captions(table, out)
         return f"caption table {out}: {len(table)} images"
@@ -161,17 +161,22 @@ def caption(given: Arguments, display: Display) -> str:
     return sentence
 
 
-def class_captions(config: DataConfig, template: str, names: Path | None = None) -> CaptionTable:
+def class_captions(
+    config: DataConfig, template: str, names: Path | None = None, say: Callable[[str], None] | None = None
+) -> CaptionTable:
     """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
-    Raises UserError as that does, when the template has no place for the name, or one for anything else, or when the
-    images have no labels.
+    `say` is called with what was found with the images but is not used. Raises UserError as that does, when the
+    template has no place for the name, or one for anything else, or when the images have no labels.
     """
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
     if unknown := [word for word in re.findall(r"\{.*?\}", template) if word != _LABEL]:
         raise UserError(f"--template {template!r} has {unknown[0]}, which stands for nothing: only {_LABEL} does")
     source = open_source(config, "train", need_captions=False)
+    if say is not None:
+        for sentence in source.left_out:
+            say(f"note: {sentence}")
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))
     return CaptionTable(source.ids, table, pa.array([f"template: {template}"] * len(source), pa.string()))
