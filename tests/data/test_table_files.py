@@ -15,7 +15,7 @@ from PIL import Image
 
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import open_images, open_source, open_splits
-from tt_ray.data.table_files import load_table
+from tt_ray.data.table_files import load_table, read_file
 from tt_ray.errors import UserError
 
 Names = Sequence[str] | None
@@ -294,6 +294,14 @@ def test_saved_without_rows(tmp_path: Path) -> None:
     assert "saved has no rows" in message(lambda: named(tables(tmp_path / "saved")))
     (tmp_path / "saved/state.json").write_text("[]")
     assert "is not what save_to_disk writes" in message(lambda: named(tables(tmp_path / "saved")))
+
+
+def test_files_of_the_hub_are_read_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for suffix in ("parquet", "arrow"):
+        write(tmp_path / f"hub/datasets--some--set/snapshots/{'a' * 40}/data/train.{suffix}", [ANT, BEE], [ANT, BEE])
+        file = read_file(f"hf://datasets/some/set@{'a' * 40}/data/train.{suffix}")
+        assert file.rows == 2 and file.class_names("label") == (ANT, BEE)
 
 
 def test_rows_know_their_files(tmp_path: Path) -> None:

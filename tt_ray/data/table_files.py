@@ -7,6 +7,7 @@ others as if their classes had the same order.
 import dataclasses
 import glob
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from tt_ray.errors import UserError
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 """The builder of `datasets` for a single file."""
+_ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<at>[^/]+)/(?P<file>.+)")
 _PARQUET, _ARROW = (".parquet", ".geoparquet", ".gpq"), ".arrow"
 _OPTIONS = "--data.root, --data.name, --data.train_split or --data.val_split"
 
@@ -173,7 +175,7 @@ def _read(builder: datasets.DatasetBuilder, split: str, called: str) -> Table:
     start = 0
     for part in parts:
         paths, size = listed.get(part.splitname, ()), sizes[part.splitname]
-        own = [_file(path, local) for path, local in zip(paths, _local(builder, paths), strict=True)]
+        own = [read_file(path) for path in paths]
         if (found := sum(file.rows for file in own)) != size:
             raise UserError(
                 f"{called} ({part.splitname}): {len(own)} files hold {found} rows, but {size} were read from them "
@@ -182,27 +184,33 @@ def _read(builder: datasets.DatasetBuilder, split: str, called: str) -> Table:
         numbers.append(np.arange(part.from_, part.to) + start)
         start += size
         files += own
-    return Table(rows, tuple(files), np.concatenate(numbers), _file(first, _local(builder, [first])[0]))
+    return Table(rows, tuple(files), np.concatenate(numbers), read_file(first))
 
 
-def _local(builder: datasets.DatasetBuilder, paths: Sequence[str]) -> list[str]:
-    """The files on this machine; those of the hub were downloaded when the data set was prepared."""
-    if all(Path(path).is_file() for path in paths):
-        return list(paths)
-    return datasets.DownloadManager(dataset_name=builder.dataset_name).download(list(paths))
-
-
-def _file(path: str, local: str) -> TableFile:
+def read_file(path: str) -> TableFile:
+    """Rows and schema of a Parquet or Arrow file on this machine or, as `datasets` writes its address, of the hub."""
+    source: Any = path if Path(path).is_file() else _remote(path)
     if path.endswith(_PARQUET):
-        about = pq.read_metadata(local)
+        about = pq.read_metadata(source)
         return TableFile(path, about.num_rows, about.schema.to_arrow_schema())
-    source = pa.memory_map(local)
+    source = pa.memory_map(source) if isinstance(source, str) else source
     try:
         reader = pa.ipc.open_stream(source)
         return TableFile(path, sum(batch.num_rows for batch in reader), reader.schema)
     except pa.ArrowInvalid:
         file = pa.ipc.open_file(source)
         return TableFile(path, sum(file.get_batch(i).num_rows for i in range(file.num_record_batches)), file.schema)
+
+
+def _remote(path: str) -> Any:
+    """A copy of a file elsewhere, or, where the hub's cache has none any more, the file itself, read in parts."""
+    found = _ON_HUB.fullmatch(path)
+    if found is None:
+        return datasets.DownloadManager().download(path)
+    cached = huggingface_hub.try_to_load_from_cache(
+        found["id"], found["file"], revision=found["at"], repo_type="dataset"
+    )
+    return cached if isinstance(cached, str) else huggingface_hub.HfFileSystem().open(path)
 
 
 def _is_saved(path: Path) -> bool:
@@ -229,4 +237,4 @@ def _load_saved(path: Path, split: str) -> Table:
         raise UserError(f"{names[split]} has no rows: check {_OPTIONS}")
     rows = datasets.load_from_disk(str(names[split]))
     assert isinstance(rows, datasets.Dataset)
-    return Table(rows, tuple(_file(file["filename"], file["filename"]) for file in rows.cache_files))
+    return Table(rows, tuple(read_file(file["filename"]) for file in rows.cache_files))
