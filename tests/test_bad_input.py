@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -239,6 +240,24 @@ def test_metadata_with_a_bad_label(suffix: str, split: str, spoilt: str, part: s
     assert part in text
     if not spoilt:
         assert f"{split}/metadata.{suffix}:{2 + (suffix == 'csv')} ({TRAINING[1]})" in text
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("wrong", "part"), [(5, "label is 5, but it names 2 classes"), (-1, "null, -1 or a blank name")]
+)
+def test_a_table_with_a_number_that_has_no_name(split: str, wrong: int, part: str, command: Command) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    image = (command.root / "train" / TRAINING[0]).read_bytes()
+    root = command.storage.parent / "tables [v2]"
+    root.mkdir()
+    for name in ("train", "test"):
+        labels = [0, wrong if name == split else 1, 1, 0] * 2
+        table = pa.table({"image": [{"bytes": image, "path": None}] * 8, "label": labels}, features.arrow_schema)
+        pq.write_table(table, root / f"{name}.parquet")
+    command.monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(root.parent / "cache"))
+    text = command.mistake([*command.baseline, "--data.source", "datasets", "--data.root", str(root)])
+    assert part in text and f"{split}.parquet, row 1, id 1" in text
 
 
 def test_metadata_that_is_not_used_is_said_on_the_screen(command: Command) -> None:
