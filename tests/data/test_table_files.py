@@ -287,6 +287,14 @@ def test_tables_without_rows(tmp_path: Path, suffix: str, content: str | None, e
     assert expected in text or (layout == "file" and suffix in ("csv", "jsonl")), text
 
 
+def test_an_empty_image_of_a_folder_costs_itself(tmp_path: Path) -> None:
+    for name in ("a/0.png", "b/0.png"):
+        (tmp_path / "data/train" / name).parent.mkdir(parents=True)
+        (tmp_path / "data/train" / name).write_bytes(png())
+    (tmp_path / "data/train/b/1.png").write_bytes(b"")
+    assert named(tables(tmp_path / "data")) == ["a", "b", "b"]
+
+
 def test_saved_without_rows(tmp_path: Path) -> None:
     datasets.disable_progress_bars()
     rows_of([], [ANT]).save_to_disk(str(tmp_path / "saved"))

@@ -29,6 +29,7 @@ _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 """The builder of `datasets` for a single file."""
 _ON_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<at>[^/]+)/(?P<file>.+)")
 _PARQUET, _ARROW = (".parquet", ".geoparquet", ".gpq"), ".arrow"
+_TABLES = (*_PARQUET, _ARROW, ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _OPTIONS = "--data.root, --data.name, --data.train_split or --data.val_split"
 
 
@@ -139,9 +140,10 @@ def dataset_builder(path: Path, root: str, name: str = "") -> datasets.DatasetBu
 
 def _refuse_empty(builder: datasets.DatasetBuilder) -> None:
     """Raises UserError on files without rows, at which `datasets` fails with the words of other libraries."""
-    for path in (Path(path) for paths in _data_files(builder).values() for path in paths):
-        if not path.is_file():
+    for path in (path for paths in _data_files(builder).values() for path in paths):
+        if not path.endswith(_TABLES) or not Path(path).is_file():  # an empty image is the business of its reader
             continue
+        path = Path(path)
         what = "" if path.stat().st_size else "the file is empty"
         if not what and path.suffix in _PARQUET:
             about = pq.read_metadata(path)
