@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from tt_ray.captions import METADATA_NAMES
 from tt_ray.config import DataConfig, ShapesConfig
 from tt_ray.data.classes import common_classes
 from tt_ray.data.decoding import ImageReader, square
@@ -228,11 +229,17 @@ class Hub:
         config = DataConfig(
             source="datasets", root=self.id, name=self.name, image_column=self.image, label_column=self.label
         )
-        try:
-            source = table_source(config, self.splits[split], need_captions=False)
-        except UserError as error:
-            reason = str(error).split("; check --")[0].removeprefix(f"cannot load {self.id} ({self.splits[split]}): ")
-            raise Missing(f"the hub's {self.id} cannot be had: {reason[:200]}") from None
+
+        def read(name: str) -> Source:
+            try:
+                return table_source(config, name, need_captions=False)
+            except UserError as error:
+                reason = str(error).split("; check --")[0].removeprefix(f"cannot load {self.id} ({name}): ")
+                raise Missing(f"the hub's {self.id} cannot be had: {reason[:200]}") from None
+
+        source = read(self.splits[split])
+        if split != "train" and "train" in self.splits:
+            source = common_classes(read(self.splits["train"]), source, f"the hub's {self.id}", True, split)
         return Opened(source, f"hub {self.id} {self.name} {self.splits[split]}")
 
     def help(self, place: Place) -> str:
@@ -242,7 +249,7 @@ class Hub:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A folder of the user's: a folder of images for each split (class sub-folders, or metadata.jsonl), or Parquet.
+    """A folder of the user's: a folder of images for each split (class sub-folders, or metadata), or Parquet.
 
     Splits are called train, test and (if there is one) val, validation, valid or dev, unless `splits` says otherwise.
     """
@@ -284,16 +291,16 @@ class Files:
 
     def _kind(self, root: Path) -> Literal["imagefolder", "datasets"] | None:
         train = root / self.splits.get("train", "train")
-        if train.is_dir() and not (train / "state.json").is_file() and not any(train.glob("*.parquet")):
+        if train.is_dir() and not (train / "state.json").is_file() and not _parquet(train, "*.parquet"):
             return "imagefolder"
-        return "datasets" if train.is_dir() or (root.is_dir() and any(root.rglob("*.parquet"))) else None
+        return "datasets" if train.is_dir() or (root.is_dir() and _parquet(root, "**/*.parquet")) else None
 
     def _there(self, root: Path) -> set[str]:
         """Names of the splits that there are, as the reader of this kind of files calls them."""
         folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
         if self._kind(root) == "imagefolder" or any((root / folder / "state.json").is_file() for folder in folders):
             return folders
-        files = list(root.rglob("*.parquet"))
+        files = _parquet(root, "**/*.parquet")
         words = {file.parent.name for file in files if file.parent != root}
         words |= {word for file in files for word in re.split(r"[^A-Za-z]+", file.stem)}
         return {"validation" if word in VALIDATION_NAMES else word for word in words if word}
@@ -321,6 +328,11 @@ class Files:
         from tt_ray.data.tables import table_source
 
         return table_source(config, name, need_captions=False)
+
+
+def _parquet(folder: Path, pattern: str) -> list[Path]:
+    """Tables of images; metadata.parquet belongs to a folder of images."""
+    return [file for file in folder.glob(pattern) if file.name not in METADATA_NAMES]
 
 
 def places(place: Place, folders: Sequence[str]) -> list[Path]:

@@ -293,7 +293,7 @@ def _own(name: str, origin: Files | Hub, place: Place, entry: Entry) -> Task:
     for each in opened.values():
         digest.update(images_fingerprint(each).encode() + each.source.labels.tobytes())
     about = (entry.metric, entry.citation, sizes)
-    left_out = tuple(f"{what} left out of {name} ({split})" for split in sources for what in sources[split].left_out)
+    left_out = tuple(dict.fromkeys(f"{name}: {what}" for source in sources.values() for what in source.left_out))
     task = Task(name, entry.version, classes, *about, (origin,), place, digest.hexdigest(), left_out=left_out)
     for split, source in sources.items():
         task._check(source, split)

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -19,6 +21,9 @@ from tt_ray.cli import run_command
 from tt_ray.config import Config
 from tt_ray.embeddings import write_store
 from tt_ray.logbook import read_rows
+from tt_ray.prepare import open_images
+from tt_ray.progress import Display
+from tt_ray.recipes import RECIPES
 
 SMALL = ["--train.batch_size", "4", "--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2"]
 TRAINING = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(6)]
@@ -202,6 +207,74 @@ def test_bad_images(spoil: Callable[[Command], None], parts: list[str], command:
     text = command.mistake(command.baseline)
     for part in parts:
         assert part in text
+
+
+def write_metadata(command: Command, split: str, suffix: str, labels: list[object]) -> None:
+    """Metadata of a split in one of the three formats."""
+    names = TRAINING if split == "train" else VALIDATION
+    path, rows = command.root / split / f"metadata.{suffix}", list(zip(names, labels, strict=True))
+    if suffix == "csv":
+        path.write_text("file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in rows))
+    else:
+        pq.write_table(pa.table({"file_name": names, "label": labels}), path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("split", "spoilt", "part"),
+    [
+        ("train", "", "1 images have no label"),
+        ("test", "", "1 images have no label"),
+        ("test", "emu", "'emu' (1 images)"),
+        ("train", " cat", "'cat' and ' cat'"),
+        ("test", " cat", "'cat' and ' cat'"),
+    ],
+)
+def test_metadata_with_a_bad_label(suffix: str, split: str, spoilt: str, part: str, command: Command) -> None:
+    labels: list[object] = [name.split("/")[0] for name in (TRAINING if split == "train" else VALIDATION)]
+    labels[1] = spoilt
+    write_metadata(command, split, suffix, labels)
+    text = command.mistake(command.baseline)
+    assert part in text
+    if not spoilt:
+        assert f"{split}/metadata.{suffix}:{2 + (suffix == 'csv')} ({TRAINING[1]})" in text
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("wrong", "part"), [(5, "label is 5, but it names 2 classes"), (-1, "null, -1 or a blank name")]
+)
+def test_a_table_with_a_number_that_has_no_name(split: str, wrong: int, part: str, command: Command) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    image = (command.root / "train" / TRAINING[0]).read_bytes()
+    root = command.storage.parent / "tables [v2]"
+    root.mkdir()
+    for name in ("train", "test"):
+        labels = [0, wrong if name == split else 1, 1, 0] * 2
+        table = pa.table({"image": [{"bytes": image, "path": None}] * 8, "label": labels}, features.arrow_schema)
+        pq.write_table(table, root / f"{name}.parquet")
+    command.monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(root.parent / "cache"))
+    text = command.mistake([*command.baseline, "--data.source", "datasets", "--data.root", str(root)])
+    assert part in text and f"{split}.parquet, row 1, id 1" in text
+
+
+def test_metadata_that_is_not_used_is_said_on_the_screen(command: Command) -> None:
+    (command.root / "metadata.csv").write_text("file_name,label\ntrain/cat/0.png,dog\n")
+    (command.root / "test" / "emu").mkdir()
+    draw(command.root / "test" / "loose.png")
+    assert "loose.png" in command.mistake(command.baseline)
+    (command.root / "test" / "loose.png").unlink()
+    config = RECIPES["shapes_baseline"]().override("data.source", "imagefolder")
+    config = config.override("data.root", str(command.root)).override("run.storage", str(command.storage))
+    said: list[str] = []
+    display = Display()
+    command.monkeypatch.setattr(display, "say", said.append)
+    train.prepare(config.override("train.batch_size", 4), display)
+    notes = open_images(config)[2]
+    assert len(notes) == 2 and all("metadata.csv is ignored" in note for note in notes)
+    assert said == [f"note: {note}" for note in notes]
 
 
 def test_data_root_is_needed(command: Command) -> None:

@@ -176,16 +176,84 @@ def test_bad_json_lines(tmp_path: Path) -> None:
     lines = [
         "{",
         "[1]",
-        '{"image_id": 3, "caption": "x"}',
+        '{"image_id": 3.0, "caption": "x"}',
         '{"image_id": "a"}',
         '{"image_id": "a", "caption": "x", "more": ' + "[" * 100_000 + "]" * 100_000 + "}",
         '{"image_id": "a", "caption": "x", "more": ' + "1" * 5000 + "}",
+        '{"image_id": true, "caption": "x"}',
         json.dumps({"image_id": "b", "text": "c"}),
     ]
     path = _write(tmp_path / "c.jsonl", "\n".join(lines))
     table = read_captions(path)
     assert _pairs(table) == {"b": "c"}
-    assert [p.split(":")[1] for p in table.problems] == ["1", "2", "3", "4", "5", "6"]
+    assert [p.split(":")[1] for p in table.problems] == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_numeric_image_id_is_its_text_in_every_format(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"c.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"image_id": [7, 12], "caption": ["one", "two"]}), path)
+    elif suffix == "jsonl":
+        path.write_text('{"image_id": 7, "caption": "one"}\n{"image_id": 12, "caption": "two"}\n')
+    else:
+        path.write_text("image_id,caption\n7,one\n12,two\n".replace(",", "\t" if suffix == "tsv" else ","))
+    assert _pairs(read_captions(path, strict=True)) == {"7": "one", "12": "two"}
+
+
+def test_decimals_are_no_image_ids(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image_id": [7.0, None], "caption": ["one", "two"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="column image_id holds decimals"):
+        read_captions(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_a_folder_with_metadata(tmp_path: Path, name: str) -> None:
+    if name.endswith("csv"):
+        (tmp_path / name).write_text("file_name,caption\na.png,one\n")
+    elif name.endswith("jsonl"):
+        (tmp_path / name).write_text('{"file_name": "a.png", "caption": "one"}\n')
+    else:
+        pq.write_table(pa.table({"file_name": ["a.png"], "caption": ["one"]}), tmp_path / name)
+    assert _pairs(read_captions(tmp_path)) == {"a.png": "one"}
+    (tmp_path / f"metadata.{'jsonl' if name.endswith('csv') else 'csv'}").touch()
+    with pytest.raises(UserError, match=r"has metadata.csv and metadata.\w+: give one"):
+        read_captions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "caption"),
+    [
+        (r'"he said \"hi\""', 'he said "hi"'),
+        (r'"\"hi\", he said"', '"hi", he said'),
+        (r'"5\" pipe, red"', '5" pipe, red'),
+        (r'"a \" alone"', 'a " alone'),
+        ('"one \\"two\\"\nthree"', 'one "two"\nthree'),
+        ('"he said ""hi"""', 'he said "hi"'),
+        ('"a path\\"', "a path\\"),
+        ('"a \\n path"', "a \\n path"),
+        (r"C:\dir", r"C:\dir"),
+    ],
+)
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_quotes_after_a_backslash(tmp_path: Path, cell: str, caption: str, separator: str) -> None:
+    path = tmp_path / ("c.csv" if separator == "," else "c.tsv")
+    path.write_text(separator.join(["image_id", "caption"]) + "\n" + f"a{separator}{cell}\nb{separator}fine\n")
+    assert _pairs(read_captions(path, strict=True)) == {"a": caption, "b": "fine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('image_id,caption\na,say \\"hi\\" now\nb,fine\n', "two ways"),
+        ('image_id,caption\na,"say \\"hi now\nb,fine\n', "a backslash before a quote"),
+    ],
+)
+def test_a_backslash_that_cannot_be_read_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
+    table = read_captions(_write(tmp_path / "c.csv", text))
+    assert _pairs(table) == {"b": "fine"}
+    (line,) = table.problems
+    assert line.startswith(f"{tmp_path}/c.csv:2: ") and problem in line
 
 
 def test_official_shards_in_numeric_order(tmp_path: Path) -> None:

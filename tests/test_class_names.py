@@ -37,6 +37,7 @@ def test_wordnet_ids_are_no_names() -> None:
         ("x.json", "[1]", "is not a JSON object of texts"),
         ("x.json", "{", "is not JSON"),
         ("x.xls", "", "no table of class names"),
+        ("x.csv", 'n1,"a \\"big\\" cat"\n', "has a quote at the wrong place"),
         ("none/x.csv", None, "cannot read"),
     ],
 )

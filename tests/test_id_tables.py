@@ -1,7 +1,9 @@
 """Image ids and labels: read from folders and tables; file names meet ids only where there is no doubt."""
 
+import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +54,56 @@ def test_labels_of_folders(tmp_path: Path) -> None:
     rows = '{"file_name": "a", "label": 1, "label_name": "cat"}\n{"file_name": "b", "label": 2}\n'
     (tmp_path / "metadata.jsonl").write_text(rows)
     assert read_labels(tmp_path, _strings(["b", "a"])).to_pylist() == [None, "cat"]
+
+
+@pytest.mark.parametrize("names", [["ant", "bee"], ["bee", "ant"]])
+def test_labels_are_the_names_that_parquet_declares(tmp_path: Path, names: list[str]) -> None:
+    kind = datasets.Features({"image_id": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    rows = {"image_id": IDS, "label": ["bee", "ant", None]}
+    datasets.Dataset.from_dict(rows, features=kind).to_parquet(str(tmp_path / "t.parquet"))
+    assert read_labels(tmp_path / "t.parquet", _strings(IDS)).to_pylist() == ["bee", "ant", None]
+    table = pq.read_table(tmp_path / "t.parquet")
+    pq.write_table(table.set_column(1, table.schema.field(1), [[0, -1, 2]]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet:3: label is 2, but it names 2 classes, 0 to 1"):
+        read_labels(tmp_path / "t.parquet", _strings(IDS))
+
+
+def test_labels_are_stripped_and_blank_ones_are_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"image_id,label\n{IDS[0]}, cat\n{IDS[1]},  \n{IDS[2]},\n", encoding="utf-8")
+    assert read_labels(tmp_path / "t.csv", _strings(IDS)).to_pylist() == ["cat", None, None]
+    assert read_labels(tmp_path, _strings([" cat/1.png", "  /2.png"])).to_pylist() == ["cat", None]
+
+
+@pytest.mark.parametrize("column", ["image_id", "label"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_decimals_are_neither_ids_nor_labels(tmp_path: Path, column: str, suffix: str) -> None:
+    columns = {"image_id": [1, 2], "label": [0, 1], column: [1.0, 2.5]}
+    if suffix == "parquet":
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    else:
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"column {column} holds decimals"):
+        read_labels(tmp_path / f"t.{suffix}", _strings(["1"]))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_without_rows(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"image_id": pa.array([], pa.string()), "label": pa.array([], pa.string())}), path)
+    else:
+        path.write_text("image_id,label\n" if suffix == "csv" else "")
+    with pytest.raises(UserError, match=r"t\.\w+") as caught:
+        read_ids(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_look_like_patterns(tmp_path: Path) -> None:
+    path = tmp_path / "a[1]" / "label=7" / "t {x}*.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"image_id": IDS, "label": ["a", "b", "c"]}), path)
+    assert read_labels(path, _strings(IDS)).to_pylist() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def caption(given: Arguments, display: Display) -> str:
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
     ids, read, left_out = open_images(config, "train")
     for sentence in left_out:
-        display.say(f"note: {sentence} left out of {config.train_split}")
+        display.say(f"note: {sentence}")
     items = [range(start, min(start + _SHARD, len(ids))) for start in range(0, len(ids), _SHARD)]
     work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}
     folder = out.with_name(f"{out.name}.unfinished")
@@ -170,9 +170,8 @@ def class_captions(
 ) -> CaptionTable:
     """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
-    `say` is called with sentences on files that are not read.
-    Raises UserError as that does, when the template has no place for the name, or one for anything else, or when the
-    images have no labels.
+    `say` is called with what was found with the images but is not used. Raises UserError as that does, when the
+    template has no place for the name, or one for anything else, or when the images have no labels.
     """
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
@@ -182,7 +181,7 @@ def class_captions(
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     if say is not None:
         for sentence in source.left_out:
-            say(f"note: {sentence} left out of {config.train_split}")
+            say(f"note: {sentence}")
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))
     return CaptionTable(source.ids, table, pa.array([f"template: {template}"] * len(source), pa.string()))
 

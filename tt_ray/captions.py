@@ -4,21 +4,22 @@ import csv
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tt_ray.csv_rows import csv_rows
 from tt_ray.errors import UserError
 
 _ID_NAMES = ("image_id", "file_name")
 _CAPTION_NAMES = ("caption", "text")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""What Hugging Face's imagefolder calls tables of images, next to them."""
 _SHARD = re.compile(r"(?P<name>.+)_(?P<i>\d+)_of_(?P<n>\d+)\.csv")
 # A bad first line must not hide a file's format, so that many lines are looked at for `<name>:\t<caption>`.
 _SNIFF_LINES = 20
@@ -52,9 +53,9 @@ def read_captions(path: str | Path, strict: bool = False, several: bool = False)
 
     `path` is a Parquet, CSV, TSV or JSONL file with image_id (or file_name), caption (or text) and optionally source;
     an official CSV of `<image file name>:\\t<caption>` lines; or a folder of such shards, named
-    `<dataset>_<model>_<i>_of_<n>.csv`, or with a metadata.jsonl. Malformed rows, empty captions and further
-    captions of the same image are left out and listed in `problems`; a repeated equal caption is no problem. With
-    `several`, further captions are kept as rows of their own, with the id repeated.
+    `<dataset>_<model>_<i>_of_<n>.csv`, or with a metadata.jsonl, .csv or .parquet. Malformed rows,
+    empty captions and further captions of the same image are left out and listed in `problems`; a repeated equal
+    caption is no problem. With `several`, further captions are kept as rows of their own, with the id repeated.
 
     Raises UserError when there is no such file, no known format, a missing shard, no caption at all, or, with
     `strict`, any problem.
@@ -144,10 +145,15 @@ def _files(path: Path) -> list[Path]:
     for file in path.iterdir():
         if match := _SHARD.fullmatch(file.name):
             shards.setdefault((match["name"], int(match["n"])), {})[int(match["i"])] = file
-    if not shards and (path / "metadata.jsonl").is_file():
-        return [path / "metadata.jsonl"]
+    metadata = [path / name for name in METADATA_NAMES if (path / name).is_file()]
+    if not shards and len(metadata) == 1:
+        return metadata
+    if not shards and metadata:
+        raise UserError(f"{path} has {' and '.join(file.name for file in metadata)}: give one of them")
     if not shards:
-        raise UserError(f"{path} has neither caption shards <name>_<i>_of_<n>.csv nor a metadata.jsonl")
+        raise UserError(
+            f"{path} has neither caption shards <name>_<i>_of_<n>.csv nor a metadata.jsonl, .csv or .parquet"
+        )
     if len(shards) > 1:
         names = ", ".join(f"{name} (of {n})" for name, n in sorted(shards))
         raise UserError(f"{path} has shards of several caption tables, give each its own folder: {names}")
@@ -182,6 +188,8 @@ def _parquet_rows(file: Path) -> Rows:
     line = 0
     for batch in parquet.iter_batches(columns=[name for name in wanted if name]):
         # Whole columns are cast at once: row by row it would take minutes at ImageNet's size.
+        if pa.types.is_floating(batch.column(wanted[0]).type):
+            raise UserError(f"{file}: column {wanted[0]} holds decimals: image ids are texts or integers")
         columns = [_texts(batch.column(name)) if name else None for name in wanted]
         ids, captions, sources = columns
         assert ids is not None and captions is not None  # _columns refuses a table without them
@@ -223,80 +231,13 @@ def _csv_rows(file: Path, text: TextIO) -> Rows:
 
 
 def _table_rows(text: TextIO, delimiter: str, columns: list[int]) -> Rows:
-    """Rows of a CSV with a header; Arrow's reader does not tell line numbers under quoted newlines."""
-    width = len(next(csv.reader([text.readline()], delimiter=delimiter)))
+    """Rows of a CSV with a header."""
     image, caption, source = columns
-    lines = _Lines(text)
-    while line := lines.take():
-        number = lines.number
-        if not line.strip("\r\n"):
-            continue
-        row = _quoted_row(lines, line, delimiter, width, image) if '"' in line else line.rstrip("\r\n").split(delimiter)
-        if isinstance(row, str):
-            yield number, row
-        elif len(row) == width:
+    for number, row in csv_rows(text, delimiter, image):
+        if isinstance(row, list):
             yield number, (row[image], row[caption], row[source] if source >= 0 else "")
         else:
-            yield number, f"{len(row)} columns instead of {width}"
-
-
-class _Lines:
-    """A table's lines below its header, which can be given back."""
-
-    def __init__(self, text: TextIO) -> None:
-        self._text = text
-        self._ahead: deque[str] = deque()
-        self.number = 1
-        """Of the line that was taken last."""
-
-    def take(self) -> str:
-        """The next line; empty at the end."""
-        line = self._ahead.popleft() if self._ahead else self._text.readline()
-        self.number += bool(line)
-        return line
-
-    def give_back(self, lines: list[str]) -> None:
-        self._ahead.extendleft(reversed(lines))
-        self.number -= len(lines)
-
-
-def _quoted_row(lines: _Lines, first: str, delimiter: str, width: int, image: int) -> list[str] | str:
-    """The row that begins on a line with quotes, or what is wrong with it.
-
-    A quoted text may go on over several lines. Where its quote is never closed, or what follows looks like rows of
-    their own, only the first line is bad, and the others are given back: one stray quote must not swallow rows.
-    """
-    with suppress(csv.Error):
-        return next(csv.reader([first], delimiter=delimiter, strict=True))
-    taken: list[str] = []
-
-    def feed() -> Iterator[str]:
-        yield first
-        while line := lines.take():
-            taken.append(line)
-            yield line
-
-    try:
-        row = next(csv.reader(feed(), delimiter=delimiter, strict=True))
-    except csv.Error:
-        row = []
-    if row and not any(_is_like(row, line, delimiter, width, image) for line in taken):
-        return row
-    lines.give_back(taken)
-    try:  # read alone and with forbearance: "STOP" sign has its quotes at the wrong place, but means no more
-        (row,) = csv.reader([first.rstrip("\r\n") + "\n"], delimiter=delimiter)
-    except csv.Error as error:
-        return str(error)
-    return "a quote that is not closed" if any("\n" in cell for cell in row) else row
-
-
-def _is_like(row: list[str], line: str, delimiter: str, width: int, image: int) -> bool:
-    """Whether a line inside a row's quotes looks like a row itself, with an image id of the same kind."""
-    cells = line.rstrip("\r\n").split(delimiter)
-    if len(cells) != width or len(row) <= image:
-        return len(row) <= image
-    own, other = row[image], cells[image]
-    return PurePath(own).suffix == PurePath(other).suffix and len(own.split()) == len(other.split())
+            yield number, row
 
 
 def _official_rows(file: Path, text: TextIO) -> Rows:
@@ -329,6 +270,8 @@ def _json_row(line: str) -> Row | str:
         return "not a JSON object"
     image, caption = (next((record[n] for n in names if n in record), None) for names in (_ID_NAMES, _CAPTION_NAMES))
     source = record.get("source")
+    if type(image) is int:  # decimals are no ids: 1.0 and 1 would be two images
+        image = str(image)
     if not isinstance(image, str) or not isinstance(caption, str):
-        return "needs texts image_id (or file_name) and caption (or text)"
+        return "needs image_id (or file_name), a text or an integer, and caption (or text), a text"
     return image, caption, source if isinstance(source, str) else ""

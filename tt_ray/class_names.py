@@ -46,7 +46,11 @@ def _read(path: Path) -> dict[str, str]:
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise UserError(f'{path} is not a JSON object of texts, such as {{"n01440764": "tench"}}')
     elif suffix == ".csv":
-        names = {row[0].strip(): row[1] for row in csv.reader(text.splitlines()) if len(row) > 1}
+        try:
+            rows = list(csv.reader(text.splitlines(), strict=True))
+        except csv.Error as error:
+            raise UserError(f'{path} has a quote at the wrong place ({error}): double quotes in names ("")') from None
+        names = {row[0].strip(): row[1] for row in rows if len(row) > 1}
     elif suffix == ".txt":
         names = {
             line.split()[0]: line.split(None, 1)[1].split(",")[0] for line in text.splitlines() if " " in line.strip()

@@ -12,7 +12,11 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from tt_ray.config import DataConfig
+from tt_ray.data.classes import declared_names, text_labels
+from tt_ray.data.file_listing import list_images
 from tt_ray.data.folders import folder_images
+from tt_ray.data.metadata import read_metadata
+from tt_ray.data.source import NOBODY
 from tt_ray.errors import UserError
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
@@ -39,21 +43,23 @@ def read_ids(path: str | Path) -> pa.StringArray:
 def read_labels(path: str | Path, ids: pa.StringArray) -> pa.StringArray:
     """A label for each of `ids`, null where there is none.
 
-    `path` is a table (Parquet, CSV, TSV, JSONL) with image_id (or file_name) and label (or label_name), a folder with a
-    metadata.jsonl that is one, or a folder of class folders: the label is then the first folder of the image id.
-    Raises UserError when it is neither, an id of the table repeats, or no id has a label.
+    `path` is a table (Parquet, CSV, TSV, JSONL) with image_id (or file_name) and label (or label_name), a folder with
+    metadata (.jsonl, .csv or .parquet), or a folder of class folders: the label is then the first folder of the image
+    id. Labels are stripped of surrounding whitespace, and blank ones are none. Raises UserError when it is neither, an
+    id of the table repeats, or no id has a label.
     """
     path = Path(path).expanduser()
-    if path.is_dir() and not (path / "metadata.jsonl").is_file():
+    table = _metadata_labels(path) if path.is_dir() else tuple(_columns(path, _ID_NAMES, _LABEL_NAMES))
+    if table is None:
         parts = pc.split_pattern(ids, "/", max_splits=1)
         inside = pc.equal(pc.list_value_length(parts), 2)
         labels = pc.if_else(inside, pc.list_element(parts, 0), pa.scalar(None, pa.string()))
     else:
-        table = path / "metadata.jsonl" if path.is_dir() else path
-        known, values = _columns(table, _ID_NAMES, _LABEL_NAMES)
+        known, values = table
         if repeated := len(known) - len(known.unique()):
-            raise UserError(f"{table}: {repeated} rows repeat an image id; remove them")
+            raise UserError(f"{path}: {repeated} rows repeat an image id; remove them")
         labels = values.take(pc.index_in(ids, known))
+    labels = text_labels(labels)
     if labels.null_count == len(labels):
         raise UserError(f"{path} has no label for image ids such as {', '.join(ids[:3].to_pylist())}")
     return labels
@@ -96,6 +102,19 @@ def _check_ambiguity(ids: pa.StringArray, names: pa.StringArray) -> None:
             )
 
 
+def _metadata_labels(folder: Path) -> tuple[pa.StringArray, pa.StringArray] | None:
+    """Image ids and labels of the metadata in a split's folder; None where there are none, or they have no labels."""
+    config = DataConfig()
+    listing = list_images(folder)
+    metadata = read_metadata(folder, [*listing.images, *listing.others], config)
+    if metadata is None or not {config.label_column, f"{config.label_column}_name"} & metadata.keys:
+        return None
+    labels = pa.array([name if isinstance(name, str) else None for name in metadata.names], pa.string())
+    if not labels.is_valid().true_count:
+        labels = pc.cast(metadata.label_values(config.label_column), pa.string())
+    return pa.array(metadata.files, pa.string()), labels
+
+
 def _columns(path: Path, *wanted: tuple[str, ...]) -> list[pa.StringArray]:
     """Columns as text, each the first that the table has of several names; rows without any of them are left out."""
     try:
@@ -104,11 +123,27 @@ def _columns(path: Path, *wanted: tuple[str, ...]) -> list[pa.StringArray]:
         if not all(names):
             needed = " and ".join(some[0] if some is _ID_NAMES else some[-1] for some in wanted)
             raise UserError(f"{path} needs columns {needed}, but has {', '.join(there) or 'none'}")
-        columns = {name: pc.cast(table[name], pa.string()) for name in names}
+        if decimal := next((name for name in names if pa.types.is_floating(table[name].type)), ""):
+            raise UserError(f"{path}: column {decimal} holds decimals: write texts or integers")
+        columns = {name: pc.cast(_by_name(path, table, name), pa.string()) for name in names}
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     table = pa.table(columns).drop_null()
     return [table[name].combine_chunks() for name in names]
+
+
+def _by_name(path: Path, table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column, with class names in place of numbers where the file declares them."""
+    names = declared_names(path, table.schema, column)
+    if names is None or not len(table):
+        return table[column]
+    values = pc.cast(table[column], pa.int64())
+    low, high = pc.min_max(values).as_py().values()
+    if low is not None and (low < NOBODY or high >= len(names)):
+        wrong = low if low < NOBODY else high
+        row = pc.index(values, wrong).as_py() + 1
+        raise UserError(f"{path}:{row}: {column} is {wrong}, but it names {len(names)} classes, 0 to {len(names) - 1}")
+    return pa.array(names, pa.string()).take(pc.if_else(pc.less(values, 0), pa.scalar(None, pa.int64()), values))
 
 
 def _read_table(path: Path, wanted: list[str]) -> tuple[pa.Table, list[str]]:
@@ -116,7 +151,7 @@ def _read_table(path: Path, wanted: list[str]) -> tuple[pa.Table, list[str]]:
     suffix = path.suffix.lower()
     if suffix in (".parquet", ".pq"):
         there = pq.read_schema(path).names
-        return pq.read_table(path, columns=[name for name in there if name in wanted]), there
+        return pq.ParquetFile(path).read(columns=[name for name in there if name in wanted]), there
     if suffix in (".csv", ".tsv"):
         parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
         # Texts, whatever they look like: as numbers, 01 and 1 would be the same image.

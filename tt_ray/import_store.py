@@ -272,6 +272,8 @@ def _stream(source: str, split: str, columns: list[str]) -> Iterator[pa.Table]:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    from tt_ray.data.table_files import dataset_builder
+
     datasets.disable_progress_bars()
     folder = Path(source).expanduser()
     try:
@@ -283,7 +285,7 @@ def _stream(source: str, split: str, columns: list[str]) -> Iterator[pa.Table]:
                 )
             data: Any = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
-            data = datasets.load_dataset(str(folder) if folder.exists() else source, split=split, streaming=True)
+            data = dataset_builder(folder.absolute(), source).as_streaming_dataset(split)
         there = data.column_names or list(next(iter(data.take(1)), {}))
         for column in columns:
             if column not in there:

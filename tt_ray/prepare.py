@@ -68,8 +68,8 @@ def left_out(config: Config, train: Source, val: Source) -> list[str]:
         if split.skipped:
             notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {some(split.skipped)}")
         if split is train or not data.val_share:  # which is of the same folder
-            notes += [f"{sentence} left out of {name}" for sentence in split.left_out]
-    return notes
+            notes += split.left_out
+    return list(dict.fromkeys(notes))
 
 
 def check_images(config: Config, train: Source, val: Source, show: Show | None = None) -> None:

@@ -123,20 +123,23 @@ def test_metadata_that_does_not_fit_the_files(tmp_path: Path) -> None:
     text = message(lambda: open_source(folder_config(tmp_path), "train", False))
     assert "2 images have no row" in text and "b/2.jpg" in text
     write_split(tmp_path / "train", rows_of([0, 1, 1]) + rows_of([0, 1, 1])[1:2])
-    assert "1 rows repeat a file_name: a/1.png" in message(lambda: open_source(folder_config(tmp_path), "train", False))
+    assert "metadata.jsonl:4 (a/1.png)" in message(lambda: open_source(folder_config(tmp_path), "train", False))
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (rows_of([0, None, None]), "2 images have no label: a/1.png, b/2.jpg"),
+        (rows_of([0, None, None]), "2 images have no label: "),
         (rows_of([0, "dog", 1]), "all integers or all text, but are int, str"),
         (rows_of([0.5, 1.0, 1.0]), "all integers or all text, but are float"),
         (rows_of([0, -1, 1]), "label -1 is not a class number"),
         (rows_of([0, 10**9, 1]), "label 1000000000 is not a class number"),
         (rows_of([0, 0, 1], label_name=["cat", "dog", "cow"]), "label 0 is called both 'cat' and 'dog'"),
-        (rows_of([0, 0, 1], caption=["x", ["y"], "z"]), "metadata.jsonl:2 is not a JSON object with"),
-        ([{"label": 0}], "metadata.jsonl:1 is not a JSON object with texts file_name"),
+        (
+            rows_of([0, 0, 1], caption=["x", ["y"], "z"]),
+            "metadata.jsonl:2 is not a row with texts",
+        ),
+        ([{"label": 0}], "metadata.jsonl:1 needs a text file_name, but has none"),
     ],
 )
 def test_metadata_with_bad_rows(tmp_path: Path, rows: list[dict[str, Any]], expected: str) -> None:
@@ -207,7 +210,7 @@ def test_numbers_are_matched_by_name(tmp_path: Path) -> None:
     _, val = open_splits(folder_config(tmp_path), False)
     assert val.labels.tolist() == [0, 0, 1] and val.classes == ("ant", "bee", "cow")
     write_split(tmp_path / "train", rows_of([0, 1, 2], label_name=["crane", "bee", "crane"]))
-    assert "called 'crane'" in message(lambda: open_splits(folder_config(tmp_path), False))
+    assert "labels 0 and 2 are both called 'crane'" in message(lambda: open_splits(folder_config(tmp_path), False))
 
 
 # Decoding

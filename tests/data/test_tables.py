@@ -115,7 +115,7 @@ def test_saved_folders(tmp_path: Path) -> None:
         ({"id_column": "image"}, False, ["cannot be read as ids"]),
         ({"caption_column": "text"}, True, ["--data.caption_column", "--text.captions"]),
         ({"caption_column": "label"}, True, ["does not hold one text"]),
-        ({"label_column": "gaps"}, False, ["1 rows have no gaps: 1;"]),
+        ({"label_column": "gaps"}, False, ["1 images have no gaps: train-00000-of-00001.parquet, row 1, id 1;"]),
         ({"train_split": "training"}, False, ["training", "['train', 'test']", "--data.train_split"]),
         ({"root": "./nowhere"}, False, ["./nowhere does not exist"]),
         ({"root": ""}, False, ["--data.root"]),
@@ -149,7 +149,7 @@ def test_damaged_table_and_unreachable_hub(tmp_path: Path, monkeypatch: pytest.M
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("Couldn't reach the Hub\nat all")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     hub = DataConfig(source="datasets", root="someone/pictures")
     assert "cannot load someone/pictures (train): Couldn't reach the Hub at all" in message(
         lambda: open_source(hub, "train", False)

@@ -209,20 +209,24 @@ def test_torchvision_set_with_train_flag(tmp_path: Path) -> None:
 
 
 def test_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = datasets.ClassLabel(names=list(COLOURS))
-    features = datasets.Features({"image": datasets.Image(), "fine": kind})
-    rows = {"image": [{"bytes": encoded(colour), "path": None} for colour in COLOURS.values()], "fine": [2, 0, 1]}
-    table = datasets.Dataset.from_dict(rows, features=features)
+    names = {"train": list(COLOURS), "validation": list(COLOURS)[::-1]}
+    for split, order in names.items():
+        features = datasets.Features({"image": datasets.Image(), "fine": datasets.ClassLabel(names=order)})
+        rows = {"image": [{"bytes": encoded(c), "path": None} for c in COLOURS.values()], "fine": list(COLOURS)}
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"hub/{split}.parquet"))
     asked: list[tuple[Any, ...]] = []
+    load = datasets.load_dataset_builder
 
-    def load_dataset(*given: Any, split: str) -> datasets.Dataset:
-        asked.append((*given, split))
-        return table
+    def load_dataset_builder(*given: Any) -> datasets.DatasetBuilder:
+        asked.append(given)
+        return load(str(tmp_path / "hub"))
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     hub = Hub("some/set", {"train": "train", "test": "validation"}, label="fine", name="big")
     source = opened(hub, "test", tmp_path, given=False).source
-    assert asked == [("some/set", "big", "validation")] and source.labels.tolist() == [2, 0, 1]
+    assert set(asked) == {("some/set", "big")}
+    assert source.labels.tolist() == [0, 1, 2], "classes of the test split are those of training, by name"
     assert source.classes == tuple(COLOURS) and source.read(0).getpixel((0, 0)) == COLOURS["ant"]
     assert "where a folder is given" in message(lambda: opened(hub, "test", tmp_path))
 
@@ -268,6 +272,28 @@ def test_own_parquet(tmp_path: Path) -> None:
     test = task.open("test")
     assert test.labels.tolist() == [1, 2] and test.classes == ("ant", "bee", "cow")
     assert test.read(1).getpixel((0, 0)) == COLOURS["cow"]
+
+
+@pytest.mark.parametrize("name", ["data", "cl [v2]*"])
+def test_own_data_is_matched_by_class_name(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    for split, order in (("train", list(COLOURS)), ("test", list(COLOURS)[::-1])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=order)})
+        rows = {"image": [{"bytes": encoded(c), "path": None} for c in COLOURS.values()], "label": list(COLOURS)}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / f"{split}.parquet"))
+    task = tasks(["mine"], roots={"mine": root})["mine"]
+    assert task.open("test").labels.tolist() == task.open("train").labels.tolist() == [0, 1, 2]
+
+
+def test_own_images_with_metadata_in_parquet(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for kind, colour in COLOURS.items():
+            picture(tmp_path / split / f"{kind}.png", colour)
+        rows = {"file_name": [f"{kind}.png" for kind in COLOURS], "label": list(COLOURS)}
+        pq.write_table(pa.table(rows), tmp_path / split / "metadata.parquet")
+    task = tasks(["mine"], roots={"mine": tmp_path})["mine"]
+    assert task.open("test").ids.to_pylist() == rows["file_name"] and task.open("test").classes == tuple(COLOURS)
 
 
 def test_table_task_from_an_image_folder(tmp_path: Path) -> None:

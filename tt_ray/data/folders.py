@@ -1,9 +1,8 @@
-"""Image folders: Hugging Face's imagefolder layout (metadata.jsonl), or one sub-folder for each class."""
+"""Image folders: Hugging Face's imagefolder layout (metadata.jsonl, .csv, .parquet), or a sub-folder for each class."""
 
 import dataclasses
-import json
 import os
-import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import pyarrow as pa
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.classes import absent, number_classes, some
+from tt_ray.data.classes import LabelPlace, Labels, absent, number_classes, some
 from tt_ray.data.decoding import ImageReader
 from tt_ray.data.file_listing import Listing, list_images
+from tt_ray.data.metadata import Metadata, read_metadata, unused_metadata
 from tt_ray.data.source import Source
 from tt_ray.errors import UserError, shown
 
@@ -37,44 +37,40 @@ class FolderImages(ImageReader):
         return f"{self.root}/{self.ids[row].as_py()}"
 
 
-@dataclasses.dataclass
-class _Metadata:
-    """metadata.jsonl by column, one entry for each line; None where a line lacks the key."""
-
-    files: list[str] = dataclasses.field(default_factory=list)
-    labels: list[Any] = dataclasses.field(default_factory=list)
-    names: list[Any] = dataclasses.field(default_factory=list)
-    captions: list[Any] = dataclasses.field(default_factory=list)
-    groups: list[Any] = dataclasses.field(default_factory=list)
-    keys: set[str] = dataclasses.field(default_factory=set)
-
-
 def folder_source(config: DataConfig, split: str, need_captions: bool) -> Source:
     """The images below `<data.root>/<split>`.
 
-    Raises UserError on a missing folder, on a metadata.jsonl that does not fit the files, and on missing labels or
-    (if needed) captions.
+    Raises UserError on a missing folder, on metadata that do not fit the files, and on missing labels or (if needed)
+    captions.
     """
     root = split_folder(config, split)
     listing = list_images(root)
-    if (root / "metadata.jsonl").is_file():
-        return _from_metadata(config, root, listing, need_captions)
-    if need_captions:
+    files = [*listing.images, *listing.others]
+    metadata = read_metadata(root, files, config)
+    if metadata is not None:
+        source = _from_metadata(config, root, listing, metadata, need_captions)
+    elif need_captions:
         raise UserError(
-            f"{root} has no metadata.jsonl, so its images have no captions: write one with the key of "
+            f"{root} has no metadata.jsonl, .csv or .parquet, so its images have no captions: write one with "
             "--data.caption_column, or give a caption table with --text.captions"
         )
-    listing.check_folders(root)
-    ids = listing.images
-    labels, classes = number_classes(_folder_labels(root, ids), {}, str(root)) if ids else (np.zeros(0, np.int64), ())
-    return dataclasses.replace(_source(root, ids, labels, classes, None), left_out=listing.left_out())
+    else:
+        listing.check_folders(root)
+        source = _source(root, listing.images, *_folder_classes(root, listing.images), None)
+    read = () if metadata is None else metadata.files
+    left_out = (*_left_out(listing, split, read), *source.left_out, *unused_metadata(root, files))
+    return dataclasses.replace(source, left_out=left_out)
+
+
+def _left_out(listing: Listing, split: str, read: Iterable[str] = ()) -> tuple[str, ...]:
+    return tuple(f"{what} left out of {split}" for what in listing.left_out(read))
 
 
 def folder_images(config: DataConfig, split: str) -> FolderImages:
     """The images below `<data.root>/<split>` by id, labelled or not; raises UserError on a missing folder."""
     root = split_folder(config, split)
     listing = list_images(root)
-    return FolderImages(root, pa.array(listing.images, pa.string()), listing.left_out())
+    return FolderImages(root, pa.array(listing.images, pa.string()), _left_out(listing, split))
 
 
 def split_folder(config: DataConfig, split: str) -> Path:
@@ -90,98 +86,61 @@ def split_folder(config: DataConfig, split: str) -> Path:
     return root / split
 
 
-def _from_metadata(config: DataConfig, root: Path, listing: Listing, need_captions: bool) -> Source:
-    path = root / "metadata.jsonl"
-    metadata = _read_metadata(path, config)
-    _check_files(path, metadata.files, listing)
+def _from_metadata(config: DataConfig, root: Path, listing: Listing, metadata: Metadata, need_captions: bool) -> Source:
+    _check_files(metadata, listing)
     if need_captions and config.caption_column not in metadata.keys:
         options = "--data.caption_column, or give a caption table with --text.captions"
-        raise absent("key", config.caption_column, metadata.keys, str(path), options)
+        raise absent("key", config.caption_column, metadata.keys, metadata.where, options)
     if not metadata.files:
         return _source(root, [], np.zeros(0, np.int64), (), None)
-    values, names = metadata.labels, _class_names(path, metadata)
-    if config.label_column not in metadata.keys:
+    column, notes = config.label_column, ()
+    in_folders = all("/" in name for name in metadata.files)
+    if column in metadata.keys:
+        place = LabelPlace(metadata.where, column, metadata.row)
+        called = [name if isinstance(name, str) else None for name in metadata.names]
+        labels, classes = number_classes(metadata.label_values(column), place, pa.array(called, pa.string()))
+        if in_folders and [classes[label] for label in labels] != [name.split("/", 1)[0] for name in metadata.files]:
+            notes = (f"the labels of {root} are those of {metadata.where} ({column}); its folders' names are not used",)
+    else:
         # A label column that was asked for by name is a typing mistake; otherwise sub-folders are the classes.
-        asked = config.label_column != DataConfig().label_column
-        if asked or not all("/" in name for name in metadata.files):
-            raise absent("key", config.label_column, metadata.keys, str(path), "--data.label_column")
-        values, names = _folder_labels(root, metadata.files), {}
-    unlabelled = [name for name, value in zip(metadata.files, values, strict=True) if value is None]
-    if unlabelled:
-        raise UserError(f"{path}: {len(unlabelled)} images have no {config.label_column}: {some(unlabelled)}; add it")
-    labels, classes = number_classes(values, names, str(path))
+        if column != DataConfig().label_column or not in_folders:
+            raise absent("key", column, metadata.keys, metadata.where, "--data.label_column")
+        labels, classes = _folder_classes(root, metadata.files)
     captions = metadata.captions if config.caption_column in metadata.keys else None
-    source = _source(root, metadata.files, labels, classes, captions)
-    source = dataclasses.replace(source, left_out=listing.left_out(metadata.files))
+    source = dataclasses.replace(_source(root, metadata.files, labels, classes, captions), left_out=notes)
     if config.group_column and config.group_column not in metadata.keys:
-        raise absent("key", config.group_column, metadata.keys, str(path), "--data.group_column")
+        raise absent("key", config.group_column, metadata.keys, metadata.where, "--data.group_column")
     return dataclasses.replace(source, groups=group_array(metadata.groups)) if config.group_column else source
 
 
-def _read_metadata(path: Path, config: DataConfig) -> _Metadata:
-    metadata = _Metadata()
-    try:
-        lines = path.open(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    with lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                line.encode()
-                row = json.loads(line)
-                name, caption = row["file_name"], row.get(config.caption_column)
-                if not isinstance(name, str) or not isinstance(caption, str | None):
-                    raise TypeError
-            except UnicodeEncodeError:
-                raise UserError(f"{path}:{number} is not UTF-8: save the file as UTF-8") from None
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(
-                    f"{path}:{number} is not a JSON object with texts file_name and (if any) {config.caption_column}: "
-                    "mend or remove the line"
-                ) from None
-            metadata.files.append(posixpath.normpath(name))
-            metadata.labels.append(row.get(config.label_column))
-            metadata.names.append(row.get(f"{config.label_column}_name"))
-            metadata.captions.append(caption)
-            metadata.groups.append(row.get(config.group_column))
-            metadata.keys.update(row)
-    return metadata
-
-
-def _check_files(path: Path, listed: list[str], listing: Listing) -> None:
-    """Raises UserError unless metadata.jsonl lists exactly the folder's images, each once."""
-    rows = set(listed)
-    there = {*listing.images, *listing.others}
-    missing = [name for name in listed if name not in there]
+def _check_files(metadata: Metadata, listing: Listing) -> None:
+    """Raises UserError unless metadata list exactly the folder's images, each once."""
+    there, rows = {*listing.images, *listing.others}, set(metadata.files)
+    missing = [row for row, name in enumerate(metadata.files) if name not in there]
     if missing:
-        raise UserError(f"{path}: the files of {len(missing)} rows do not exist: {some(missing)}; restore or remove")
-    if len(rows) < len(listed):
+        named = some([metadata.row(row) for row in missing])
+        raise UserError(f"{metadata.where}: the files of {len(missing)} rows do not exist: {named}; restore or remove")
+    if len(rows) < len(metadata.files):
         seen: set[str] = set()
-        twice = [name for name in listed if name in seen or seen.add(name)]
-        raise UserError(f"{path}: {len(twice)} rows repeat a file_name: {some(twice)}; remove them")
-    extra = [name for name in listing.images if name not in rows]
+        twice = [metadata.row(row) for row, name in enumerate(metadata.files) if name in seen or seen.add(name)]
+        raise UserError(f"{metadata.where}: {len(twice)} rows repeat a file_name: {some(twice)}; remove them")
+    extra = [name for name in listing.images if name not in rows and name not in metadata.further]
     if extra:
-        raise UserError(f"{path}: {len(extra)} images have no row, so no label: {some(extra)}; add rows or move them")
+        raise UserError(
+            f"{metadata.where}: {len(extra)} images have no row, so no label: {some(extra)}; add rows or move them"
+        )
 
 
-def _class_names(path: Path, metadata: _Metadata) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for value, name in zip(metadata.labels, metadata.names, strict=True):
-        if isinstance(value, int) and isinstance(name, str) and names.setdefault(value, name) != name:
-            raise UserError(f"{path}: label {value} is called both {names[value]!r} and {name!r}; give it one name")
-    return names
-
-
-def _folder_labels(root: Path, ids: list[str]) -> list[str]:
+def _folder_classes(root: Path, ids: list[str]) -> tuple[Labels, tuple[str, ...]]:
+    """Class numbers (N,) and names by the first sub-folder of each image."""
     loose = [name for name in ids if "/" not in name]
     if loose:
         raise UserError(
             f"{root}: {len(loose)} images have no label: {some(loose)}; put them into class sub-folders, "
-            "or list them in metadata.jsonl"
+            f"or list them in {root}/metadata.jsonl"
         )
-    return [name.split("/", 1)[0] for name in ids]
+    place = LabelPlace(str(root), "class folder with a name", lambda row: ids[row])
+    return number_classes(pa.array([name.split("/", 1)[0] for name in ids], pa.string()), place)
 
 
 def _source(

@@ -33,7 +33,7 @@ class Source:
     skipped: tuple[str, ...] = ()
     """Ids of images that were left out because they cannot be read."""
     left_out: tuple[str, ...] = ()
-    """Sentences on files that lie with the images and are not read."""
+    """Sentences on what was found with the images, but is not used."""
     tasks: dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]] | None = None
     """Further labels of the same images, by name: class numbers and class names."""
     groups: pa.StringArray | None = None

@@ -2,31 +2,31 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import huggingface_hub
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets.exceptions import DatasetsError
+import pyarrow.compute
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.classes import Labels, absent, number_classes, some
+from tt_ray.data.classes import LabelPlace, Labels, absent, match_numbers, number_classes
 from tt_ray.data.decoding import ImageReader
 from tt_ray.data.folders import caption_array, group_array
 from tt_ray.data.source import Source
+from tt_ray.data.table_files import Table, TableFile, load_table
 from tt_ray.errors import UserError, shown
 from tt_ray.storage import fetch_data, is_uri
 
+# pyarrow makes these functions when it is imported: type checkers do not know them.
+pc: Any = pyarrow.compute
 _IMAGE_KINDS = set(
     "bytes path binary large_binary binary_view fixed_size_binary string large_string string_view".split()
 )
 """Types of an image column, and keys of a structured one."""
-_BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,13 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
     repeated id.
     """
     optional = tuple(field for field in ("id_column", "group_column") if getattr(config, field))
-    table, where = _open(config, split, ("image_column", "label_column", *optional))
+    opened, where = _open(config, split, ("image_column", "label_column", *optional))
+    table = opened.rows
     if need_captions and config.caption_column not in table.column_names:
         options = "--data.caption_column, or give a caption table with --text.captions"
         raise absent("column", config.caption_column, table.column_names, where, options)
-    ids = _ids(table, config.id_column, where)
-    labels, classes = _labels(table, config.label_column, ids, where)
+    ids = _ids(opened, config.id_column, where)
+    labels, classes = _labels(opened, config.label_column, ids, where)
     images = TableImages(_image_table(table, config.image_column, where), config.image_column, where, ids)
     return Source(
         ids=ids,
@@ -84,83 +85,22 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
 def table_images(config: DataConfig, split: str) -> TableImages:
     """The images of one split by id, labelled or not; raises UserError when the data set or a column is missing."""
     table, where = _open(config, split, ("image_column", *(("id_column",) if config.id_column else ())))
-    images = _image_table(table, config.image_column, where)
+    images = _image_table(table.rows, config.image_column, where)
     return TableImages(images, config.image_column, where, _ids(table, config.id_column, where))
 
 
-def _open(config: DataConfig, split: str, fields: Sequence[str]) -> tuple[datasets.Dataset, str]:
+def _open(config: DataConfig, split: str, fields: Sequence[str]) -> tuple[Table, str]:
     """The split, which has the columns that these fields of the configuration name, and what errors call it."""
     if not config.root:
         raise UserError("data.root is empty: give a folder, a .parquet or .arrow file, or a hub id with --data.root")
-    with _quiet():
-        here = str(fetch_data(config.root)) if is_uri(config.root) else config.root
-        table = _load(dataclasses.replace(config, root=here), split)
+    here = str(fetch_data(config.root)) if is_uri(config.root) else config.root
+    table = load_table(here, config.name, split, config.root)
     where = f"{config.root} ({split})"
     for field in fields:
         column = getattr(config, field)
-        if column not in table.column_names:
-            raise absent("column", column, table.column_names, where, f"--data.{field}")
+        if column not in table.rows.column_names:
+            raise absent("column", column, table.rows.column_names, where, f"--data.{field}")
     return table, where
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings of `datasets` and the hub's client; what was set before comes back."""
-    levels = [(log, log.get_verbosity()) for log in (datasets.logging, huggingface_hub.logging)]
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    for log, _ in levels:
-        log.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for log, level in levels:
-            log.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def _load(config: DataConfig, split: str) -> datasets.Dataset:
-    path = Path(config.root).expanduser().absolute()
-    options = "--data.root, --data.name, --data.train_split or --data.val_split"
-    if not path.exists() and (config.root.startswith((".", "/", "~")) or config.root.count("/") > 1):
-        raise UserError(f"data.root {config.root} does not exist: check --data.root")
-    if path.is_file() and path.suffix not in _BUILDERS:
-        raise UserError(f"data.root {config.root} is neither a folder nor a .parquet or .arrow file: check --data.root")
-    try:
-        if _is_saved(path) or any(map(_is_saved, path.glob("*"))):
-            return _load_saved(path, split, options)
-        if path.is_file():
-            table = datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split=split)
-        else:
-            place = str(path) if path.exists() else config.root
-            table = datasets.load_dataset(place, config.name or None, split=split)
-    except UserError:
-        raise
-    except (ValueError, OSError, DatasetsError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"cannot load {config.root} ({split}): {reason}; check {options}") from None
-    assert isinstance(table, datasets.Dataset)
-    return table
-
-
-def _is_saved(path: Path) -> bool:
-    return (path / "state.json").is_file()
-
-
-def _load_saved(path: Path, split: str, options: str) -> datasets.Dataset:
-    """A `save_to_disk` folder: one data set for each split, or a single one, which is called train if not named."""
-    if _is_saved(path):
-        single = datasets.load_from_disk(str(path))
-        assert isinstance(single, datasets.Dataset)
-        names = {str(single.split or "train"): path}
-    else:
-        names = {folder.name: folder for folder in path.glob("*") if _is_saved(folder)}
-    if split not in names:
-        raise absent("split", split, names, str(path), options)
-    table = datasets.load_from_disk(str(names[split]))
-    assert isinstance(table, datasets.Dataset)
-    return table
 
 
 def _column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -168,11 +108,14 @@ def _column(table: datasets.Dataset, name: str) -> pa.ChunkedArray:
     return table.select_columns([name]).with_format("arrow")[:][name]
 
 
-def _ids(table: datasets.Dataset, column: str, where: str) -> pa.StringArray:
+def _ids(table: Table, column: str, where: str) -> pa.StringArray:
     if not column:
-        return pa.array(map(str, range(len(table))), pa.string())
+        return pc.cast(pa.array(np.arange(len(table.rows))), pa.string())
+    values = _column(table.rows, column)
+    if pa.types.is_floating(values.type):
+        raise UserError(f"{where}: column {column!r} holds decimals, which are no ids; set --data.id_column")
     try:
-        ids = pc.cast(_column(table, column), pa.string()).combine_chunks()
+        ids = pc.cast(values, pa.string()).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise UserError(f"{where}: column {column!r} cannot be read as ids; set --data.id_column") from None
     if ids.null_count or len(ids.unique()) < len(ids):
@@ -180,23 +123,67 @@ def _ids(table: datasets.Dataset, column: str, where: str) -> pa.StringArray:
     return ids
 
 
-def _labels(table: datasets.Dataset, column: str, ids: pa.StringArray, where: str) -> tuple[Labels, tuple[str, ...]]:
-    values = _column(table, column)
-    if values.null_count:
-        rows = ids.filter(values.is_null().combine_chunks()).to_pylist()
-        raise UserError(f"{where}: {len(rows)} rows have no {column}: {some(rows)}; leave them out")
-    listed = values.to_pylist()
-    feature = table.features[column]
-    names: dict[int, str] = {}
+def _labels(table: Table, column: str, ids: pa.StringArray, where: str) -> tuple[Labels, tuple[str, ...]]:
+    """Class numbers (N,) and names: those that the rows' own files declare, or else `datasets`."""
+    place = LabelPlace(where, column, lambda row: f"{table.row_name(row)}, id {ids[row].as_py()}")
+    values = _column(table.rows, column)
+    feature = table.rows.features[column]
+    lists, which = _names_by_file(table, column)
+    if lists:
+        return match_numbers(values, lists, which, place)
     if isinstance(feature, datasets.ClassLabel):
-        names = dict(enumerate(feature.names))
-    elif f"{column}_name" in table.column_names:
-        called = _column(table, f"{column}_name").to_pylist()
-        names = {value: name for value, name in zip(listed, called, strict=True) if isinstance(name, str)}
-    if not listed:
-        return values.to_numpy().astype("int64"), tuple(names.values())
-    labels, classes = number_classes(listed, names, where)
-    return labels, tuple(names.values()) if isinstance(feature, datasets.ClassLabel) else classes
+        return match_numbers(values, [feature.names], np.zeros(0, np.int64), place)
+    named = f"{column}_name"
+    return number_classes(values, place, _column(table.rows, named) if named in table.rows.column_names else None)
+
+
+def _names_by_file(table: Table, column: str) -> tuple[list[tuple[str, ...]], npt.NDArray[np.int64]]:
+    """The different lists of class names that a split's files declare, and which of them each row has, (N,).
+
+    No list where no file declares one. Raises UserError when files differ in what kind of labels they hold.
+    """
+    feature = table.rows.features[column]
+    common = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    _check_kinds([*([table.first] if table.first else []), *table.files], column, bool(common))
+    own = [file.class_names(column) for file in table.files]
+    if not any(own):
+        return [], np.zeros(0, np.int64)
+    lists: list[tuple[str, ...]] = [common] if common else []
+    lists += [names for names in dict.fromkeys(own) if names and names != common]
+    number = np.array([lists.index(names) if names else 0 for names in own])
+    return lists, number[table.file_of_row()]
+
+
+def _check_kinds(files: Sequence[TableFile], column: str, named: bool) -> None:
+    """Raises UserError where one file has labels of another kind than the first: `datasets` would read them alike.
+
+    Numbers without names beside numbers with names could mean other classes. Texts beside names are fine, as `datasets`
+    looks them up itself.
+    """
+    first, first_kind = "", ""
+    for file in files:
+        if column not in file.schema.names:
+            continue
+        kind = _kind(file.schema.field(column).type) + " with names" * (file.class_names(column) is not None)
+        if kind == "nothing" or (kind == "texts" and named):
+            continue
+        if first and kind != first_kind:
+            raise UserError(
+                f"{file.path}: {column} is {kind}, but {first_kind} in {first}, so classes cannot be matched by name; "
+                "write both the same way, best as texts"
+            )
+        first, first_kind = first or file.path, kind
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind):
+        return "nothing"
+    if pa.types.is_integer(kind):
+        return "numbers"
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return "texts" if text else str(kind)
 
 
 def _captions(table: datasets.Dataset, column: str, where: str) -> pa.StringArray | None:

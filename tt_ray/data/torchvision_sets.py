@@ -57,14 +57,20 @@ def torchvision_source(config: DataConfig, split: str, need_captions: bool) -> S
             "give a caption table with --text.captions, or train without text with --text.weight 0"
         )
     dataset = _open(config, split)
+    images = TorchvisionImages(dataset, f"{config.name} ({split}) in {config.root}")
     labels = _labels(dataset)
+    classes = _classes(dataset, labels)
     if len(labels) and labels.min() < 0:
         raise UserError(f"{config.name} ({split}) has images without label: choose other splits")
-    images = TorchvisionImages(dataset, f"{config.name} ({split}) in {config.root}")
+    if labels.max(initial=-1) >= len(classes):
+        row = int(np.argmax(labels))
+        raise UserError(
+            f"{images.name(row)}: label is {labels[row]}, but there are {len(classes)} classes: check the files"
+        )
     return Source(
         ids=pa.array(map(str, range(len(labels))), pa.string()),
         labels=labels,
-        classes=_classes(dataset, labels),
+        classes=classes,
         captions=None,
         read=images.read,
         pixels=images.pixels,
