@@ -83,8 +83,7 @@ def _evaluate(given: Arguments, arguments: list[str]) -> None:
     with Display() as display:
         display.show("opening models and tasks", 0, 1)
         jobs, tasks, costs = jobs_of(given)
-        for note in (note for task in tasks.values() for note in task.left_out):
-            display.say(f"note: {note}")
+        display.notes(note for task in tasks.values() for note in task.left_out)
         done = finished_keys(given.out)
         missing = [job for job in jobs if job.key not in done]
         if len(missing) < len(jobs):

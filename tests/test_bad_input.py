@@ -22,7 +22,6 @@ from tt_ray.config import Config
 from tt_ray.embeddings import write_store
 from tt_ray.logbook import read_rows
 from tt_ray.prepare import open_images
-from tt_ray.progress import Display
 from tt_ray.recipes import RECIPES
 
 SMALL = ["--train.batch_size", "4", "--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2"]
@@ -262,19 +261,14 @@ def test_a_table_with_a_number_that_has_no_name(split: str, wrong: int, part: st
 
 def test_metadata_that_is_not_used_is_said_on_the_screen(command: Command) -> None:
     (command.root / "metadata.csv").write_text("file_name,label\ntrain/cat/0.png,dog\n")
-    (command.root / "test" / "emu").mkdir()
     draw(command.root / "test" / "loose.png")
     assert "loose.png" in command.mistake(command.baseline)
     (command.root / "test" / "loose.png").unlink()
     config = RECIPES["shapes_baseline"]().override("data.source", "imagefolder")
     config = config.override("data.root", str(command.root)).override("run.storage", str(command.storage))
-    said: list[str] = []
-    display = Display()
-    command.monkeypatch.setattr(display, "say", said.append)
-    train.prepare(config.override("train.batch_size", 4), display)
     notes = open_images(config)[2]
     assert len(notes) == 2 and all("metadata.csv is ignored" in note for note in notes)
-    assert said == [f"note: {note}" for note in notes]
+    assert list(train.prepare(config.override("train.batch_size", 4)).notes) == notes
 
 
 def test_data_root_is_needed(command: Command) -> None:

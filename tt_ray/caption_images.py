@@ -143,8 +143,7 @@ def caption(given: Arguments, display: Display) -> str:
         raise UserError(f"--batch_size is {given.batch_size}: give at least 1")
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
     ids, read, left_out = open_images(config, "train")
-    for sentence in left_out:
-        display.say(f"note: {sentence}")
+    display.notes(left_out)
     items = [range(start, min(start + _SHARD, len(ids))) for start in range(0, len(ids), _SHARD)]
     work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}
     folder = out.with_name(f"{out.name}.unfinished")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -76,6 +76,11 @@ class Display:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def notes(self, sentences: Iterable[str]) -> None:
+        """A line for each note."""
+        for sentence in sentences:
+            self.say(f"note: {sentence}")
 
     def training(self, standing: Standing) -> None:
         """Where a run stands."""

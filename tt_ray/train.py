@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
             _try_model(config, data.classes)
         where = f" on the Ray cluster at {cluster_address()}" if joined else ""
         notes = data.check(config, resumes)  # before start_run, which writes
+        display.notes([*data.notes, *notes])
         display.say(_opening(config, resumes, where))
         start_run(config)
         data.keep(config, notes)
@@ -113,6 +114,9 @@ class Prepared:
     store: Path | None
     record: pa.Table
     """What the run trains on, as `record_data` returns it."""
+    notes: list[str]
+    """What of the data is not read or not used: to be said once nothing more can be refused, so that errors are one
+    line."""
 
     def check(self, config: Config, resumes: bool) -> list[str]:
         """Notes for the summary; raises UserError where a run would resume on other data than it was begun on."""
@@ -143,10 +147,7 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
     store = find_store(config, train, show, try_model, None if display is None else display.say)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     train_order(config, len(data.train), 0, config.workers[1])
-    if display is not None:  # last: a mistake is one line
-        for note in left_out(config, train, val):
-            display.say(f"note: {note}")
-    return Prepared(len(train.classes), store, record_data(config, data))
+    return Prepared(len(train.classes), store, record_data(config, data), left_out(config, train, val))
 
 
 def _try_model(config: Config, classes: int) -> None:
@@ -172,6 +173,7 @@ def train_under_torchrun(config: Config, started: float) -> None:
             prepared = prepare(config, display)
             _try_model(config, prepared.classes)
             changes = prepared.check(config, resumes)
+            display.notes([*prepared.notes, *changes])
             display.say(_opening(config, resumes))
             start_run(config)
             prepared.keep(config, changes)

@@ -129,6 +129,7 @@ class Search:
         self.journal: Journal = None  # type: ignore[assignment]  # opened by run
         self.store = ""
         self.record: pa.Table = None  # type: ignore[assignment]  # what the base trains on, known when it is open
+        self.said: list[str] = []
         self.notes: list[str] = []
 
     # --- before anything starts -----------------------------------------------------------------------------------
@@ -193,6 +194,7 @@ class Search:
         self.resources, self.slots = self._fit()
         pixels = self._prepare(display)
         self._open()
+        display.notes([*self.said, *self.notes])
         place = f"the Ray cluster at {cluster_address()}" if joined else "this machine"
         jobs, count = self._jobs()
         display.say(f"{count} trials of {self.space.name} on {place}, {self.slots} at a time, results in {self.out}")
@@ -246,7 +248,7 @@ class Search:
         if "text.weight" in searched and not base.teaches:
             base = base.override("text.weight", 0.5)
         data = prepare(base, display)
-        self.record, store = data.record, data.store
+        self.record, self.said, store = data.record, data.notes, data.store
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
         if not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)

@@ -18,7 +18,6 @@ _NOT_OURS = frozenset(
     {"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
 )
 """Folders that storage devices and archive programs leave between images: thumbnails, forks and deleted files."""
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _SHOWN = 6
 
 
@@ -36,9 +35,13 @@ class Listing:
     """Sentences on what was not looked into: hidden files, folders of thumbnails, links."""
 
     def left_out(self, read: Iterable[str] = ()) -> tuple[str, ...]:
-        """Sentences on everything that is not read; `read` are others that are."""
+        """Sentences on everything that is not read but metadata, which have their own; `read` are others that are."""
         read = set(read)
-        rest = [name for name in self.others if name not in read and os.path.basename(name) not in _METADATA]
+        rest = [
+            name
+            for name in self.others
+            if name not in read and not os.path.basename(name).lower().startswith("metadata.")
+        ]
         files = (f"{len(rest)} files of no known image format ({by_suffix(rest)})",) if rest else ()
         return files + self.aside
 
