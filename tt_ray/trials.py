@@ -24,9 +24,8 @@ import numpy.typing as npt
 from tt_ray.config import Config
 from tt_ray.data.source import Pixels, Source
 from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
-from tt_ray.search_space import apply
+from tt_ray.search_space import METRICS, apply
 
-METRICS = ("top1", "top5", "val_loss")
 _POLL_S = 0.5
 _POINTER = "trial.json"
 # At a donor that goes on meanwhile, and prunes what has just been seen.

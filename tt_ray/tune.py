@@ -24,12 +24,19 @@ from tt_ray.config import Config
 from tt_ray.errors import Stopped, UserError, nearest
 from tt_ray.journal import Journal, Record
 from tt_ray.progress import Display
-from tt_ray.search_space import Space, check_space, find_space, grid_points, random_points
+from tt_ray.search_space import (
+    SEARCHERS,
+    TOP5_CLASSES,
+    Space,
+    check_space,
+    find_space,
+    grid_points,
+    random_points,
+)
 from tt_ray.storage import is_uri
 from tt_ray.trials import Plan
-from tt_ray.tune_board import Board, best_first
+from tt_ray.tune_board import Board, winner
 
-SEARCHERS = ("random", "grid", "optuna")
 VAL_SHARE = 0.2
 PROG = "python -m tt_ray.tune"
 
@@ -87,7 +94,7 @@ def main(arguments: list[str]) -> None:
         left = "the same command goes on"
         raise Stopped(f"{text}\nstopped; {left}, results so far are in {search.out}", 128 + came[0])
     print(text)
-    if not best_first(search.journal.of("search"), space):
+    if search.best() is None:
         raise RuntimeError(f"no trial has come to a result: see {search.out / 'summary.md'}")
 
 
@@ -247,6 +254,11 @@ class Search:
 
         display.show("preparing images", 0, 1)
         train, val, _ = open_images(config)
+        if self.space.metric == "top5" and len(train.classes) < TOP5_CLASSES:
+            raise UserError(
+                f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {len(train.classes)}: "
+                f"search by top1 or val_loss"
+            )
         if any(path.startswith("data.") for path in self.space.domains):
             return {}
         held = {name: hold_pixels(split, config) for name, split in (("train", train), ("val", val))}
@@ -298,8 +310,7 @@ class Search:
 
     def best(self) -> Record | None:
         """The trial with the best mean over seeds, among those at their end if there are any."""
-        found = best_first(self.journal.of("search"), self.space)
-        return found[0] if found else None
+        return winner(self.journal.of("search"), self.space)
 
     def _run_phase(
         self, phase: str, jobs: Any, base: Config, pixels: dict[str, Any], display: Display, stop: threading.Event
