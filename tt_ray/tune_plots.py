@@ -87,7 +87,7 @@ def _parallel(space: Space, records: Sequence[Record]) -> Any:
     paths = list(space.domains)
     figure, axis = plt.subplots(figsize=(1.6 * len(paths) + 2.4, 3.4), layout="constrained")
     scores = np.array([record.reports[-1][space.metric] for record in records])
-    low, high = (float(scores.min()), float(scores.max())) if records else (0.0, 0.0)
+    low, high = float(scores.min()), float(scores.max())
     columns = np.array([_heights(space, path, records) for path in paths] + [(scores - low) / max(high - low, 1e-9)])
     order = np.argsort([space.better(score) for score in scores])
     for number in order:
