@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ray import tune
@@ -28,9 +27,11 @@ def space(request: pytest.FixtureRequest) -> Space:
     return Space("mine", "?", WEIGHT, request.param)
 
 
-def add(journal: Journal, name: str, space: Space, values: list[float], phase: str = "search", **job: Any) -> Record:
+def add(
+    journal: Journal, name: str, space: Space, values: list[float], phase: str = "search", weight: float = 0.5
+) -> Record:
     """A trial at its end, with a value for each seed."""
-    record = journal.add(name, phase, job or {"text.weight": 0.5}, list(range(len(values))))
+    record = journal.add(name, phase, {"text.weight": weight}, list(range(len(values))))
     seeds = {str(seed): {space.metric: value} for seed, value in enumerate(values)}
     about = {"epoch": 1, "generation": 0, "at": 0.0, "seconds": 1.0, "values": record.values}
     journal.report(name, {space.metric: sum(values) / len(values), "seeds": seeds, **about})
@@ -178,8 +179,8 @@ def test_what_does_not_matter_is_judged_from_the_best(tmp_path: Path, space: Spa
 def test_what_a_search_leaves_behind_is_about_the_winner(tmp_path: Path, space: Space) -> None:
     journal = Journal(tmp_path)
     for name, value, weight in (("nan", math.nan, 0.1), ("worst", WORST[space.metric], 0.2), ("inf", math.inf, 0.3)):
-        add(journal, name, space, [value], **{"text.weight": weight})
-    best = add(journal, "best", space, [BEST[space.metric]], **{"text.weight": 0.75})
+        add(journal, name, space, [value], weight=weight)
+    best = add(journal, "best", space, [BEST[space.metric]], weight=0.75)
     base = toy_config(tmp_path)
     printed = write_results(tmp_path, space, base, journal, winner(journal.of("search"), space), [])
     assert f"best: best (text.weight 0.75), {space.metric} {space.shown(BEST[space.metric])} on" in printed

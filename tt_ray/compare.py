@@ -24,6 +24,7 @@ again goes on: finished runs are kept, an unfinished one resumes.
 import contextlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -156,7 +157,7 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         if teacher and not teacher.startswith(("timm:", "hf:")) and not Path(teacher).expanduser().exists():
             raise UserError(
                 f"arm {arm.name} learns from {teacher}, which is not there: train it first "
-                f"(python -m tt_ray.train {Path(teacher).name}), or give +teacher.model=MODEL"
+                f"(python -m tt_ray.train {shlex.quote(Path(teacher).name)}), or give +teacher.model=MODEL"
             )
         for path in _SAME:
             here, there = arm.config.get(path), first.config.get(path)

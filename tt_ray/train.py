@@ -1,6 +1,7 @@
 """The main command: `python -m tt_ray.train [RECIPE | config.yaml] [--dotted.path value ...]`."""
 
 import os
+import shlex
 import signal
 import time
 import uuid
@@ -18,6 +19,7 @@ from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Display, Watcher
 from tt_ray.run_folder import check_run, discard_run, disk_problems, start_run
 from tt_ray.storage import is_uri
+from tt_ray.weight_average import average_note
 
 _SAME_SIGNAL_S = 1.0
 
@@ -115,7 +117,10 @@ def prepare(config: Config, display: Display | None = None) -> tuple[int, Path |
     try_model = partial(_try_model, config, len(train.classes))
     store = find_store(config, train, show, try_model, None if display is None else display.say)
     data = join(config, train, val, None if store is None else open_store(store), notes)
-    train_order(config, len(data.train), 0, config.workers[1])
+    order = train_order(config, len(data.train), 0, config.workers[1])
+    note = average_note(config.train.ema, config.train.epochs * order.steps_per_epoch)
+    if note and display is not None:
+        display.say(f"note: {note}")
     return len(train.classes), store
 
 
@@ -160,14 +165,15 @@ def summary(config: Config, result: dict[str, Any], started: float) -> str:
     """What a user wants to know at the end: accuracy, time, where things are, what to run next."""
     run = config.run_place if is_uri(config.run.storage) else os.path.relpath(config.run_dir)
     run = str(config.run_dir) if run.startswith("..") else run
+    export, board, typed = f"local-dir:{run}/export", shlex.quote(f"{run}/tensorboard"), shlex.quote(run)
     epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}"
     lines = [
         f"top-1 {result['top1']:.2f} % on {result['val_images']} validation images after {epochs}",
         f"{time.time() - started:.0f} s in all, {result['train_seconds']:.0f} s of them training",
         *(f"note: {note}" for note in result["notes"]),
-        f"deployed model   {run}/export   timm.create_model('local-dir:{run}/export', pretrained=True)",
-        f"metrics          {run}/metrics.jsonl   tensorboard --logdir {run}/tensorboard",
-        f"checkpoints      {run}/checkpoints   python -m tt_ray.export {run} --out DIR",
+        f"deployed model   {run}/export   timm.create_model({export!r}, pretrained=True)",
+        f"metrics          {run}/metrics.jsonl   tensorboard --logdir {board}",
+        f"checkpoints      {run}/checkpoints   python -m tt_ray.export {typed} --out DIR",
     ]
     if config.run.name == "shapes_textteacher":
         lines.append("next: the same without the language teacher: python -m tt_ray.train shapes_baseline")

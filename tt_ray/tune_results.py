@@ -1,6 +1,7 @@
 """What a search leaves behind: results.parquet, best.yaml, plots, and a summary in Markdown."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,7 @@ def _printed(out: Path, space: Space, journal: Journal, best: Record | None, not
         if found is not None:
             lines.append(f"base {spread(found.base, space)}, best {spread(found.best, space)} on the validation split")
             lines.append(found.sentence())
-        lines.append(f"next: python -m tt_ray.train {out / 'best.yaml'}")
+        lines.append(f"next: python -m tt_ray.train {shlex.quote(str(out / 'best.yaml'))}")
     failed = sum(record.status in ("failed", "died") for record in journal.of("search"))
     if failed:
         lines.append(f"{failed} trials failed, see the summary")
