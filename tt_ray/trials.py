@@ -65,12 +65,12 @@ def run_trial(config: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels]) 
 
 
 def _reason(error: Exception) -> str:
-    import torch
+    from tt_ray.trial_pass import out_of_memory
 
     text = " ".join(str(error).split())[:500]
     if isinstance(error, UserError | NonFiniteLoss):
         return text
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return f"out of memory: {text}"
     return f"{type(error).__name__}: {text}"
 
