@@ -219,9 +219,11 @@ def _train(config: Config) -> None:
     path = config.run_dir.parent / f"{config.run.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     config.to_yaml(path)
-    with contextlib.redirect_stdout(io.StringIO()):
-        train([str(path)])
-    path.unlink()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train([str(path)])
+    finally:
+        path.unlink()
 
 
 def read_run(arm: str, seed: int, config: Config, out: Path) -> Run:

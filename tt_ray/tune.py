@@ -95,7 +95,9 @@ def main(arguments: list[str]) -> None:
         raise Stopped(f"{text}\nstopped; {left}, results so far are in {search.out}", 128 + came[0])
     print(text)
     if search.best() is None:
-        raise RuntimeError(f"no trial has come to a result: see {search.out / 'summary.md'}")
+        reasons = [record.reason for record in search.journal.of("search") if record.reason]
+        first = f" ({reasons[0]})" if reasons else ""
+        raise RuntimeError(f"no trial has come to a result{first}: see {search.out / 'summary.md'}")
 
 
 def read(arguments: list[str]) -> tuple[Arguments, Config]:
@@ -236,13 +238,16 @@ class Search:
 
     def _prepare(self, display: Display) -> dict[str, Any]:
         """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""
+        from tt_ray.model import check_model
         from tt_ray.train import prepare
 
         searched = self.space.domains
         base = self._on(self.base).override("run.storage", self.base.run.storage)
         if "text.weight" in searched and not base.teaches:
             base = base.override("text.weight", 0.5)
-        _, store = prepare(base, display)
+        classes, store = prepare(base, display)
+        display.show("trying the model", 0, 1)
+        check_model(base, classes)  # what no trial can train, or else each would tell
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
         if not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)
@@ -257,7 +262,7 @@ class Search:
         if self.space.metric == "top5" and len(train.classes) < TOP5_CLASSES:
             raise UserError(
                 f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {len(train.classes)}: "
-                f"search by top1 or val_loss"
+                "search by top1 or val_loss"
             )
         if any(path.startswith("data.") for path in self.space.domains):
             return {}
