@@ -7,8 +7,7 @@ from pathlib import Path
 
 from benchmarks.bad_input import Case, prepare
 
-TINY = "--train.batch_size 4 --train.epochs 1 --data.label_noise 0 --run.cpus_per_worker 1 "
-TINY += "--model.kwargs depth 1 embed_dim 24 num_heads 2"
+TINY = "--train.batch_size 4 --train.epochs 1 --data.label_noise 0 --run.cpus_per_worker 1"
 SHAPES = f"shapes_baseline --data.shapes.train_size 16 --data.shapes.val_size 8 {TINY}"
 ALONE = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "1", "RANK": "0"}
 """The command as the one process of torchrun: without Ray."""
@@ -38,6 +37,11 @@ def writes(name: str, text: str | bytes) -> Callable[[Path], object]:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
     return make
+
+
+def both(*makes: Callable[[Path], object]) -> Callable[[Path], object]:
+    """One after the other."""
+    return lambda folder: [make(folder) for make in makes]
 
 
 def space(text: str) -> Callable[[Path], object]:
@@ -112,7 +116,11 @@ COMMAND_LINE = [
     train("--model.kwargs with equals signs", "--model.kwargs depth=1 heads=2", "'depth=1' is no key"),
     train("--model.kwargs.KEY that the model lacks", "--model.kwargs.dpeth 1", "timm cannot build", "dpeth"),
     Case(
-        "--model.kwargs twice", "tt_ray.train --model.kwargs depth 2", {0: ("top-1",)}, base=SHAPES, environment=ALONE
+        "--model.kwargs twice",
+        "tt_ray.train --model.kwargs depth 1 --model.kwargs depth 2",
+        {0: ("top-1",)},
+        base=SHAPES,
+        environment=ALONE,
     ),
     train("unknown model", "--model.name vit_tini_patch16_224", "model.name is 'vit_tini", "vit_tiny_patch16_224"),
     train("unknown optimiser", "--optim.name adamwx", "optim.name", "did you mean adamw"),
@@ -213,7 +221,7 @@ SEARCHES = [
     search("values out of range", "SPACE = {'text.weight': tune.uniform(0, 2)}", "text.weight is"),
     search("an error in the file", "1 / 0", "line 3: ZeroDivisionError"),
     search(
-        "top5 of two classes",
+        "top5 of four classes",
         f"{WEIGHT}METRIC = 'top5'",
         "top5",
         "classes",
@@ -297,7 +305,7 @@ EVALUATIONS = [
         "evaluation of a damaged run",
         f"eval --models a=runs/shapes_baseline {TOY}",
         "no intact checkpoint",
-        make=damaged,
+        make=both(damaged, toy_task),
     ),
     refused(
         "evaluation on no task", "eval --models a=random:test_resnet --tasks digts --out results", "no task 'digts'"

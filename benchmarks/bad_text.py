@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.bad_images import CLASSES, Make, images
 from benchmarks.bad_input import Case
-from benchmarks.bad_settings import REFUSED, TINY, refused, writes
+from benchmarks.bad_settings import REFUSED, TINY, both, refused, writes
 
 TAUGHT = f"shapes_textteacher --data.source imagefolder --data.root images --text.embeddings store {TINY}"
 CAPTIONED = "--data.source imagefolder --data.root images"
@@ -88,11 +88,6 @@ def archive(folder: Path) -> None:
     """A zip whose only member wants to be written outside."""
     with zipfile.ZipFile(folder / "a.zip", "w") as file:
         file.writestr("../cat.emb.npy", b"x")
-
-
-def both(*makes: Make) -> Make:
-    """One after the other."""
-    return lambda folder: [make(folder) for make in makes]
 
 
 EMBED, IMPORT = "tt_ray.embed_captions a.csv", "tt_ray.embeddings import-zip a.zip"

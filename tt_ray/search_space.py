@@ -111,7 +111,8 @@ def find_space(name: str) -> Space:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
         where = f"line {lines[-1]}: " if lines else ""
         raise UserError(f"cannot read search space {name}: {where}{_named(error)}") from None
     return _read(module, path.stem)

@@ -245,6 +245,8 @@ class Search:
         base = self._on(self.base).override("run.storage", self.base.run.storage)
         if "text.weight" in searched and not base.teaches:
             base = base.override("text.weight", 0.5)
+        if self.space.metric == "top5":
+            self._check_top5(base)  # before captions are embedded, which can take long
         classes, store = prepare(base, display)
         display.show("trying the model", 0, 1)
         check_model(base, classes)  # what no trial can train, or else each would tell
@@ -253,17 +255,21 @@ class Search:
             self.store = "" if store is None else str(store)
         return self._pixels(self._selection(), display)
 
+    def _check_top5(self, base: Config) -> None:
+        from tt_ray.prepare import open_images
+
+        if (count := len(open_images(base)[0].classes)) < TOP5_CLASSES:
+            raise UserError(
+                f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {count}: "
+                "search by top1 or val_loss"
+            )
+
     def _pixels(self, config: Config, display: Display) -> dict[str, Any]:
         from tt_ray.data.loader import hold_pixels
         from tt_ray.prepare import open_images
 
         display.show("preparing images", 0, 1)
         train, val, _ = open_images(config)
-        if self.space.metric == "top5" and len(train.classes) < TOP5_CLASSES:
-            raise UserError(
-                f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {len(train.classes)}: "
-                "search by top1 or val_loss"
-            )
         if any(path.startswith("data.") for path in self.space.domains):
             return {}
         held = {name: hold_pixels(split, config) for name, split in (("train", train), ("val", val))}
