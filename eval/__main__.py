@@ -94,7 +94,7 @@ def _evaluate(given: Arguments, arguments: list[str]) -> None:
             keep_costs(given.out, weights, counts)
     failures = run(given, missing, tasks, shlex.join(["python", "-m", "eval", *arguments]))
     print_summary(given.out, jobs, {name: task.metric for name, task in tasks.items()})
-    print(f"report: python -m eval.report {given.out}")
+    print(f"report: {shlex.join(['python', '-m', 'eval.report', str(given.out)])}")
     if failures:
         raise failed(failures, len(jobs))
 

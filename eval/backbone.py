@@ -26,6 +26,7 @@ from tt_ray.pretrained import (
     pretrained,
     timm_preprocessing,
 )
+from tt_ray.trial_pass import trial_pass
 
 KINDS = "the folder of a run, an export or a checkpoint, timm:NAME, or random:NAME"
 
@@ -87,11 +88,8 @@ def build(
     """
     model = model.float().eval().requires_grad_(False)
     size = preprocessing.size
-    try:
-        with torch.inference_mode():
-            out = pooled(model, torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, AttributeError) as error:
-        raise UserError(f"{spec} does not run on images of {size} px: {one_line(error)}") from None
+    with torch.inference_mode(), trial_pass(spec, size):
+        out = pooled(model, torch.zeros(1, 3, size, size))
     if out.ndim != 2:
         raise UserError(f"{spec} gives features of shape {tuple(out.shape)}, not one vector per image")
     return Backbone(name, spec, model, preprocessing, hash_weights(model), out.shape[1], classes)

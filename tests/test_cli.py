@@ -46,6 +46,8 @@ def test_the_default_recipe() -> None:
         (["--data.mean", "0.5", "0.25", "0"], "data.mean", (0.5, 0.25, 0.0)),
         (["--run.use_gpu", "True"], "run.use_gpu", True),
         (["--run.use_gpu", "true"], "run.use_gpu", True),
+        (["--run.use_gpu", "TRUE"], "run.use_gpu", True),
+        (["--optim.lr", "1", "--optim.lr", "3e-4"], "optim.lr", 3e-4),
         (["--text.balance", "False"], "text.balance", False),
         (["--text.balance", "false"], "text.balance", False),
         (["--text.schedule", "jump-1-2-0.5"], "text.schedule", "jump-1-2-0.5"),
@@ -105,7 +107,12 @@ def test_a_saved_run_reads_back(tmp_path: Path) -> None:
         (["--train.epochs", "0"], ["train.epochs is 0"]),
         (["--text.loss", "clop"], ["text.loss is 'clop'", "'clip'"]),
         (["--text.schedule", "cosine"], ["text.schedule is 'cosine'", "cos"]),
-        (["--run.use_gpu", "maybe"], ["run.use_gpu is 'maybe'"]),
+        (["--run.use_gpu", "maybe"], ["run.use_gpu is 'maybe', but must be True or False"]),
+        (["--run.use_gpu", "yes"], ["run.use_gpu is 'yes', but must be True or False"]),
+        (["--run.use_gpu", "1"], ["run.use_gpu is '1', but must be True or False"]),
+        (["--optim.lr", "inf"], ["optim.lr is inf, but must be a finite number"]),
+        (["--optim.lr", "nan"], ["optim.lr is nan, but must be"]),
+        (["--zzzz"], ["no option --zzzz; known: --data.augment,", "more"]),
         (["--run.use_gpu"], ["--run.use_gpu needs a value"]),
         (["--run.use_gpu", "--train.epochs", "3"], ["--run.use_gpu needs a value"]),
         (["--data.mean", "0.5", "0.5"], ["data.mean"]),
@@ -154,7 +161,50 @@ def test_arguments_of_the_model_are_added_to_the_recipes(words: list[str], kwarg
 def test_arguments_of_another_model_are_dropped() -> None:
     assert _read("--model.name", "resnet18").model.kwargs == {}
     assert _read("--model.name", "resnet18", "--model.kwargs", "stem_width", "8").model.kwargs == {"stem_width": 8}
-    assert "depth has no value" in _mistake("--model.kwargs", "depth")
+    assert _read("--model.kwargs", "stem_width", "8", "--model.name", "resnet18").model.kwargs == {"stem_width": 8}
+
+
+def test_of_models_given_twice_the_last_counts() -> None:
+    own = _read().model
+    assert _read("--model.name", "resnet18", "--model.name", own.name).model == own
+    assert _read("--model.name", own.name, "--model.name", "resnet18").model.kwargs == {}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.kwargs", "depth", "1", "--model.kwargs", "embed_dim", "48"],
+        ["--model.kwargs", "depth", "2", "embed_dim", "48", "--train.epochs", "3", "--model.kwargs", "depth", "1"],
+        ["--model.kwargs.depth", "1", "--model.kwargs.embed_dim", "48"],
+        ["--model.kwargs.depth=1", "--model.kwargs=embed_dim", "48"],
+        ["--model.kwargs", "embed_dim", "48", "--model.kwargs.depth", "1"],
+    ],
+)
+def test_arguments_of_the_model_given_in_several_places_add_up(words: list[str]) -> None:
+    base = _read().model.kwargs
+    assert _read(*words).model.kwargs == {**base, "depth": 1, "embed_dim": 48}
+    new = _read("--model.name", "vit_small_patch16_224", *words)
+    assert new.model.kwargs == {"depth": 1, "embed_dim": 48}, "keys that the recipe does not have"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--model.kwargs"], "takes pairs of key and value, such as depth 4, but there is none"),
+        (["--model.kwargs", "--train.epochs", "3"], "but there is none"),
+        (["--model.kwargs", "depth"], "but depth has no value"),
+        (["--model.kwargs", "depth", "1", "embed_dim"], "but embed_dim has no value"),
+        (["--model.kwargs.depth"], "but depth has no value"),
+        (["--model.kwargs", "depth", "1", "depth", "2"], "--model.kwargs has depth twice"),
+        (["--model.kwargs", "depth=1", "embed_dim=24"], "'depth=1' is no key"),
+        (["--model.kwargs", "", "1"], "'' is no key"),
+        (["--model.kwargs", "depth", "null"], "model.kwargs.depth is None, but must be a number"),
+        (["--model.kwargs", "depth", "{}"], "model.kwargs.depth is {}, but must be a number"),
+        (["--model.kwargs", "depth", '[1, "x"]'], "model.kwargs.depth is [1, 'x'], but must be a number"),
+    ],
+)
+def test_arguments_of_the_model_that_are_no_pairs_are_refused(words: list[str], complaint: str) -> None:
+    assert complaint in _mistake(*words)
 
 
 def test_arguments_of_another_model_are_dropped_after_an_equals_sign() -> None:

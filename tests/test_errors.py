@@ -17,6 +17,12 @@ def test_a_field_of_another_section_is_offered_and_else_all_names() -> None:
     assert nearest("zebra", ["b", "a"]) == "known: a, b"
 
 
+def test_a_line_holds_no_thousand_names() -> None:
+    names = [f"model_{number:04}" for number in range(1000)]
+    expected = "known: --model_0000, --model_0001, --model_0002, --model_0003, --model_0004 and 995 more"
+    assert nearest("zzz", names, "--") == expected
+
+
 @pytest.mark.parametrize(
     ("text", "whole", "first"),
     [

@@ -122,6 +122,98 @@ def test_models_that_cannot_be_taught_are_refused(model: ModelConfig, parts: lis
             assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        (ModelConfig(VIT.name, {**VIT.kwargs, "img_size": 64}), 32),  # AssertionError
+        (ModelConfig("halonet26t"), 32),  # AssertionError without a text
+        (ModelConfig("test_vit"), 4),  # no patch fits
+        (ModelConfig("test_maxvit"), 33),
+        (ModelConfig("test_maxvit"), 4),  # ZeroDivisionError
+        (ModelConfig("xcit_nano_12_p8_224"), 12),  # AssertionError in the constructor, which is told the size
+        (ModelConfig("gmixer_12_224"), 4),  # ZeroDivisionError in the constructor
+        (ModelConfig("inception_v3"), 64),  # too small to be halved so often
+        (ModelConfig("hrnet_w18"), 33),
+        (ModelConfig("test_convnext"), 4),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_line(model: ModelConfig, size: int) -> None:
+    if not timm.is_model(model.name):
+        pytest.fail(f"timm has no {model.name}")
+    with pytest.raises(UserError) as error:
+        check_model(_config(model).override("data.image_size", size), CLASSES)
+    assert str(error.value).startswith(f"{model.name} does not run on images of {size} px: ")
+    assert len(str(error.value)) > len(f"{model.name} does not run on images of {size} px: ")
+    assert "\n" not in str(error.value)
+
+
+class Odd(nn.Module):
+    """A backbone that runs on some images only, with a classifier as timm's have."""
+
+    def __init__(self, error: Exception, training: bool) -> None:
+        super().__init__()
+        self.head, self.error, self.only_in_training = nn.Linear(3, CLASSES), error, training
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        if self.training or not self.only_in_training:
+            raise self.error
+        return images.mean((2, 3))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        return features if pre_logits else self.head(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "error", [IndexError("tuple index"), AssertionError(), KeyError("x"), ZeroDivisionError("by\nzero"), OSError(5)]
+)
+def test_any_exception_of_the_forward_pass_is_about_the_size(
+    error: Exception, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tt_ray.model.build_backbone", lambda config, classes: Odd(error, training))
+    with pytest.raises(UserError, match=f"^{VIT.name} does not run on images of {SIZE} px: .+$"):
+        check_model(_config(), CLASSES)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("in our own words"),
+        MemoryError("no memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_not_about_the_size(
+    error: Exception, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tt_ray.model.build_backbone", lambda config, classes: Odd(error, training))
+    with pytest.raises(type(error)) as raised:
+        check_model(_config(), CLASSES)
+    assert raised.value is error
+
+
+def test_logits_of_every_patch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"gives logits of shape \(17, 5\) for each image"):
+        check_model(_config(ModelConfig(VIT.name, {**VIT.kwargs, "global_pool": ""})), CLASSES)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"patch_size": 0}, {"depth": "x"}, {"features_only": True}, {"num_heads": 0}, {"norm_layer": "nope"}]
+)
+def test_arguments_that_the_constructor_refuses_are_one_line(kwargs: dict) -> None:
+    with pytest.raises(UserError, match=f"{VIT.name}") as error:
+        check_model(_config(ModelConfig(VIT.name, {**VIT.kwargs, **kwargs})), CLASSES)
+    assert "\n" not in str(error.value)
+
+
 def test_unknown_optimiser_is_found_before_training() -> None:
     with pytest.raises(UserError, match="did you mean adamw"):
         check_model(_config().override("optim.name", "adamww"), CLASSES)

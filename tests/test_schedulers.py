@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from tt_ray.schedulers import build_scheduler
 from tt_ray.search_space import Space
 
-SPACE = Space("mine", "?", {"text.weight": tune.uniform(0, 1)}, "top1", "max")
+SPACE = Space("mine", "?", {"text.weight": tune.uniform(0, 1)}, "top1")
 
 
 class Controller:

@@ -150,7 +150,7 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
 @pytest.mark.slow
 def test_asha_spends_fewer_epochs_than_fifo_for_the_same_best(cluster: None, tmp_path: Path) -> None:
     rates = "SPACE = {'optim.lr': tune.choice([2e-3, 1e-3, 1e-5, 1e-6, 1e-7, 1e-8])}"
-    name = space(tmp_path, f"{rates}\nMETRIC = 'val_loss'\nMODE = 'min'")
+    name = space(tmp_path, f"{rates}\nMETRIC = 'val_loss'")
     epochs, best = {}, {}
     for scheduler in ("fifo", "asha"):
         out = tmp_path / scheduler

@@ -20,6 +20,7 @@ from tt_ray.recipes import RECIPES
 _OPTION = re.compile(r"^(--[^=\s]+)=")
 _LONGEST = 3000
 """Characters of an error, whatever it quotes."""
+_KWARGS = "--model.kwargs"
 T = TypeVar("T")
 
 
@@ -122,22 +123,39 @@ def _base(name: str) -> Config:
 def _take_kwargs(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
     """Adds `--model.kwargs key value ...` to the recipe's own, dropped where `--model.name` differs.
 
-    tyro would take only keys that the recipe has.
+    tyro would take only keys that the recipe has. Given again, it adds to what was given before, and the last value of
+    a key counts, as it does of every option. `--model.kwargs.key value` means the same.
     """
-    if "--model.name" in arguments[:-1]:
-        name = arguments[arguments.index("--model.name") + 1]
-        if name != base.model.name:
-            base = base.override("model.kwargs", {})
-    if "--model.kwargs" not in arguments:
-        return base, arguments
-    start = arguments.index("--model.kwargs") + 1
-    stop = start + _until_option(arguments[start:])
-    keys, values = arguments[start:stop:2], arguments[start + 1 : stop : 2]
-    if len(keys) != len(values):
-        raise UserError(f"--model.kwargs takes pairs of key and value, but {keys[-1]} has no value")
-    added = {key: _literal(value) for key, value in zip(keys, values, strict=True)}
-    base = base.override("model.kwargs", {**base.model.kwargs, **added})
-    return base, arguments[: start - 1] + arguments[stop:]
+    names = [value for option, value in pairwise(arguments) if option == "--model.name"]
+    if names and names[-1] != base.model.name:
+        base = base.override("model.kwargs", {})
+    added, rest = dict[str, Any](), list[str]()
+    position = 0
+    while position < len(arguments):
+        option, start = arguments[position], position + 1
+        stop = start + _until_option(arguments[start:])
+        if option == _KWARGS:
+            added |= _pairs(arguments[start:stop])
+        elif option.startswith(f"{_KWARGS}."):
+            added |= _pairs([option.removeprefix(f"{_KWARGS}."), *arguments[start:stop]])
+        else:
+            rest += arguments[position:stop]
+        position = stop
+    return base.override("model.kwargs", {**base.model.kwargs, **added}) if added else base, rest
+
+
+def _pairs(words: list[str]) -> dict[str, Any]:
+    """Keys and values of one --model.kwargs."""
+    keys, values = words[::2], words[1::2]
+    for key in keys:
+        if not key.isidentifier():
+            raise UserError(f"{_KWARGS} takes pairs of key and value, such as depth 4, but {key!r} is no key")
+    if not keys or len(keys) != len(values):
+        lack = f"{keys[-1]} has no value" if keys else "there is none"
+        raise UserError(f"{_KWARGS} takes pairs of key and value, such as depth 4, but {lack}")
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"{_KWARGS} has {twice[0]} twice: leave out one of them")
+    return {key: _literal(value) for key, value in zip(keys, values, strict=True)}
 
 
 def _keep_own_labels(recipe: Config, arguments: list[str]) -> Config:
@@ -150,7 +168,7 @@ def _keep_own_labels(recipe: Config, arguments: list[str]) -> Config:
 def _literal(text: str) -> Any:
     """A number, a boolean or a list where the text is one in JSON; else the text."""
     try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except ValueError:
         return text
 
@@ -161,11 +179,11 @@ def _split_equals(arguments: list[str]) -> list[str]:
 
 
 def _as_tyro(arguments: list[str]) -> list[str]:
-    """tyro wants Python's True and False; people also write true and false."""
+    """tyro wants Python's True and False; people also write true and FALSE."""
     flags = {path for path in Config.paths() if isinstance(Config().get(path), bool)}
     before = ["", *arguments]
     return [
-        word.capitalize() if word in ("true", "false") and option[2:].replace("-", "_") in flags else word
+        word.capitalize() if word.lower() in ("true", "false") and option[2:].replace("-", "_") in flags else word
         for option, word in zip(before, arguments, strict=False)
     ]
 
@@ -183,7 +201,7 @@ def _raise_wrong_value(base: Config, arguments: list[str]) -> None:
     """Says in one line, as for YAML files, what tyro says in a box."""
     tree = base.to_dict()
     for position, argument in enumerate(arguments):
-        if not argument.startswith("--") or argument.startswith("--model.kwargs."):
+        if not argument.startswith("--"):
             continue
         following = arguments[position + 1 :]
         values = following[: _until_option(following)]
@@ -191,6 +209,8 @@ def _raise_wrong_value(base: Config, arguments: list[str]) -> None:
             raise UserError(f"{argument} needs a value")
         *groups, name = argument[2:].replace("-", "_").split(".")
         node = functools.reduce(lambda inner, group: inner[group], groups, tree)
+        if isinstance(node[name], bool) and values[-1] not in ("True", "False"):  # pydantic takes yes and 1, tyro not
+            raise UserError(f"{argument[2:]} is {values[-1]!r}, but must be True or False")
         node[name] = values[0] if len(values) == 1 else values
     Config.from_dict(tree)
 

@@ -24,6 +24,7 @@ again goes on: finished runs are kept, an unfinished one resumes.
 import contextlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +161,7 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         if teacher and not teacher.startswith(("timm:", "hf:")) and not Path(teacher).expanduser().exists():
             raise UserError(
                 f"arm {arm.name} learns from {teacher}, which is not there: train it first "
-                f"(python -m tt_ray.train {Path(teacher).name}), or give +teacher.model=MODEL"
+                f"(python -m tt_ray.train {shlex.quote(Path(teacher).name)}), or give +teacher.model=MODEL"
             )
         for path in _SAME:
             here, there = arm.config.get(path), first.config.get(path)
@@ -224,9 +225,11 @@ def _train(config: Config) -> None:
     path = config.run_dir.parent / f"{config.run.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     config.to_yaml(path)
-    with contextlib.redirect_stdout(io.StringIO()):
-        train([str(path)])
-    path.unlink()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train([str(path)])
+    finally:
+        path.unlink()
 
 
 def read_run(arm: str, seed: int, config: Config, out: Path) -> Run:

@@ -23,6 +23,8 @@ def check_config(config: "Config") -> None:
         value = config.get(path)
         if not low <= value <= high:
             raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
+        if value == inf:
+            raise UserError(f"{path} is {value}, but must be a finite number")
     for path, low in (("data.mean", -inf), ("data.std", 0)):
         if not all(low < value < inf for value in config.get(path)):
             raise UserError(f"{path} is {config.get(path)}, but all must be between {low:g} and inf")
@@ -79,6 +81,9 @@ def first_problem(cls: "type[Config]", error: ValidationError, where: str) -> st
     path = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part not in ("int", "float"))
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}no field {path}; {nearest(path, cls.paths())}"
+    if path.startswith("model.kwargs."):
+        key = ".".join(path.split(".")[:3])
+        return f"{where}{key} is {problem['input']!r}, but must be a number, True, False, a text, or a list of numbers"
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return f"{where}{cause}"

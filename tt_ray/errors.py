@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 _NEAR = 0.15
 """How much less like the name than the nearest one another may be to be offered beside it."""
+_MANY = 30
+"""Names that a line can hold."""
 
 
 class UserError(ValueError):
@@ -43,6 +45,8 @@ def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     tail = [path for path in known if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     if close or tail:
         return f"did you mean {' or '.join(prefix + each for each in dict.fromkeys([*tail, *close]))}?"
+    if len(known) > _MANY:  # timm has over a thousand models
+        return f"known: {', '.join(prefix + each for each in known[:5])} and {len(known) - 5} more"
     return f"known: {', '.join(prefix + each for each in known)}"
 
 

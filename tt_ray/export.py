@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
         checkpoint, problems = export_checkpoint(given.run, given.out)
     for problem in problems:
         print(f"note: {problem}")
-    print(f"exported {checkpoint} to {given.out}: timm.create_model('local-dir:{given.out}', pretrained=True)")
+    print(f"exported {checkpoint} to {given.out}: timm.create_model({f'local-dir:{given.out}'!r}, pretrained=True)")
 
 
 if __name__ == "__main__":

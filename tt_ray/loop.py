@@ -42,6 +42,7 @@ from tt_ray.storage import Storage
 from tt_ray.strategies import distribute, place, sync_gradients
 from tt_ray.teachers import Teacher, load_teacher
 from tt_ray.validation import validate, validate_checkpoint
+from tt_ray.weight_average import average_note
 
 _STEP_SEED = 6
 Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
@@ -369,16 +370,17 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Exports and writes result.json, whose presence means that the run is complete."""
+        config = self.config
         result = {
             **self.scores,
             "steps": self.steps,
-            "epochs": self.config.train.epochs,
+            "epochs": config.train.epochs,
             "train_seconds": self.seconds,
             "first_step_at": self.first_step_at,
-            "notes": [*self.data.notes, *self.warnings],
+            "notes": [*self.data.notes, *self.warnings, *filter(None, [average_note(config.train.ema, self.steps)])],
         }
         if self.context.rank == 0:
-            run_dir = self.config.run_dir
+            run_dir = config.run_dir
             path, _ = self.keeper.newest()
             assert path is not None, "the last checkpoint has been written"
             write_export(path, run_dir / "export")

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tt_ray.config import Config, HeadConfig
 from tt_ray.data.hashing import seed_of
-from tt_ray.errors import UserError, nearest
+from tt_ray.errors import UserError, nearest, one_line
 from tt_ray.losses import initial_scalars
 from tt_ray.optim import build_optimizer
+from tt_ray.trial_pass import out_of_memory, trial_pass
 
 _BACKBONE_SEED, _HEAD_SEED = 1, 2
 
@@ -102,11 +103,26 @@ def build_backbone(config: Config, num_classes: int) -> nn.Module:
         torch.manual_seed(seed_of(config.train.seed, _BACKBONE_SEED))
         try:
             backbone = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise UserError(f"timm cannot build {name} with {kwargs}: {' '.join(str(error).split())}") from None
-    if not isinstance(cast(Any, backbone).get_classifier(), nn.Linear):
+        except Exception as error:  # whatever a constructor raises about arguments: KeyError, ZeroDivisionError, ...
+            if out_of_memory(error):
+                raise
+            size = kwargs.get("img_size")
+            if size and "img_size" not in config.model.kwargs and _builds(name, {**kwargs, "img_size": None}):
+                raise UserError(f"{name} does not run on images of {size} px: {one_line(error)}") from None
+            raise UserError(f"timm cannot build {name} with {kwargs}: {one_line(error)}") from None
+    classifier = getattr(backbone, "get_classifier", None)  # features_only gives a model without one
+    if classifier is None or not isinstance(classifier(), nn.Linear):
         raise UserError(f"model.name is {name!r}, whose classifier is not one linear layer on a pooled feature")
     return backbone
+
+
+def _builds(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether timm has nothing against the arguments; those that are None are left out."""
+    try:
+        timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
+    except Exception:
+        return False
+    return True
 
 
 def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassifier:
@@ -133,12 +149,14 @@ def check_model(config: Config, num_classes: int) -> None:
     """
     backbone = build_backbone(config, num_classes).eval()
     build_optimizer(config.optim, backbone)
-    size = config.data.image_size
+    name, size = config.model.name, config.data.image_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        same = torch.equal(TaughtClassifier(backbone, None)(images).logits, backbone(images))
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"{config.model.name} does not run on images of {size} px: {text}") from None
-    if not same:
-        raise UserError(f"model.name is {config.model.name!r}, whose logits are more than a linear layer on a feature")
+    with trial_pass(name, size):
+        logits, whole = TaughtClassifier(backbone, None)(images).logits, backbone(images)
+    if logits.shape != (2, num_classes):
+        shape = tuple(logits.shape[1:])
+        raise UserError(f"model.name is {name!r}, which gives logits of shape {shape} for each image, not one row")
+    if not torch.equal(logits, whole):
+        raise UserError(f"model.name is {name!r}, whose logits are more than a linear layer on a feature")
+    with torch.random.fork_rng(devices=[]), trial_pass(name, size):
+        backbone.train()(images)  # some refuse a size in training alone

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ def pretrained(name: str, **kwargs: Any) -> nn.Module:
             known = list_pretrained(f"{name.split('.')[0]}*")
             hint = f"weights there are: {', '.join(known[:5])}" if known else f"say random:{name} to evaluate none"
             raise UserError(f"timm has no pretrained weights for {name}; {hint}")
+    fetch = shlex.quote(f"import timm; timm.create_model({name!r}, pretrained=True)")
     help_ = (
-        f'on a machine with network run: python -c "import timm; timm.create_model({name!r}, pretrained=True)" '
+        f"on a machine with network run: python -c {fetch} "
         "and share its Hugging Face cache (HF_HOME), or give an export folder"
     )
     return create(name, f"cannot get the pretrained weights of timm:{name}", help_, pretrained=True, **kwargs)

@@ -11,32 +11,24 @@ from ray.tune.search.sample import Categorical, Domain
 
 from tt_ray.errors import UserError, nearest
 from tt_ray.journal import Record
-from tt_ray.search_space import Space
+from tt_ray.search_space import SCHEDULERS, Space
 
-_OPTIONS = {
-    "fifo": {},
-    # A third of the trials survives each rung, at epochs 1, 3, 9, ... (Li et al. 2020, arXiv 1810.05934).
-    "asha": {"grace_period": 1, "reduction_factor": 3},
-    "pbt": {"interval": 1, "quantile": 0.25},
-}
 # A checkpoint fixes everything else: shapes of weights, the optimiser's own settings, what the data are.
 _MUTABLE = ("text.weight", "text.balance", "text.schedule", "text.negatives", "optim.lr", "optim.min_lr")
 _MUTABLE += ("optim.label_smoothing", "optim.grad_clip", "data.mixup", "data.cutmix", "data.color_jitter")
 
 
 def options_of(space: Space, scheduler: str, epochs: int) -> dict[str, Any]:
-    """The scheduler's options; raises UserError on an unknown scheduler or option, and where PBT cannot change a path.
+    """The scheduler's options; raises UserError on an unknown scheduler, and where PBT cannot change a path.
 
-    asha: grace_period (epochs before a trial may be ended) and reduction_factor. pbt: interval (epochs between
-    takeovers) and quantile (share of trials that are replaced, and share that replaces them).
+    Args:
+        space: Its own options are for its own scheduler.
+        scheduler: The one that the search has.
+        epochs: Of a trial.
     """
-    if scheduler not in _OPTIONS:
-        raise UserError(f"no scheduler {scheduler!r}; {nearest(scheduler, _OPTIONS)}")
-    own = space.options if scheduler == space.scheduler else {}
-    for name in own:
-        if name not in _OPTIONS[scheduler]:
-            raise UserError(f"scheduler {scheduler} has no option {name!r}; {nearest(name, _OPTIONS[scheduler])}")
-    options = {**_OPTIONS[scheduler], **own}
+    if scheduler not in SCHEDULERS:
+        raise UserError(f"no scheduler {scheduler!r}; {nearest(scheduler, SCHEDULERS)}")
+    options = {**SCHEDULERS[scheduler], **(space.options if scheduler == space.scheduler else {})}
     if scheduler == "asha":
         options["grace_period"] = min(options["grace_period"], epochs)
     fixed = [path for path in space.domains if scheduler == "pbt" and not path.startswith(_MUTABLE)]
@@ -63,7 +55,7 @@ def build_scheduler(space: Space, scheduler: str, options: dict[str, Any], epoch
     common: dict[str, Any] = {"time_attr": "epoch", "metric": space.metric, "mode": space.mode}
     if scheduler == "asha":
         # max_t is beyond the end: it would end trials before their export.
-        asha = _Halving(**common, max_t=epochs, stop_last_trials=False, **options)
+        asha = _Halving(space, **common, max_t=epochs, stop_last_trials=False, **options)
         asha.replay(past)
         return asha
     if scheduler == "pbt":
@@ -72,7 +64,11 @@ def build_scheduler(space: Space, scheduler: str, options: dict[str, Any], epoch
 
 
 class _Halving(ASHAScheduler):
-    """Knows trials by the names that they keep from one command to the next."""
+    """Knows trials by the names that they keep from one command to the next, and lets NaN lose."""
+
+    def __init__(self, space: Space, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.space = space
 
     def replay(self, past: Sequence[Record]) -> None:
         """Fills the rungs as the earlier command had filled them."""
@@ -87,10 +83,10 @@ class _Halving(ASHAScheduler):
         super().on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        return super().on_trial_result(tune_controller, _named(trial), result)
+        return super().on_trial_result(tune_controller, _named(trial), self.space.comparable(result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, _named(trial), result)
+        super().on_trial_complete(tune_controller, _named(trial), self.space.comparable(result))
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_remove(tune_controller, _named(trial))
@@ -102,10 +98,10 @@ def _named(trial: Trial) -> Trial:
 
 
 class _Population(PopulationBasedTraining):
-    """Keeps values inside their domains, and every trial its own name and place."""
+    """Keeps values inside their domains, and every trial its own name and place; lets NaN lose."""
 
     def __init__(self, space: Space, options: Mapping[str, Any], common: dict[str, Any]) -> None:
-        self.domains = space.domains
+        self.space = space
         lists = {path: _mutation(domain) for path, domain in space.domains.items()}
         super().__init__(
             **common,
@@ -119,11 +115,11 @@ class _Population(PopulationBasedTraining):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result.get("finished"):  # going on from another's checkpoint would cost it its own end, for no step more
             return self.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
+        return super().on_trial_result(tune_controller, trial, self.space.comparable(result))
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         new, operations = super()._get_new_config(trial, trial_to_clone)
-        values = {path: _inside(self.domains[path], value) for path, value in new["job"]["values"].items()}
+        values = {path: _inside(self.space.domains[path], value) for path, value in new["job"]["values"].items()}
         new["job"] = {**trial.config["job"], "values": values}
         return new, operations
 

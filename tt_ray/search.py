@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from tt_ray.data.source import Pixels
 from tt_ray.errors import UserError
 from tt_ray.journal import Journal, Record
-from tt_ray.search_space import Space, Values
+from tt_ray.search_space import METRICS, Space, Values
 from tt_ray.trials import Plan, run_trial
 
 _QUIET = {
@@ -176,7 +176,7 @@ class _Keeper(Callback):
         if "failed" in result:
             self.journal.end(record.name, "failed", result["failed"])
         elif "seeds" in result:
-            names = ("top1", "top5", "val_loss", "epoch", "seeds", "seconds", "finished", "generation", "donor")
+            names = (*METRICS, "epoch", "seeds", "seconds", "finished", "generation", "donor")
             row = {name: result[name] for name in names if name in result}
             self.journal.report(record.name, {**row, "values": trial.config["job"]["values"], "at": time.time()})
             if result["finished"]:
@@ -245,12 +245,13 @@ class Suggestions(Searcher):
             return
         failed = error or bool(result and "failed" in result)
         if trial_id in self.optuna._ot_trials:
-            self.optuna.on_trial_complete(trial_id, None if failed else result, failed)
+            told = None if failed or result is None else self.space.comparable(result)
+            self.optuna.on_trial_complete(trial_id, told, failed)
         else:
             self._tell(record)
 
     def _tell(self, record: Record) -> None:
-        value = record.last(self.space.metric)
+        value = self.space.comparable(record.reports[-1] if record.reports else {}).get(self.space.metric)
         self.optuna.add_evaluated_point(record.values, value or 0.0, error=value is None or record.status == "failed")
 
     def __getstate__(self) -> dict[str, Any]:

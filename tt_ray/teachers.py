@@ -19,10 +19,11 @@ from tt_ray.data.loader import EvalBatches, load
 from tt_ray.data.source import Source
 from tt_ray.data.transforms import normalize
 from tt_ray.encoder_files import PROJECTION
-from tt_ray.errors import UserError, one_line
+from tt_ray.errors import UserError
 from tt_ray.hf_vision import load_hf_vision
 from tt_ray.precision import mixed_precision
 from tt_ray.pretrained import create, pooled, pretrained, timm_preprocessing
+from tt_ray.trial_pass import trial_pass
 
 KINDS = "timm:NAME, hf:ID, or the folder of a run or an export"
 _SAMPLE_KEY, _SAMPLE = 0x7EAC4, 1024
@@ -111,10 +112,8 @@ def load_teacher(config: Config, split: Source, device: torch.device) -> tuple[T
     teacher = Teacher(model, (data.mean, data.std), device, config.train.compile)
     if logits:
         teacher.order = _class_order(spec, model.classes, split.classes).to(device)
-    try:
+    with trial_pass(f"teacher.model {spec}", model.size):
         out = teacher(torch.zeros(2, 3, data.image_size, data.image_size, device=device))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"teacher.model {spec} does not run on images of {model.size} px: {one_line(error)}") from None
     if out.ndim != 2 or len(out) != 2:
         raise UserError(f"teacher.model {spec} gives outputs of shape {tuple(out.shape)}, not one vector per image")
     if not logits:

@@ -1,6 +1,7 @@
 """The main command: `python -m tt_ray.train [RECIPE | config.yaml] [--dotted.path value ...]`."""
 
 import os
+import shlex
 import signal
 import time
 import uuid
@@ -22,6 +23,7 @@ from tt_ray.progress import Display, Watcher
 from tt_ray.run_folder import check_run, discard_run, disk_problems, sole_writer, start_run
 from tt_ray.same_data import check_data, keep_data, record_data
 from tt_ray.storage import Storage, is_uri
+from tt_ray.weight_average import average_note
 
 _SAME_SIGNAL_S = 1.0
 
@@ -115,8 +117,8 @@ class Prepared:
     record: pa.Table
     """What the run trains on, as `record_data` returns it."""
     notes: list[str]
-    """What of the data is not read or not used: to be said once nothing more can be refused, so that errors are one
-    line."""
+    """What is to be said at the start, once nothing more can be refused, so that errors are one line: what of the data
+    is not read or not used, and what the summary will say of the weights' average."""
 
     def check(self, config: Config, resumes: bool) -> list[str]:
         """Notes for the summary; raises UserError where a run would resume on other data than it was begun on."""
@@ -146,8 +148,11 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
     try_model = partial(_try_model, config, len(train.classes))
     store = find_store(config, train, show, try_model, None if display is None else display.say)
     data = join(config, train, val, None if store is None else open_store(store), notes)
-    train_order(config, len(data.train), 0, config.workers[1])
-    return Prepared(len(train.classes), store, record_data(config, data), left_out(config, train, val))
+    order = train_order(config, len(data.train), 0, config.workers[1])
+    said = left_out(config, train, val)
+    if average := average_note(config.train.ema, config.train.epochs * order.steps_per_epoch):
+        said.append(average)
+    return Prepared(len(train.classes), store, record_data(config, data), said)
 
 
 def _try_model(config: Config, classes: int) -> None:
@@ -197,14 +202,15 @@ def summary(config: Config, result: dict[str, Any], started: float) -> str:
     """What a user wants to know at the end: accuracy, time, where things are, what to run next."""
     run = config.run_place if is_uri(config.run.storage) else os.path.relpath(config.run_dir)
     run = str(config.run_dir) if run.startswith("..") else run
+    export, board, typed = f"local-dir:{run}/export", shlex.quote(f"{run}/tensorboard"), shlex.quote(run)
     epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}"
     lines = [
         f"top-1 {result['top1']:.2f} % on {result['val_images']} validation images after {epochs}",
         f"{time.time() - started:.0f} s in all, {result['train_seconds']:.0f} s of them training",
         *(f"note: {note}" for note in result["notes"]),
-        f"deployed model   {run}/export   timm.create_model('local-dir:{run}/export', pretrained=True)",
-        f"metrics          {run}/metrics.jsonl   tensorboard --logdir {run}/tensorboard",
-        f"checkpoints      {run}/checkpoints   python -m tt_ray.export {run} --out DIR",
+        f"deployed model   {run}/export   timm.create_model({export!r}, pretrained=True)",
+        f"metrics          {run}/metrics.jsonl   tensorboard --logdir {board}",
+        f"checkpoints      {run}/checkpoints   python -m tt_ray.export {typed} --out DIR",
     ]
     if config.run.name == "shapes_textteacher":
         lines.append("next: the same without the language teacher: python -m tt_ray.train shapes_baseline")

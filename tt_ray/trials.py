@@ -24,9 +24,8 @@ import numpy.typing as npt
 from tt_ray.config import Config
 from tt_ray.data.source import Pixels, Source
 from tt_ray.errors import Interrupted, NonFiniteLoss, UserError
-from tt_ray.search_space import apply
+from tt_ray.search_space import METRICS, apply
 
-METRICS = ("top1", "top5", "val_loss")
 _POLL_S = 0.5
 _POINTER = "trial.json"
 # At a donor that goes on meanwhile, and prunes what has just been seen.
@@ -66,12 +65,12 @@ def run_trial(config: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels]) 
 
 
 def _reason(error: Exception) -> str:
-    import torch
+    from tt_ray.trial_pass import out_of_memory
 
     text = " ".join(str(error).split())[:500]
     if isinstance(error, UserError | NonFiniteLoss):
         return text
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return f"out of memory: {text}"
     return f"{type(error).__name__}: {text}"
 

@@ -27,12 +27,19 @@ from tt_ray.journal import Journal, Record
 from tt_ray.one_writer import INSIDE, inside, one_writer
 from tt_ray.progress import Display
 from tt_ray.same_data import check_data, keep_data
-from tt_ray.search_space import Space, check_space, find_space, grid_points, random_points
+from tt_ray.search_space import (
+    SEARCHERS,
+    TOP5_CLASSES,
+    Space,
+    check_space,
+    find_space,
+    grid_points,
+    random_points,
+)
 from tt_ray.storage import is_uri
 from tt_ray.trials import Plan
-from tt_ray.tune_board import Board, best_first
+from tt_ray.tune_board import Board, winner
 
-SEARCHERS = ("random", "grid", "optuna")
 VAL_SHARE = 0.2
 PROG = "python -m tt_ray.tune"
 
@@ -96,8 +103,10 @@ def _search(search: "Search") -> None:
         left = "the same command goes on"
         raise Stopped(f"{text}\nstopped; {left}, results so far are in {search.out}", 128 + came[0])
     print(text)
-    if not best_first(search.journal.of("search"), search.space):
-        raise RuntimeError(f"no trial has come to a result: see {search.out / 'summary.md'}")
+    if search.best() is None:
+        reasons = [record.reason for record in search.journal.of("search") if record.reason]
+        first = f" ({reasons[0]})" if reasons else ""
+        raise RuntimeError(f"no trial has come to a result{first}: see {search.out / 'summary.md'}")
 
 
 def read(arguments: list[str]) -> tuple[Arguments, Config]:
@@ -241,18 +250,32 @@ class Search:
 
     def _prepare(self, display: Display) -> dict[str, Any]:
         """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""
+        from tt_ray.model import check_model
         from tt_ray.train import prepare
 
         searched = self.space.domains
         base = self._on(self.base).override("run.storage", self.base.run.storage)
         if "text.weight" in searched and not base.teaches:
             base = base.override("text.weight", 0.5)
+        if self.space.metric == "top5":
+            self._check_top5(base)  # before captions are embedded, which can take long
         data = prepare(base, display)
         self.record, self.said, store = data.record, data.notes, data.store
+        display.show("trying the model", 0, 1)
+        check_model(base, data.classes)  # what no trial can train, or else each would tell
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
         if not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)
         return self._pixels(self._selection(), display)
+
+    def _check_top5(self, base: Config) -> None:
+        from tt_ray.prepare import open_images
+
+        if (count := len(open_images(base)[0].classes)) < TOP5_CLASSES:
+            raise UserError(
+                f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {count}: "
+                "search by top1 or val_loss"
+            )
 
     def _pixels(self, config: Config, display: Display) -> dict[str, Any]:
         from tt_ray.data.loader import hold_pixels
@@ -315,8 +338,7 @@ class Search:
 
     def best(self) -> Record | None:
         """The trial with the best mean over seeds, among those at their end if there are any."""
-        found = best_first(self.journal.of("search"), self.space)
-        return found[0] if found else None
+        return winner(self.journal.of("search"), self.space)
 
     def _run_phase(
         self, phase: str, jobs: Any, base: Config, pixels: dict[str, Any], display: Display, stop: threading.Event

@@ -1,5 +1,6 @@
 """The live table of a search: the best trials so far, what runs, how much is left."""
 
+import math
 import time
 
 from rich.console import Group
@@ -42,10 +43,9 @@ class Board(LiveTable):
         best = best_first(records, self.space)
         detail = f"{failed} failed, {len(self.running)} running{self._left(records)}"
         if not self.display.console.is_terminal:
-            if best:
-                record = best[0]
-                value = record.last(self.space.metric)
-                detail += f", best {record.name} {self.space.metric} {value:.2f} after {record.epoch} epochs"
+            if record := winner(records, self.space):
+                value = self.space.shown(record.reports[-1][self.space.metric])
+                detail += f", best {record.name} {self.space.metric} {value} after {record.epoch} epochs"
             self.display.show("trials" if self.phase == "search" else "final trainings", ended, self.of, detail)
             return
         head = Text(f"{self.phase}: {ended} of {self.of} trials ended, {detail}", style="bold")
@@ -65,22 +65,31 @@ class Board(LiveTable):
 
 
 def best_first(records: list[Record], space: Space) -> list[Record]:
-    """Trials with a value, best first: those at the end before those that are not there."""
+    """Trials with a value, best first: those at the end before those that are not there, and NaN behind them all."""
     found = [(record, record.last(space.metric)) for record in records if record.status != "failed"]
     valued = [(record, value) for record, value in found if value is not None]
-    order = sorted(valued, key=lambda pair: (pair[0].status == "done", space.better(pair[1])), reverse=True)
-    return [record for record, _ in order]
+
+    def merit(pair: tuple[Record, float]) -> tuple[bool, bool, float]:
+        return math.isfinite(pair[1]), pair[0].status == "done", space.better(pair[1])
+
+    return [record for record, _ in sorted(valued, key=merit, reverse=True)]
+
+
+def winner(records: list[Record], space: Space) -> Record | None:
+    """The best trial; None before one has a finite value."""
+    found = best_first(records, space)[:1]
+    return found[0] if found and math.isfinite(found[0].reports[-1][space.metric]) else None
 
 
 def table(records: list[Record], space: Space) -> Table:
     """A row for each trial, dimensions as columns."""
     short = [path.rsplit(".", 1)[-1] for path in space.domains]
-    grid = Table("trial", *short, "epochs", space.metric, "", box=None, pad_edge=False)
+    grid = Table("trial", *short, "epochs", space.heading, "", box=None, pad_edge=False)
     for record in records:
         value = record.last(space.metric)
         values: Values = record.job()["values"]
         cells = [shown(values.get(path, "")) for path in space.domains]
-        grid.add_row(record.name, *cells, str(record.epoch), "" if value is None else f"{value:.2f}", record.status)
+        grid.add_row(record.name, *cells, str(record.epoch), "" if value is None else space.shown(value), record.status)
     return grid
 
 

@@ -1,5 +1,6 @@
 """Plots of a search: the metric over every dimension, all dimensions at once, and schedules that a population found."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _dimensions(space: Space, records: Sequence[Record]) -> Any:
             axis.set_xscale("log")
         axis.set_xlabel(path)
     for axis in axes[:, 0]:
-        axis.set_ylabel(f"{space.metric}, selection split")
+        axis.set_ylabel(f"{space.heading}, selection split")
     for axis in axes.flat[len(space.domains) :]:
         axis.set_visible(False)
     return figure
@@ -81,13 +82,14 @@ def _is_log(space: Space, path: str) -> bool:
 
 
 def _parallel(space: Space, records: Sequence[Record]) -> Any:
-    """Parallel coordinates: a line for each trial, coloured by the metric, the best on top."""
+    """Parallel coordinates: a line for each trial with a finite value, coloured by the metric, the best on top."""
+    records = [record for record in records if math.isfinite(record.reports[-1][space.metric])]
     paths = list(space.domains)
     figure, axis = plt.subplots(figsize=(1.6 * len(paths) + 2.4, 3.4), layout="constrained")
     scores = np.array([record.reports[-1][space.metric] for record in records])
     low, high = float(scores.min()), float(scores.max())
     columns = np.array([_heights(space, path, records) for path in paths] + [(scores - low) / max(high - low, 1e-9)])
-    order = np.argsort(scores if space.mode == "max" else -scores)
+    order = np.argsort([space.better(score) for score in scores])
     for number in order:
         share = (scores[number] - low) / max(high - low, 1e-9)
         colour = plt.get_cmap("viridis")(share if space.mode == "max" else 1 - share)
@@ -98,8 +100,8 @@ def _parallel(space: Space, records: Sequence[Record]) -> Any:
             axis.text(place + 0.03, height, text, fontsize=7, va="center")
         axis.axvline(place, color="0.8", linewidth=0.8, zorder=0)
     for height, value in ((0, low), (1, high)):
-        axis.text(len(paths) + 0.03, height, f"{value:.1f}", fontsize=7, va="center")
-    axis.set_xticks(range(len(columns)), [*(path.replace(".", ".\n", 1) for path in paths), space.metric], fontsize=8)
+        axis.text(len(paths) + 0.03, height, space.shown(value), fontsize=7, va="center")
+    axis.set_xticks(range(len(columns)), [*(path.replace(".", ".\n", 1) for path in paths), space.heading], fontsize=8)
     axis.set_yticks([])
     axis.set_frame_on(False)
     axis.margins(x=0.08)

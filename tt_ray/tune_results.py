@@ -1,6 +1,7 @@
 """What a search leaves behind: results.parquet, best.yaml, plots, and a summary in Markdown."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,7 @@ import pyarrow.parquet as pq
 
 from tt_ray.config import Config
 from tt_ray.journal import Journal, Record
-from tt_ray.search_space import Space, apply
-from tt_ray.trials import METRICS
+from tt_ray.search_space import METRICS, Space, apply
 from tt_ray.tune_board import best_first, shown
 
 _SHOWN = 10
@@ -25,13 +25,13 @@ class Margin:
 
     best: list[float]
     base: list[float]
-    better: int
-    """1 where larger values are better, else -1."""
+    space: Space
 
     @property
     def gains(self) -> list[float]:
-        """Improvements, seed by seed."""
-        return [self.better * (best - base) for best, base in zip(self.best, self.base, strict=True)]
+        """Improvements, seed by seed: positive where the best configuration is better than the base."""
+        sign = 1 if self.space.mode == "max" else -1
+        return [sign * (best - base) for best, base in zip(self.best, self.base, strict=True)]
 
     @property
     def half_width(self) -> float:
@@ -45,16 +45,22 @@ class Margin:
     def sentence(self) -> str:
         """In words, whether it is more than noise."""
         gain = mean(self.gains)
+        of = f"The margin (base - best, as lower {self.space.metric} is better)"
+        of = "The margin" if self.space.mode == "max" else of
         if len(self.gains) < 2:
-            return f"The margin is {gain:+.2f} with one seed, which says nothing about noise: give more --final-seeds."
+            text = self._signed(gain)
+            return f"{of} is {text} with one seed, which says nothing about noise: give more --final-seeds."
         low, high = gain - self.half_width, gain + self.half_width
-        interval = f"95 % interval {low:+.2f} to {high:+.2f}, {len(self.gains)} seeds"
-        text = f"{gain:+.2f} ± {stdev(self.gains):.2f} ({interval})"
+        interval = f"95 % interval {self._signed(low)} to {self._signed(high)}, {len(self.gains)} seeds"
+        text = f"{self._signed(gain)} ± {self.space.shown(stdev(self.gains))} ({interval})"
         if low <= 0 <= high:
-            return f"The margin {text} is within noise: do not prefer the best configuration to the base recipe."
+            return f"{of} {text} is within noise: do not prefer the best configuration to the base recipe."
         if gain < 0:
-            return f"The margin {text} is more than noise: the best configuration is worse than the base recipe."
-        return f"The margin {text} is more than noise."
+            return f"{of} {text} is more than noise: the best configuration is worse than the base recipe."
+        return f"{of} {text} is more than noise."
+
+    def _signed(self, value: float) -> str:
+        return ("+" if value >= 0 else "") + self.space.shown(value)
 
 
 def margin(journal: Journal, space: Space, best: Record | None) -> Margin | None:
@@ -72,7 +78,7 @@ def margin(journal: Journal, space: Space, best: Record | None) -> Margin | None
             pairs.append((values[0], values[1]))
     if not pairs:
         return None
-    return Margin([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 if space.mode == "max" else -1)
+    return Margin([pair[0] for pair in pairs], [pair[1] for pair in pairs], space)
 
 
 def write_results(
@@ -182,23 +188,24 @@ def _final_lines(space: Space, journal: Journal, best: Record) -> list[str]:
     if found is None:
         return [*lines, "Not compared yet.", ""]
     lines += ["Trained on all training images, on the validation split that the search has not seen.", ""]
-    lines += [f"| | {space.metric}, mean ± sd over seeds |", "| --- | --- |"]
-    lines += [f"| {name} | {spread(values)} |" for name, values in (("base", found.base), (best.name, found.best))]
+    lines += [f"| | {space.heading}, mean ± sd over seeds |", "| --- | --- |"]
+    sides = (("base", found.base), (best.name, found.best))
+    lines += [f"| {name} | {spread(values, space)} |" for name, values in sides]
     return [*lines, "", found.sentence(), ""]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], space: Space) -> str:
     """Mean and standard deviation."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return space.shown(mean(values)) + (f" ± {space.shown(stdev(values))}" if len(values) > 1 else "")
 
 
 def _trial_lines(space: Space, records: Sequence[Record]) -> list[str]:
-    lines = [f"| trial | {' | '.join(space.domains)} | epochs | {space.metric} |"]
+    lines = [f"| trial | {' | '.join(space.domains)} | epochs | {space.heading} |"]
     lines.append("| --- " * (len(space.domains) + 3) + "|")
     for record in records[:_SHOWN]:
         values = [shown(record.job()["values"].get(path, "")) for path in space.domains]
         seeds = [row[space.metric] for row in record.reports[-1]["seeds"].values()]
-        lines.append(f"| {record.name} | {' | '.join(values)} | {record.epoch} | {spread(seeds)} |")
+        lines.append(f"| {record.name} | {' | '.join(values)} | {record.epoch} | {spread(seeds, space)} |")
     return lines
 
 
@@ -222,8 +229,8 @@ def good_trials(records: Sequence[Record], space: Space) -> tuple[list[Record], 
     if sd is None or not done:
         return None
     distance = 2 * sd * math.sqrt(2 / len(done[0].seeds))
-    best = space.better(done[0].last(space.metric) or 0.0)
-    return [record for record in done if best - space.better(record.last(space.metric) or 0.0) <= distance], distance
+    values = [space.better(record.reports[-1][space.metric]) for record in done]
+    return [record for record, value in zip(done, values, strict=True) if values[0] - value <= distance], distance
 
 
 def _range_lines(space: Space, records: Sequence[Record]) -> list[str]:
@@ -232,7 +239,7 @@ def _range_lines(space: Space, records: Sequence[Record]) -> list[str]:
         return []
     good, distance = found
     of = sum(record.status == "done" for record in records)
-    lines = [f"## What does not matter: {len(good)} of {of} trials are within {distance:.2f} of the best", ""]
+    lines = [f"## What does not matter: {len(good)} of {of} trials are within {space.shown(distance)} of the best", ""]
     lines += ["That is two standard errors of a difference, from the spread over seeds. Among them:", ""]
     for path in space.domains:
         values = [record.job()["values"][path] for record in good]
@@ -251,16 +258,16 @@ def _values(record: Record) -> str:
 def _printed(out: Path, space: Space, journal: Journal, best: Record | None, notes: Sequence[str]) -> str:
     lines = [*notes]
     if best is not None:
-        value = best.last(space.metric) or 0.0
+        value = space.shown(best.reports[-1][space.metric])
         values = ", ".join(f"{path} {shown(each)}" for path, each in best.job()["values"].items())
-        lines.append(f"best: {best.name} ({values}), {space.metric} {value:.2f} on the selection split")
+        lines.append(f"best: {best.name} ({values}), {space.metric} {value} on the selection split")
         if unfinished := sum(not record.ended for record in journal.of("search")):
             lines.append(f"{unfinished} trials are not finished, and the best may be another one when they are")
         found = margin(journal, space, best)
         if found is not None:
-            lines.append(f"base {spread(found.base)}, best {spread(found.best)} on the validation split")
+            lines.append(f"base {spread(found.base, space)}, best {spread(found.best, space)} on the validation split")
             lines.append(found.sentence())
-        lines.append(f"next: python -m tt_ray.train {out / 'best.yaml'}")
+        lines.append(f"next: python -m tt_ray.train {shlex.quote(str(out / 'best.yaml'))}")
     failed = sum(record.status in ("failed", "died") for record in journal.of("search"))
     if failed:
         lines.append(f"{failed} trials failed, see the summary")
