@@ -3,8 +3,7 @@
 Nothing changes after parsing: what follows from a field is a property, and `override` returns a new tree.
 """
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -274,8 +273,7 @@ class RunConfig:
     async_validation: bool = False
     """Validate in a Ray task beside the training, on a CPU or GPU that the workers leave free; the last one is not."""
     accept_changed_data: bool = False
-    """On resume: continue although images, labels, classes or text are no longer those that the run was begun on; the
-    summary says what changed. Otherwise such a run is refused."""
+    """On resume: train on, although images, labels, classes or text have changed; the summary says what did."""
     overwrite: bool = False
     """Delete a run of this name and start anew."""
 
@@ -379,7 +377,7 @@ class Config:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         if not isinstance(tree, dict):
-            groups = ", ".join(item.name for item in dataclasses.fields(cls))
+            groups = ", ".join(item.name for item in fields(cls))
             raise UserError(f"{path} must hold a mapping with keys such as {groups}")
         return cls.from_dict(tree, where=f"{path}: ")
 
@@ -396,7 +394,7 @@ def _adapter(cls: type[Config]) -> TypeAdapter[Any]:
 
 def _walk(node: Any, prefix: str = "") -> list[str]:
     paths: list[str] = []
-    for item in dataclasses.fields(node):
+    for item in fields(node):
         value = getattr(node, item.name)
-        paths += _walk(value, f"{prefix}{item.name}.") if dataclasses.is_dataclass(value) else [prefix + item.name]
+        paths += _walk(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
     return paths
