@@ -282,7 +282,7 @@ LABELS = [
     table("no validation file", lambda f: parquet(f / "table" / "train.parquet", NAMED), "test"),
     table("no such column", tables(NAMED, CLASSES), "no column 'picture'", more="--data.image_column picture"),
     table("images as base64 text", base64_images, "train"),
-    table("a file that is no Parquet", writes("table/train.parquet", "hello"), "train.parquet"),
+    table("a file that is no Parquet", writes("table/train.parquet", "hello"), "Parquet"),
     folders("metadata.jsonl that is no JSON", metadata("train", "{"), "metadata.jsonl"),
     folders("metadata.jsonl of 100,000 brackets", metadata("train", "[" * 100_000), "metadata.jsonl"),
     folders("metadata.jsonl of other files", metadata("train", '{"file_name": "emu.png"}\n'), "emu.png"),

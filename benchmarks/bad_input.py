@@ -27,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 _FOREIGN = re.compile(r"^Traceback |^\s+File \"|Warning: |^\(\w+ pid=|^\[\d{4}-\d\d-\d\d|^\[\w\d{4} ")
 """Lines of Python, of libraries and of Ray's processes."""
+_LINE = 1000
+"""Characters that a line may have: what is in a file is not printed whole."""
 _START_LIMIT_S = 60.0
 
 
@@ -103,6 +105,8 @@ def judge(case: Case, code: int, out: str, err: str, seconds: float, limit_s: fl
     said = (errors or [""])[-1] if code else out + err
     if lacks := [part for part in case.right.get(code, ()) if part not in said]:
         problems.append(f"the line lacks {', '.join(map(repr, lacks))}")
+    if len(said) > _LINE and code:
+        problems.append(f"a line of {len(said)} characters")
     if seconds > limit_s:
         problems.append(f"{seconds:.0f} s, over {limit_s:g}")
     return problems

@@ -47,6 +47,7 @@ def test_a_refusal_as_it_should_be_has_no_problems() -> None:
         (f"{REFUSES}; print('ERROR: again', file=sys.stderr); {EXIT}", "2 error lines"),
         (f"{REFUSES}; print('and more', file=sys.stderr); {EXIT}", "the last line 'and more'"),
         (EXIT, "0 error lines"),
+        (f"print('error: no such ' + 'x' * 2000, file=sys.stderr); {EXIT}", "a line of 2015 characters"),
         (f"print('error: odd', file=sys.stderr); {EXIT}", "the line lacks 'no such'"),
         (f"print('a.py:3: UserWarning: x', file=sys.stderr); {REFUSES}; {EXIT}", "1 lines of others"),
         (f"print('(Worker pid=3) hello'); {REFUSES}; {EXIT}", "1 lines of others"),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Those of tt_ray.losses.TEMPERATURES, which is not imported for the time that torch takes.
 _CONTRASTIVE = ("clip", "normclip", "infonce", "siglip", "clip_learned")
+_LARGEST = 3.4e38
+# Arguments of timm.create_model that follow from the data, or that would load weights behind the recipe's back.
+_OWN_KWARGS = ("num_classes", "in_chans", "pretrained", "checkpoint_path")
 
 
 def check_config(config: "Config") -> None:
@@ -23,11 +26,16 @@ def check_config(config: "Config") -> None:
         value = config.get(path)
         if not low <= value <= high:
             raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
-        if value == inf:
-            raise UserError(f"{path} is {value}, but must be a finite number")
+        if value > _LARGEST:
+            raise UserError(f"{path} is {value:g}, but must be a finite number of single precision")
     for path, low in (("data.mean", -inf), ("data.std", 0)):
         if not all(low < value < inf for value in config.get(path)):
             raise UserError(f"{path} is {config.get(path)}, but all must be between {low:g} and inf")
+    for key in _OWN_KWARGS:
+        if key in config.model.kwargs:
+            raise UserError(f"model.kwargs has {key}, which is not for choosing: leave it out")
+    if not config.run.name.isprintable():
+        raise UserError(f"run.name is {config.run.name!r}, but must have no line breaks or other control characters")
     build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
     if config.run.strategy == "fsdp" and config.train.precision == "fp16":
         raise UserError("run.strategy fsdp does not scale fp16's losses: give --train.precision bf16")
