@@ -121,7 +121,6 @@ def test_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ("MODE = 'maximise'", "MODE is 'maximise', but the best top1 is the maximum"),
         ("METRICS = 'val_loss'", "METRICS has no effect; did you mean METRIC"),
         ("METRICE = 'val_loss'", "METRICE has no effect; did you mean METRIC"),
-        ("RATES = [1, 2]", "RATES has no effect; known: METRIC, MODE,"),
         ("metric = 'val_loss'", "metric has no effect: write METRIC"),
         ("NUMSAMPLES = 4", "NUMSAMPLES has no effect: write NUM_SAMPLES"),
         ("numSamples = 4", "numSamples has no effect: write NUM_SAMPLES"),
@@ -159,7 +158,7 @@ def test_settings_that_are_wrong_or_read_by_nobody_are_refused(tmp_path: Path, l
 
 
 def test_what_a_space_may_say_besides(tmp_path: Path) -> None:
-    space = find_space(write(tmp_path, f"import math\n_RATES = [1]\nlow = 0\n{WEIGHT}METRIC = 'top5'\nMODE = 'max'"))
+    space = find_space(write(tmp_path, f"import math\nRATES = [1]\nEPOCHS = 3\nlow = 0\n{WEIGHT}METRIC = 'top5'\nMODE = 'max'"))
     assert (space.metric, space.mode, space.num_samples, space.searcher, space.scheduler) == (
         *("top5", "max"),
         *(16, "random", "fifo"),

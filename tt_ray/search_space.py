@@ -157,8 +157,8 @@ def _check_attributes(said: Mapping[str, Any]) -> None:
             continue
         if meant := plain.get(name.replace("_", "").lower()):
             raise UserError(f"{name} has no effect: write {meant}")
-        if name.isupper():
-            told = nearest(name, _ATTRIBUTES)
+        # Constants of the user's own are welcome, unless they look like a setting.
+        if name.isupper() and (told := nearest(name, _ATTRIBUTES)).startswith("did"):
             raise UserError(f"{name} has no effect; {told} (begin the name of a constant of your own with _)")
 
 
