@@ -158,7 +158,8 @@ def test_settings_that_are_wrong_or_read_by_nobody_are_refused(tmp_path: Path, l
 
 
 def test_what_a_space_may_say_besides(tmp_path: Path) -> None:
-    space = find_space(write(tmp_path, f"import math\nRATES = [1]\nEPOCHS = 3\nlow = 0\n{WEIGHT}METRIC = 'top5'\nMODE = 'max'"))
+    own = "import math\nRATES = [1]\nEPOCHS = 3\nlow = 0\n"
+    space = find_space(write(tmp_path, f"{own}{WEIGHT}METRIC = 'top5'\nMODE = 'max'"))
     assert (space.metric, space.mode, space.num_samples, space.searcher, space.scheduler) == (
         *("top5", "max"),
         *(16, "random", "fifo"),
