@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,11 +16,14 @@ import pyarrow as pa
 
 from tt_ray.errors import UserError
 from tt_ray.progress import Display
+from tt_ray.ray_errors import own_words
 from tt_ray.ray_train import join_ray
 from tt_ray.shards import Shards
 
 # Ray Data gives up after so long without a finished shard; its own 30 minutes are short for large models on CPUs.
 _PATIENCE_S = 4 * 3600.0
+# How often an actor whose process died, such as for lack of memory, is started again; Ray Data would for ever.
+_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def do_missing(
     if not missing:
         return
     display.show("starting Ray", 0, 1)
-    join_ray()
+    join_ray(display.say)
     import ray
 
     pool = plan_pool(options, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -112,6 +116,8 @@ def do_missing(
     display.show(what, 0, of, f"starting {pool.actors} actors")
     for answer in _answers(shards.about, [(shard, items[shard]) for shard in missing], make, pool):
         about = json.loads(answer["about"])
+        if answer["failed"]:
+            raise _failed(answer["problem"])
         if answer["problem"]:
             raise UserError(answer["problem"])
         shards.check(about)
@@ -147,6 +153,8 @@ def _answers(
         compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=pool.threads,
         num_gpus=1 if pool.gpu else None,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
     )
     try:
         # Prefetching would hold back the last finished shard until the next one is there.
@@ -156,8 +164,11 @@ def _answers(
         for batch in itertools.chain([first], batches):
             yield from batch.to_pylist()
     except RayError as error:
-        lines = str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__]
-        raise RuntimeError(f"an actor failed: {lines[-1]}; the same command goes on where this one stopped") from error
+        raise _failed(own_words(error)) from error
+
+
+def _failed(words: str) -> RuntimeError:
+    return RuntimeError(f"an actor failed: {words}; the same command goes on where this one stopped")
 
 
 @contextmanager
@@ -177,7 +188,7 @@ def _core_muted() -> Iterator[None]:
 
 
 class Actor:
-    """Runs in a process of its own. Mistakes of the user travel as data: Ray would wrap them in its own errors."""
+    """Runs in a process of its own. Errors travel as data: Ray would wrap them in its own, or fail to carry them."""
 
     def __init__(self, make: Callable[[Pool], Worker], pool: Pool, expected: dict[str, Any] | None) -> None:
         # Rust's thread pool, which tokenizes, takes all cores otherwise.
@@ -185,21 +196,28 @@ class Actor:
         import torch
 
         torch.set_num_threads(pool.threads)
-        self._worker, self._problem, self._expected = None, "", expected
-        try:
-            self._worker = make(pool)
-        except UserError as error:
-            self._problem = str(error)
+        self._worker, self._expected, self._failed = None, expected, False
+        self._problem = self._try(lambda: setattr(self, "_worker", make(pool)))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
         about = self._worker.about if self._worker else {}
-        content, problem = b"", self._problem
+        answer = {"shard": row["shard"], "about": json.dumps(about), "content": b"", "problem": self._problem}
         # Another encoder than before is refused by the driver; nothing is done for it.
         if self._worker and self._expected in (None, about):
-            try:
-                content = self._worker(json.loads(row["items"]))
-            except UserError as error:
-                problem = str(error)
-        answer = {"shard": row["shard"], "about": json.dumps(about), "content": content, "problem": problem}
-        return pa.Table.from_pylist([answer])
+            work = partial(self._worker, json.loads(row["items"]))
+            answer["problem"] = self._try(lambda: answer.update(content=work()))
+        return pa.Table.from_pylist([{**answer, "failed": self._failed}])
+
+    def _try(self, work: Callable[[], Any]) -> str:
+        """Why `work` failed, in one line; empty where it did not."""
+        self._failed = False
+        try:
+            work()
+        except UserError as error:
+            return str(error)
+        except Exception as error:
+            self._failed = True
+            return own_words(error)
+        return ""
+

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tt_ray.background import leave
 from tt_ray.config import Config
 from tt_ray.errors import Stopped, UserError, nearest
 from tt_ray.recipes import RECIPES
@@ -34,7 +36,12 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         _fail("interrupted; the same command goes on from the last checkpoint", 130)
     except Stopped as stop:
         print(stop, file=sys.stderr)
-        raise SystemExit(stop.code) from None
+        leave(stop.code)
+    except SystemExit as end:
+        # What join_ray exits with on SIGTERM, and Ray once it runs.
+        if end.code in (128 + signal.SIGTERM, signal.SIGTERM):
+            _fail("terminated; the same command goes on from the last checkpoint", 128 + signal.SIGTERM)
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -53,7 +60,7 @@ def _one_line(error: Exception) -> str:
 
 def _fail(text: str, code: int) -> None:
     print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(code)
+    leave(code)
 
 
 def read_config(arguments: list[str], prog: str) -> Config:

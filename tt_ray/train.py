@@ -5,12 +5,12 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tt_ray.background import in_background
 from tt_ray.cli import read_config, run_command
 from tt_ray.config import Config
 from tt_ray.errors import Interrupted, Stopped, UserError
@@ -34,11 +34,9 @@ def main(arguments: list[str]) -> None:
         from tt_ray.ray_train import cluster_address, start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
-        with ThreadPoolExecutor(1) as pool:
-            # Ray's start is mostly waiting.
-            prepared = pool.submit(prepare, config, display)
-            joined = start_ray(config, display.say)
-            classes, store = prepared.result()
+        prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
+        joined = start_ray(config, display.say)
+        classes, store = prepared.result()
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
             _try_model(config, classes)
