@@ -220,4 +220,3 @@ class Actor:
             self._failed = True
             return own_words(error)
         return ""
-

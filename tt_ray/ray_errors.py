@@ -1,5 +1,6 @@
 """An error in the words of whoever raised it, whatever Ray, Ray Data and Ray Train have wrapped around it."""
 
+import pickle
 import re
 from collections.abc import Mapping
 
@@ -52,6 +53,15 @@ def lost_peer(error: BaseException) -> bool:
     """Whether torch or Ray reports that another process is gone, which is the failure of that one."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"DistError", "ConnectionError", "RayError"}) or bool(re.search("gloo|NCCL", str(error)))
+
+
+def portable(error: Exception) -> Exception:
+    """The exception, or its own words in one that can leave this process, where it cannot be pickled and read again."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(own_words(error))
 
 
 def _inside(error: BaseException) -> BaseException | None:

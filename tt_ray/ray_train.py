@@ -16,7 +16,7 @@ from tt_ray.config import Config
 from tt_ray.connect import HELP, find_cluster, keep_token_private, own_token
 from tt_ray.errors import Interrupted, NonFiniteLoss, UserError, first_line, one_line
 from tt_ray.mailbox import Mailbox
-from tt_ray.ray_errors import first_own_words, is_death, lost_peer
+from tt_ray.ray_errors import first_own_words, is_death, lost_peer, portable
 from tt_ray.run_folder import disk_problems
 from tt_ray.storage import Storage
 
@@ -87,7 +87,7 @@ def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) ->
         time.sleep(1)
 
 
-def join_ray(say: Callable[[str], None] = partial(print, file=sys.stderr)) -> bool:
+def join_ray(say: Callable[[str], None] = print) -> bool:
     """Joins the cluster of RAY_ADDRESS or of this machine (true), or starts Ray on this machine; quietly.
 
     Raises UserError when the cluster of RAY_ADDRESS cannot be reached, and SystemExit on SIGTERM.
@@ -96,6 +96,7 @@ def join_ray(say: Callable[[str], None] = partial(print, file=sys.stderr)) -> bo
         os.environ.setdefault(name, value)
     import ray
     from ray._private import worker
+    from ray.exceptions import RayError
 
     if not ray.is_initialized():
         if threading.current_thread() is threading.main_thread():
@@ -113,7 +114,7 @@ def join_ray(say: Callable[[str], None] = partial(print, file=sys.stderr)) -> bo
                     logging_level=logging.ERROR,
                     include_dashboard=False,
                 )
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             if not there:
                 raise
             place = os.environ.get("RAY_ADDRESS") or "of this machine"
@@ -340,4 +341,6 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         time.sleep(2.0 * (context.rank > 0))
         raise
     except Exception as error:
-        raise portable(error) from error
+        if (plain := portable(error)) is not error:
+            raise plain from None
+        raise

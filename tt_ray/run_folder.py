@@ -24,7 +24,7 @@ _FREE = ("run.", "data.num_loaders", "data.cache_gb", _PARTS := "train.max_batch
 
 
 def check_run(config: Config) -> bool:
-    """Whether an unfinished run of this name goes on; nothing is written.
+    """Whether an unfinished run of this name goes on; nothing is written. One without a checkpoint starts again.
 
     Raises UserError for a finished run, for one that was started with another configuration, and for a folder that
     is no run, or that would go with the job that writes it.
@@ -50,6 +50,8 @@ def check_run(config: Config) -> bool:
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not a run of tt-ray and not empty: give another --run.name or --run.storage")
         return False
+    if not has_checkpoint(config):
+        return False
     before = Config.from_yaml(folder / "config.yaml")
     changed = changed_paths(before, config)
     if changed:
@@ -58,6 +60,17 @@ def check_run(config: Config) -> bool:
             f"unfinished run {folder} was started with {values}: give another --run.name, or --run.overwrite True"
         )
     return True
+
+
+def has_checkpoint(config: Config) -> bool:
+    """Whether the run folder holds a checkpoint, damaged ones included."""
+    names = Storage.open(config.run.storage).names(config.run_dir / "checkpoints")
+    return any(name.startswith("step-") for name in names)
+
+
+def was_tried(config: Config) -> bool:
+    """Whether a run of this name was started and has come to no checkpoint: there is nothing to keep of it."""
+    return (config.run_dir / "config.yaml").exists() and not has_checkpoint(config)
 
 
 def changed_paths(before: Config, now: Config) -> list[str]:
@@ -73,11 +86,13 @@ def _drops(config: Config) -> bool:
 
 
 def start_run(config: Config) -> None:
-    """Makes the folder and writes config.yaml; deletes a run of this name first when told to."""
+    """Makes the folder and writes config.yaml; first deletes a run of this name when told to, or without checkpoint."""
     folder, storage = config.run_dir, Storage.open(config.run.storage)
     _check_name(config)
     if config.run.overwrite and folder.exists():
         _must_be_run(folder)
+        storage.remove(folder)
+    elif was_tried(config):
         storage.remove(folder)
     partial = folder / ".config.partial"
     try:
@@ -96,7 +111,7 @@ def start_run(config: Config) -> None:
 def discard_run(config: Config) -> None:
     """Removes a new run's folder where training never came to its first checkpoint."""
     storage = Storage.open(config.run.storage)
-    if not storage.names(config.run_dir / "checkpoints"):
+    if not has_checkpoint(config):
         storage.remove(config.run_dir)
 
 
