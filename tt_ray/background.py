@@ -1,15 +1,12 @@
 """Work in a thread that does not keep a command from ending."""
 
-import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 _NAME = "background"
-_LAST_WAIT_S = 0.5
 
 
 def in_background(function: Callable[..., T], *arguments: object) -> "Future[T]":
@@ -26,14 +23,6 @@ def in_background(function: Callable[..., T], *arguments: object) -> "Future[T]"
     return future
 
 
-def leave(code: int) -> NoReturn:
-    """Exits, although work may still be done in the background: writes are safe against that, as against a kill."""
-    for thread in threading.enumerate():
-        if thread.name == _NAME:
-            thread.join(_LAST_WAIT_S)
-            if thread.is_alive():
-                # Python would end under a thread in native code, which can crash. Ray's processes end with this one.
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-    raise SystemExit(code)
+def busy_in_background() -> bool:
+    """Whether such work still goes on."""
+    return any(thread.name == _NAME for thread in threading.enumerate())

@@ -2,9 +2,6 @@
 
 import logging
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from tt_ray.errors import Interrupted, NonFiniteLoss, UserError, first_line, one
 from tt_ray.mailbox import Mailbox
 from tt_ray.ray_errors import first_own_words, is_death, lost_peer, portable
 from tt_ray.run_folder import disk_problems
+from tt_ray.signals import signals_act_soon
 from tt_ray.storage import Storage
 
 _QUIET = {
@@ -96,36 +94,42 @@ def join_ray(say: Callable[[str], None] = print) -> bool:
         os.environ.setdefault(name, value)
     import ray
     from ray._private import worker
-    from ray.exceptions import RayError
 
     if not ray.is_initialized():
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ray does once it starts
-        there = find_cluster(say)
-        keep_token_private(say)
-        if not there:
-            own_token()
-        try:
-            with _apart_from_signals():
-                # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
-                ray.init(
-                    address=None if there else "local",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    include_dashboard=False,
-                )
-        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-            if not there:
-                raise
-            place = os.environ.get("RAY_ADDRESS") or "of this machine"
-            cause = one_line(error.__cause__ or error)
-            raise UserError(f"cannot join the Ray cluster at {place} ({cause}): {HELP}") from None
+        with signals_act_soon():
+            _init(say)
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
     worker._worker_logs_enabled = False
     own = _own_node()
     if own is not None:
         own.kill_log_monitor(check_alive=False)  # what it would bring to the driver is not shown
     return own is None
+
+
+def _init(say: Callable[[str], None]) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    there = find_cluster(say)
+    keep_token_private(say)
+    if not there:
+        own_token()
+    try:
+        with _apart_from_signals():
+            # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
+            ray.init(
+                address=None if there else "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+            )
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        if not there:
+            raise
+        place = os.environ.get("RAY_ADDRESS") or "of this machine"
+        raise UserError(
+            f"cannot join the Ray cluster at {place} ({one_line(error.__cause__ or error)}): {HELP}"
+        ) from None
 
 
 def _own_node() -> Any:
