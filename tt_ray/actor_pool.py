@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from tt_ray.errors import UserError
+from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Display
-from tt_ray.ray_errors import own_words
+from tt_ray.ray_errors import ENDED, own_words
 from tt_ray.ray_train import join_ray
 from tt_ray.shards import Shards
 
 # Ray Data gives up after so long without a finished shard; its own 30 minutes are short for large models on CPUs.
 _PATIENCE_S = 4 * 3600.0
-# How often an actor whose process died, such as for lack of memory, is started again; Ray Data would for ever.
-_RESTARTS = 3
+# Deaths of an actor's process, such as for lack of memory, without a finished shard between them, after which its work
+# has failed. Ray Data starts it again for ever.
+_DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -144,17 +147,16 @@ def _answers(
         if isinstance(handler, logging.StreamHandler):  # the log file stays
             handler.setLevel(logging.CRITICAL)
     rows = [{"shard": shard, "items": json.dumps(list(items)).encode()} for shard, items in todo]
+    mailbox = Mailbox(uuid.uuid4().hex)
     answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
-        fn_constructor_args=(make, pool, about),
+        fn_constructor_args=(make, pool, about, mailbox, _DEATHS),
         batch_size=1,
         batch_format="pyarrow",
         # One shard in work and one waiting: more would leave the last ones queued behind a slow actor.
         compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=pool.threads,
         num_gpus=1 if pool.gpu else None,
-        max_restarts=_RESTARTS,
-        max_task_retries=_RESTARTS,
     )
     try:
         # Prefetching would hold back the last finished shard until the next one is there.
@@ -165,6 +167,8 @@ def _answers(
             yield from batch.to_pylist()
     except RayError as error:
         raise _failed(own_words(error)) from error
+    finally:
+        mailbox.clear()
 
 
 def _failed(words: str) -> RuntimeError:
@@ -190,14 +194,31 @@ def _core_muted() -> Iterator[None]:
 class Actor:
     """Runs in a process of its own. Errors travel as data: Ray would wrap them in its own, or fail to carry them."""
 
-    def __init__(self, make: Callable[[Pool], Worker], pool: Pool, expected: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        make: Callable[[Pool], Worker],
+        pool: Pool,
+        expected: dict[str, Any] | None,
+        mailbox: Mailbox,
+        most_deaths: int = _DEATHS,
+    ) -> None:
+        import ray
+
+        self._mailbox, self._name = mailbox, ray.get_runtime_context().get_actor_id() or ""
+        deaths = self._mailbox.get(self._name) or 0
+        self._mailbox.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself
+        self._worker, self._expected, self._failed = None, expected, deaths > most_deaths
+        self._problem = f"{ENDED}, {deaths} times" if self._failed else ""
+        if not self._failed:
+            self._problem = self._try(lambda: self._make(make, pool))
+
+    def _make(self, make: Callable[[Pool], Worker], pool: Pool) -> None:
         # Rust's thread pool, which tokenizes, takes all cores otherwise.
         os.environ["RAYON_NUM_THREADS"] = str(pool.threads)
         import torch
 
         torch.set_num_threads(pool.threads)
-        self._worker, self._expected, self._failed = None, expected, False
-        self._problem = self._try(lambda: setattr(self, "_worker", make(pool)))
+        self._worker = make(pool)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
@@ -207,6 +228,7 @@ class Actor:
         if self._worker and self._expected in (None, about):
             work = partial(self._worker, json.loads(row["items"]))
             answer["problem"] = self._try(lambda: answer.update(content=work()))
+            self._mailbox.put(self._name, 0)
         return pa.Table.from_pylist([{**answer, "failed": self._failed}])
 
     def _try(self, work: Callable[[], Any]) -> str:

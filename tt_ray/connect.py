@@ -128,14 +128,13 @@ def _ask(place: str, method: str, seconds: float, metadata: tuple[tuple[str, str
             return error.code().name  # type: ignore[attr-defined]  # of calls, which these errors are as well
 
 
-def keep_token_private(say: Callable[[str], None]) -> None:
+def keep_token_private() -> None:
     """Takes others' right to read Ray's token, which lets its holder run anything on the cluster; Ray leaves it."""
     path = Path(_TOKEN).expanduser()
     with suppress(OSError):
         about = path.stat()
         if about.st_uid == os.geteuid() and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             path.chmod(0o600)
-            say(f"others could read Ray's token in {path}: it is private now")
 
 
 def own_token() -> None:

@@ -4,8 +4,8 @@ import pickle
 import re
 from collections.abc import Mapping
 
-# A frame of a traceback: its place, and the indented lines of source and carets that follow.
-_FRAME = re.compile(r'^ *File ".*", line \d+.*\n(?:(?: {4,}.*)?\n)*', re.MULTILINE)
+# A frame of a traceback: its place, the indented lines of source and carets that follow, and how often it recurs.
+_FRAME = re.compile(r'^ *File ".*", line \d+.*\n(?:(?: {4,}.*| *\[Previous line .*)?\n)*', re.MULTILINE)
 _MODULE = re.compile(r"^(?:\w+\.)+(?=\w+(?::|$))")
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _LIMIT = 500

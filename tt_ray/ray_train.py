@@ -111,7 +111,7 @@ def _init(say: Callable[[str], None]) -> None:
     from ray.exceptions import RayError
 
     there = find_cluster(say)
-    keep_token_private(say)
+    keep_token_private()
     if not there:
         own_token()
     try:

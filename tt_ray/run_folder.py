@@ -24,10 +24,10 @@ _FREE = ("run.", "data.num_loaders", "data.cache_gb", _PARTS := "train.max_batch
 
 
 def check_run(config: Config) -> bool:
-    """Whether an unfinished run of this name goes on; nothing is written. One without a checkpoint starts again.
+    """Whether an unfinished run of this name goes on; nothing is written.
 
-    Raises UserError for a finished run, for one that was started with another configuration, and for a folder that
-    is no run, or that would go with the job that writes it.
+    Raises UserError for a finished run, for one that has a checkpoint of another configuration, and for a folder
+    that is no run, or that would go with the job that writes it.
     """
     folder = config.run_dir
     _check_name(config)
@@ -50,10 +50,10 @@ def check_run(config: Config) -> bool:
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not a run of tt-ray and not empty: give another --run.name or --run.storage")
         return False
-    if not has_checkpoint(config):
-        return False
     before = Config.from_yaml(folder / "config.yaml")
     changed = changed_paths(before, config)
+    if changed and not has_checkpoint(config):
+        return False
     if changed:
         values = ", ".join(f"{path} {before.get(path)} (now {config.get(path)})" for path in changed[:5])
         raise UserError(
@@ -68,9 +68,10 @@ def has_checkpoint(config: Config) -> bool:
     return any(name.startswith("step-") for name in names)
 
 
-def was_tried(config: Config) -> bool:
-    """Whether a run of this name was started and has come to no checkpoint: there is nothing to keep of it."""
-    return (config.run_dir / "config.yaml").exists() and not has_checkpoint(config)
+def starts_over(config: Config) -> bool:
+    """Whether a run of this name was started with another configuration, and came to no checkpoint worth keeping."""
+    path = config.run_dir / "config.yaml"
+    return path.exists() and bool(changed_paths(Config.from_yaml(path), config)) and not has_checkpoint(config)
 
 
 def changed_paths(before: Config, now: Config) -> list[str]:
@@ -86,13 +87,13 @@ def _drops(config: Config) -> bool:
 
 
 def start_run(config: Config) -> None:
-    """Makes the folder and writes config.yaml; first deletes a run of this name when told to, or without checkpoint."""
+    """Makes the folder and writes config.yaml; deletes a run of this name when told to, or when it starts over."""
     folder, storage = config.run_dir, Storage.open(config.run.storage)
     _check_name(config)
     if config.run.overwrite and folder.exists():
         _must_be_run(folder)
         storage.remove(folder)
-    elif was_tried(config):
+    elif starts_over(config):
         storage.remove(folder)
     partial = folder / ".config.partial"
     try:

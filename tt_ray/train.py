@@ -16,7 +16,7 @@ from tt_ray.config import Config
 from tt_ray.errors import Interrupted, Stopped, UserError
 from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Display, Watcher
-from tt_ray.run_folder import check_run, discard_run, disk_problems, start_run, was_tried
+from tt_ray.run_folder import check_run, discard_run, disk_problems, start_run, starts_over
 from tt_ray.storage import is_uri
 
 _SAME_SIGNAL_S = 1.0
@@ -63,8 +63,8 @@ def _opening(config: Config, resumes: bool, where: str = "") -> str:
     """What is about to happen; labels that are made wrong are not left for the summary to tell."""
     noise = f"; {config.data.label_noise:.4g} of its training labels are made wrong (data.label_noise)"
     run = f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}"
-    if not resumes and not config.run.overwrite and was_tried(config):
-        run += ", again from its first step: it had no checkpoint yet"
+    if not resumes and not config.run.overwrite and starts_over(config):
+        run += " again: with other settings it came to no checkpoint"
     return run + noise * bool(config.data.label_noise)
 
 
