@@ -30,6 +30,7 @@ from tt_ray.config import ShapesConfig
 from tt_ray.data.shapes import shapes_source
 from tt_ray.embed_captions import CaptionEncoder
 from tt_ray.encoder_files import MINILM, find_encoder
+from tt_ray.mailbox import Mailbox
 from tt_ray.ray_train import join_ray
 from tt_ray.text_encoders import load_text_encoder
 
@@ -71,7 +72,10 @@ def actors(number: int) -> Encode:
     from ray.util import ActorPool
 
     make = partial(CaptionEncoder, MINILM, 0, False)
-    members = [ray.remote(num_cpus=1)(Actor).remote(make, Pool(number, 1, False), None) for _ in range(number)]
+    members = [
+        ray.remote(num_cpus=1)(Actor).remote(make, Pool(number, 1, False), None, Mailbox("encode"))
+        for _ in range(number)
+    ]
     pool = ActorPool(members)
 
     def encode(captions: list[str]) -> Vectors:

@@ -157,7 +157,7 @@ def start(given: Arguments, jobs: Sequence[Job], display: Display) -> None:
     from tt_ray.ray_train import cluster_address, join_ray
 
     display.show("starting Ray", 0, 1)
-    joined = join_ray()
+    joined = join_ray(display.say)
     _check_cluster(given)
     place = f"the Ray cluster at {cluster_address()}" if joined else "this machine"
     display.say(f"{len(jobs)} jobs on {place}, results in {given.out}")

@@ -163,11 +163,12 @@ def _answer(reference: Any) -> Answer:
     import ray
     from ray.exceptions import RayError
 
+    from tt_ray.ray_errors import is_death, own_words
+
     try:
         return ray.get(reference)
     except RayError as error:
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        return Answer(None, 0.0, f"its process died ({type(error).__name__}): {first}", "memory")
+        return Answer(None, 0.0, own_words(error), "memory" if is_death(error) else "failure")
 
 
 def _label(item: Item) -> str:

@@ -1,9 +1,22 @@
 """The pool: it fits the cluster or is refused; what actors meet arrives as it should."""
 
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from tt_ray.actor_pool import Pool, PoolOptions, plan_pool
+from tests.toy import stop_ray
+from tt_ray import actor_pool
+from tt_ray.actor_pool import Pool, PoolOptions, do_missing, plan_pool
 from tt_ray.errors import UserError
+from tt_ray.progress import Display
+from tt_ray.ray_errors import ENDED
+from tt_ray.ray_train import join_ray
+from tt_ray.shards import open_shards
 
 CPUS = [{"CPU": 8.0, "memory": 1e9}, {"CPU": 3.0}]
 GPUS = [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 4.0}]
@@ -44,3 +57,89 @@ def test_the_pool_fits(options: PoolOptions, nodes: list[dict[str, float]], pool
 def test_what_does_not_fit_is_refused(options: PoolOptions, nodes: list[dict[str, float]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_pool(options, nodes)
+
+
+class Faulty:
+    """A worker that fails as it is told to, when it is made or at its shard."""
+
+    def __init__(self, fault: str, at_once: bool, pool: Pool) -> None:
+        self.about: dict[str, Any] = {"kind": "faulty"}
+        self.fault = fault
+        if at_once:
+            fail(fault)
+
+    def __call__(self, items: list[Any]) -> bytes:
+        fail(self.fault)
+        return b"done"
+
+
+class Unpicklable(Exception):
+    """Neither is pickled, nor could be read again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"own words {one} {two}")
+        self.signal = lambda: None
+
+
+def fail(fault: str) -> None:
+    if fault == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "once" and not Path(os.environ["TT_RAY_DIED"]).exists():
+        Path(os.environ["TT_RAY_DIED"]).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    errors = {
+        "plain": ValueError("plain words\nin two lines"),
+        "empty": IndexError(),
+        "unpicklable": Unpicklable(1, 2),
+        "memory": MemoryError("cannot allocate"),
+        "mistake": UserError("mend this"),
+    }
+    if fault in errors:
+        raise errors[fault]
+
+
+@pytest.fixture(scope="module")
+def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    died = tmp_path_factory.mktemp("died") / "once"
+    os.environ["TT_RAY_DIED"] = str(died)
+    join_ray()
+    yield died
+    stop_ray()
+    del os.environ["TT_RAY_DIED"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ("plain", RuntimeError, "an actor failed: ValueError: plain words in two lines; the same command"),
+        ("empty", RuntimeError, "an actor failed: IndexError; the same command"),
+        ("unpicklable", RuntimeError, "an actor failed: Unpicklable: own words 1 2; the same command"),
+        ("memory", RuntimeError, "an actor failed: MemoryError: cannot allocate; the same command"),
+        ("mistake", UserError, "mend this"),
+        ("killed", RuntimeError, f"an actor failed: {ENDED}, 2 times; the same command"),
+    ],
+)
+def test_an_actor_s_own_error_is_the_line(
+    ray_of_two: Path,
+    fault: str,
+    kind: type[Exception],
+    words: str,
+    at_once: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actor_pool, "_DEATHS", 1)
+    make = partial(Faulty, fault, at_once)
+    with open_shards(tmp_path / "work", {"what": "faults"}, 2) as shards, pytest.raises(kind) as error:
+        do_missing(shards, [[1], [2]], make, PoolOptions(actors=1), Display(), "faults met")
+    assert str(error.value).startswith(words) and type(error.value) is kind
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_once_is_started_again(ray_of_two: Path, tmp_path: Path) -> None:
+    make = partial(Faulty, "once", False)
+    with open_shards(tmp_path / "work", {"what": "faults"}, 2) as shards:
+        do_missing(shards, [[1], [2]], make, PoolOptions(actors=1), Display(), "faults met")
+        assert not shards.missing() and ray_of_two.exists()

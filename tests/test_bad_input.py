@@ -400,6 +400,7 @@ def test_a_finished_run_is_refused(command: Command) -> None:
 
 def test_an_unfinished_run_of_another_configuration_is_refused(command: Command) -> None:
     folder = started(command, finished=False)
+    (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
     text = command.mistake([*command.baseline, "--optim.lr", "0.5", "--train.epochs", "3"])
     assert f"unfinished run {folder}" in text and "optim.lr " in text and "(now 0.5)" in text and "train.epochs" in text
     assert "--run.name" in text and "--run.overwrite" in text

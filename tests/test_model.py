@@ -1,6 +1,7 @@
 """The model is timm's, exactly; the text head beside it changes nothing of it."""
 
 import random
+import re
 import shutil
 
 import numpy as np
@@ -286,3 +287,30 @@ def test_compiled_backbone_keeps_the_path_from_features_to_losses(monkeypatch: p
 @pytest.mark.filterwarnings("default")
 def test_compiled_backbone_with_the_real_compiler() -> None:
     _check_compiled()
+
+
+@pytest.mark.parametrize(
+    ("settings", "lack"),
+    [
+        ({"train.batch_size": 1}, "train.batch_size 1 leaves 1 image"),
+        ({"train.batch_size": 2, "run.num_workers": 2}, "train.batch_size 2 on 2 workers leaves 1 image"),
+        ({"train.batch_size": 5, "run.num_workers": "1:4"}, "train.batch_size 5 on 4 workers leaves 1 image"),
+        ({"train.batch_size": 8, "train.max_batch_per_worker": 1}, "in parts of at most 1 "),
+        ({"train.batch_size": 3, "train.max_batch_per_worker": 2}, "in parts of at most 2 "),
+        ({"train.batch_size": 2}, ""),
+        ({"train.batch_size": 4, "run.num_workers": 2}, ""),
+        ({"train.batch_size": 4, "train.max_batch_per_worker": 2}, ""),
+        ({"train.batch_size": 1, "data.image_size": 64}, ""),  # four numbers of a channel
+        ({"train.batch_size": 1, "model.name": "vit_tiny_patch16_224"}, ""),
+    ],
+)
+def test_batch_norm_of_a_single_number_is_refused(settings: dict[str, object], lack: str) -> None:
+    config = _config(ModelConfig("resnet10t"))
+    for path, value in settings.items():
+        config = config.override(path, value)
+    if not lack:
+        check_model(config, 3)
+        return
+    with pytest.raises(UserError, match=re.escape(lack)) as error:
+        check_model(config, 3)
+    assert "batch norm of resnet10t on images of 32 px needs at least 2" in str(error.value)

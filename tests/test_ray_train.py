@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError
 
+from tests.toy import toy_config
 from tt_ray import train
+from tt_ray.errors import NonFiniteLoss, UserError
+from tt_ray.ray_train import WorkerFailed, _no_retry
 from tt_ray.train import stop_on_signals
 
 STARTS = """
@@ -69,3 +73,30 @@ def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is not came
+
+
+def test_python_s_exceptions_are_not_tried_again_without_a_checkpoint_between(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, "shapes_baseline")
+    checkpoints = config.run_dir / "checkpoints"
+    decide = _no_retry(config).after_exception
+    own, died = {0: ValueError("Expected more\nthan 1 value")}, {0: ActorDiedError()}
+    for _ in range(2):
+        decide(None, died)
+    with pytest.raises(WorkerFailed, match=r"^worker 0 failed: ValueError: Expected more than 1 value$"):
+        decide(None, own)
+    (checkpoints / "step-00000004").mkdir(parents=True)
+    decide(None, own)
+    with pytest.raises(WorkerFailed):  # at the same checkpoint again
+        decide(None, own)
+    (checkpoints / "step-00000008").mkdir()
+    (checkpoints / "step-00000004").rmdir()
+    decide(None, own)
+    with pytest.raises(WorkerFailed):  # a resumed command begins with checkpoints
+        _no_retry(config).after_exception(None, own)
+
+
+@pytest.mark.parametrize("error", [UserError("mend this"), NonFiniteLoss("at step 3")])
+def test_what_a_user_can_mend_is_never_tried_again(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised:
+        _no_retry(toy_config(tmp_path, "shapes_baseline")).after_exception(None, {0: ActorDiedError(), 1: error})
+    assert raised.value is error

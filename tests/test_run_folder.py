@@ -7,7 +7,7 @@ import pytest
 
 from tt_ray.config import Config, RunConfig
 from tt_ray.errors import UserError
-from tt_ray.run_folder import check_run, read_result, start_run
+from tt_ray.run_folder import check_run, read_result, start_run, starts_over
 
 
 def _config(tmp_path: Path, **changes: object) -> Config:
@@ -15,6 +15,10 @@ def _config(tmp_path: Path, **changes: object) -> Config:
     for path, value in changes.items():
         config = config.override(path.replace("__", "."), value)
     return config
+
+
+def _checkpoint(config: Config) -> None:
+    (config.run_dir / "checkpoints" / "step-00000001").mkdir(parents=True)
 
 
 def _finish(config: Config) -> None:
@@ -65,6 +69,7 @@ def test_a_finished_run_is_refused_with_its_result(tmp_path: Path) -> None:
 )
 def test_a_changed_configuration_is_refused_by_path(path: str, value: object, tmp_path: Path) -> None:
     start_run(_config(tmp_path))
+    _checkpoint(_config(tmp_path))
     before = (_config(tmp_path).run_dir / "config.yaml").read_text()
     with pytest.raises(UserError) as error:
         check_run(_config(tmp_path, **{path: value}))
@@ -92,6 +97,7 @@ def test_how_it_runs_may_change(path: str, value: object, tmp_path: Path) -> Non
 @pytest.mark.parametrize("drops", [{"model__drop_path": 0.1}, {"model__kwargs": {"attn_drop_rate": 0.1}}])
 def test_parts_of_a_batch_may_not_change_where_each_draws_its_own(drops: dict[str, object], tmp_path: Path) -> None:
     start_run(_config(tmp_path, **drops))
+    _checkpoint(_config(tmp_path, **drops))
     assert check_run(_config(tmp_path, **drops, run__num_workers=2))
     with pytest.raises(UserError, match=r"train\.max_batch_per_worker 0 \(now 4\)"):
         check_run(_config(tmp_path, **drops, train__max_batch_per_worker=4))
@@ -99,9 +105,24 @@ def test_parts_of_a_batch_may_not_change_where_each_draws_its_own(drops: dict[st
 
 def test_many_changes_name_the_first(tmp_path: Path) -> None:
     start_run(_config(tmp_path))
+    _checkpoint(_config(tmp_path))
     changed = _config(tmp_path, optim__lr=0.5, train__epochs=3)
     with pytest.raises(UserError, match=r"optim\.lr 0\.001 \(now 0\.5\), train\.epochs 20 \(now 3\)"):
         check_run(changed)
+
+
+def test_a_run_without_a_checkpoint_may_start_again_with_other_settings(tmp_path: Path) -> None:
+    first, other = _config(tmp_path), _config(tmp_path, optim__lr=0.5)
+    start_run(first)
+    (first.run_dir / "metrics.jsonl").write_text("{}")
+    assert check_run(first) and not starts_over(first)
+    assert not check_run(other) and starts_over(other)
+    start_run(other)
+    assert [path.name for path in first.run_dir.iterdir()] == ["config.yaml"]
+    assert check_run(other) and not starts_over(other)
+    _checkpoint(other)
+    with pytest.raises(UserError, match="was started with"):
+        check_run(first)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -517,3 +517,19 @@ def test_minilm_equals_sentence_transformers(minilm: Path) -> None:
     vectors = encoder.encode(captions, batch_size=5)
     np.testing.assert_allclose(vectors, reference.encode(captions), atol=1e-5)
     assert encoder.truncated == 3
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**{**SMALL, "vocab_size": len(WORDS) - 1}, max_position_embeddings=16)
+    _save(transformers.BertModel(config), tmp_path)
+    message = "tokenizer of 10 tokens, with ids up to 9, but a model of 9 embedding rows: give the folder"
+    with pytest.raises(UserError, match=message):
+        load_text_encoder(str(tmp_path))
+
+
+def test_a_caption_is_cut_to_the_positions_of_the_model(tmp_path: Path) -> None:
+    _sentence_folder(tmp_path, {"pooling_mode": "mean"})
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 17}')
+    encoder = load_text_encoder(str(tmp_path))
+    assert encoder.max_tokens == 16
+    assert np.isfinite(encoder.encode(["a dog " * 30])).all() and encoder.truncated == 1

@@ -5,21 +5,28 @@ import json
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from tt_ray.errors import UserError
+from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Display
+from tt_ray.ray_errors import ENDED, own_words
 from tt_ray.ray_train import join_ray
 from tt_ray.shards import Shards
 
 # Ray Data gives up after so long without a finished shard; its own 30 minutes are short for large models on CPUs.
 _PATIENCE_S = 4 * 3600.0
+# Deaths of an actor's process, such as for lack of memory, without a finished shard between them, after which its work
+# has failed. Ray Data starts it again for ever.
+_DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def do_missing(
     if not missing:
         return
     display.show("starting Ray", 0, 1)
-    join_ray()
+    join_ray(display.say)
     import ray
 
     pool = plan_pool(options, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -112,6 +119,8 @@ def do_missing(
     display.show(what, 0, of, f"starting {pool.actors} actors")
     for answer in _answers(shards.about, [(shard, items[shard]) for shard in missing], make, pool):
         about = json.loads(answer["about"])
+        if answer["failed"]:
+            raise _failed(answer["problem"])
         if answer["problem"]:
             raise UserError(answer["problem"])
         shards.check(about)
@@ -138,9 +147,10 @@ def _answers(
         if isinstance(handler, logging.StreamHandler):  # the log file stays
             handler.setLevel(logging.CRITICAL)
     rows = [{"shard": shard, "items": json.dumps(list(items)).encode()} for shard, items in todo]
+    mailbox = Mailbox(uuid.uuid4().hex)
     answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
-        fn_constructor_args=(make, pool, about),
+        fn_constructor_args=(make, pool, about, mailbox, _DEATHS),
         batch_size=1,
         batch_format="pyarrow",
         # One shard in work and one waiting: more would leave the last ones queued behind a slow actor.
@@ -156,8 +166,13 @@ def _answers(
         for batch in itertools.chain([first], batches):
             yield from batch.to_pylist()
     except RayError as error:
-        lines = str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__]
-        raise RuntimeError(f"an actor failed: {lines[-1]}; the same command goes on where this one stopped") from error
+        raise _failed(own_words(error)) from error
+    finally:
+        mailbox.clear()
+
+
+def _failed(words: str) -> RuntimeError:
+    return RuntimeError(f"an actor failed: {words}; the same command goes on where this one stopped")
 
 
 @contextmanager
@@ -177,29 +192,53 @@ def _core_muted() -> Iterator[None]:
 
 
 class Actor:
-    """Runs in a process of its own. Mistakes of the user travel as data: Ray would wrap them in its own errors."""
+    """Runs in a process of its own. Errors travel as data: Ray would wrap them in its own, or fail to carry them."""
 
-    def __init__(self, make: Callable[[Pool], Worker], pool: Pool, expected: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        make: Callable[[Pool], Worker],
+        pool: Pool,
+        expected: dict[str, Any] | None,
+        mailbox: Mailbox,
+        most_deaths: int = _DEATHS,
+    ) -> None:
+        import ray
+
+        self._mailbox, self._name = mailbox, ray.get_runtime_context().get_actor_id() or ""
+        deaths = self._mailbox.get(self._name) or 0
+        self._mailbox.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself
+        self._worker, self._expected, self._failed = None, expected, deaths > most_deaths
+        self._problem = f"{ENDED}, {deaths} times" if self._failed else ""
+        if not self._failed:
+            self._problem = self._try(lambda: self._make(make, pool))
+
+    def _make(self, make: Callable[[Pool], Worker], pool: Pool) -> None:
         # Rust's thread pool, which tokenizes, takes all cores otherwise.
         os.environ["RAYON_NUM_THREADS"] = str(pool.threads)
         import torch
 
         torch.set_num_threads(pool.threads)
-        self._worker, self._problem, self._expected = None, "", expected
-        try:
-            self._worker = make(pool)
-        except UserError as error:
-            self._problem = str(error)
+        self._worker = make(pool)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
         about = self._worker.about if self._worker else {}
-        content, problem = b"", self._problem
+        answer = {"shard": row["shard"], "about": json.dumps(about), "content": b"", "problem": self._problem}
         # Another encoder than before is refused by the driver; nothing is done for it.
         if self._worker and self._expected in (None, about):
-            try:
-                content = self._worker(json.loads(row["items"]))
-            except UserError as error:
-                problem = str(error)
-        answer = {"shard": row["shard"], "about": json.dumps(about), "content": content, "problem": problem}
-        return pa.Table.from_pylist([answer])
+            work = partial(self._worker, json.loads(row["items"]))
+            answer["problem"] = self._try(lambda: answer.update(content=work()))
+            self._mailbox.put(self._name, 0)
+        return pa.Table.from_pylist([{**answer, "failed": self._failed}])
+
+    def _try(self, work: Callable[[], Any]) -> str:
+        """Why `work` failed, in one line; empty where it did not."""
+        self._failed = False
+        try:
+            work()
+        except UserError as error:
+            return str(error)
+        except Exception as error:
+            self._failed = True
+            return own_words(error)
+        return ""

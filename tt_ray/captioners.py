@@ -11,7 +11,7 @@ from PIL import Image
 from tt_ray.encoder_files import revision_of
 from tt_ray.errors import UserError, first_line
 from tt_ray.hub_models import find_model
-from tt_ray.text_encoders import quiet_transformers
+from tt_ray.text_encoders import check_vocabulary, quiet_transformers
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _ASK = "Describe the image in one sentence."
@@ -182,6 +182,8 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:
     if tokenizer is None:  # encoder-decoders put together of two models have no processor of their own
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **safe)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
+    places = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+    check_vocabulary(f"captioner {folder}", tokenizer, getattr(model, "decoder", model), places)
     # Decoders go on at the right end, which must be the prompt's.
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tt_ray.background import busy_in_background
 from tt_ray.config import Config
 from tt_ray.errors import Stopped, UserError, nearest, shown
 from tt_ray.recipes import RECIPES
+from tt_ray.signals import ENDED, end_at_once
 
 _OPTION = re.compile(r"^(--[^=\s]+)=")
 _LONGEST = 3000
@@ -31,22 +34,29 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    alone = main.__module__ == "__main__"  # nothing but this command is in the process
     try:
         for argument in arguments:
             if shown(argument, len(argument)) != argument:
                 raise UserError(f"the argument {shown(argument)} is not UTF-8: rename the file, or write it in UTF-8")
         main(arguments)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        _fail(ENDED[signal.SIGINT], 128 + signal.SIGINT, alone)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(stop.code) from None
+    except SystemExit as end:
+        # What signals_act_soon exits with on SIGTERM, and Ray once it runs.
+        if end.code in (128 + signal.SIGTERM, signal.SIGTERM):
+            _fail(ENDED[signal.SIGTERM], 128 + signal.SIGTERM, alone)
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()
         mistake = isinstance(error, UserError)
         text = _one_line(error)
-        _fail(text if mistake else f"{text} (--debug shows more)", 2 if mistake else 1)
+        at_once = alone and busy_in_background()
+        _fail(text if mistake else f"{text} (--debug shows more)", 2 if mistake else 1, at_once)
 
 
 def _one_line(error: Exception) -> str:
@@ -57,8 +67,10 @@ def _one_line(error: Exception) -> str:
     return shown(" ".join(text.split()), _LONGEST) or type(error).__name__
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, at_once: bool) -> None:
     print(f"error: {text}", file=sys.stderr)
+    if at_once and sys.platform == "linux":
+        end_at_once(code)
     raise SystemExit(code)
 
 

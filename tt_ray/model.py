@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tt_ray.config import Config, HeadConfig
 from tt_ray.data.hashing import seed_of
+from tt_ray.data.order import smallest_batch
 from tt_ray.errors import UserError, nearest, one_line
 from tt_ray.losses import initial_scalars
 from tt_ray.optim import build_optimizer
@@ -160,3 +161,22 @@ def check_model(config: Config, num_classes: int) -> None:
         raise UserError(f"model.name is {name!r}, whose logits are more than a linear layer on a feature")
     with torch.random.fork_rng(devices=[]), trial_pass(name, size):
         backbone.train()(images)  # some refuse a size in training alone
+    _check_batch_norm(backbone, images[:1], config)
+
+
+def _check_batch_norm(backbone: nn.Module, image: Tensor, config: Config) -> None:
+    """Raises UserError where batch norm would get a single number of a channel: it has no spread to divide by."""
+    fewest = smallest_batch(config)
+    if fewest > 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
+        return
+    try:
+        backbone.train()(image)
+    except ValueError as error:
+        workers, parts = config.workers[1], config.train.max_batch_per_worker
+        shared = f" on {workers} workers" * (workers > 1)
+        shared += f" in parts of at most {parts} (train.max_batch_per_worker)" * bool(parts)
+        raise UserError(
+            f"train.batch_size {config.train.batch_size}{shared} leaves {fewest} image to a forward pass, but batch "
+            f"norm of {config.model.name} on images of {config.data.image_size} px needs at least 2 ({error}): "
+            "give a larger --train.batch_size, or another model"
+        ) from None

@@ -36,6 +36,7 @@ from typing import Any
 from pyarrow import fs
 
 from tt_ray.errors import UserError
+from tt_ray.signals import at_end
 from tt_ray.storage import Storage
 
 BEAT_S = 10.0
@@ -158,6 +159,16 @@ def one_writer(
     claims, name = Claims(remote or fs.LocalFileSystem(), folder), f"{uuid.uuid4().hex}.json"
     made = [path for path in place.parents if not path.exists()]
     stop, beats = threading.Event(), None
+
+    def release() -> None:
+        claims.remove(name)
+        if remote is None:
+            # Only what is empty, and nothing that was there before: a refused command leaves no trace.
+            with suppress(OSError):
+                for path in (place, *made):
+                    path.rmdir()
+
+    at_end.append(release)
     try:
         try:
             own = _acquire(claims, name, what, otherwise, say or _print)
@@ -171,12 +182,8 @@ def one_writer(
         stop.set()
         if beats is not None:
             beats.join(BEAT_S)  # or it might write the claim again
-        claims.remove(name)
-        if remote is None:
-            # Only what is empty, and nothing that was there before: a refused command leaves no trace.
-            with suppress(OSError):
-                for path in (place, *made):
-                    path.rmdir()
+        release()
+        at_end.remove(release)
 
 
 def _print(text: str) -> None:

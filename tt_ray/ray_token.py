@@ -21,7 +21,7 @@ def keep_token_private() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_once(path, secrets.token_hex(32))
         state = path.stat()
-        if state.st_uid == os.getuid() and state.st_mode & 0o077:
+        if state.st_uid == os.geteuid() and state.st_mode & 0o077:
             path.chmod(0o600)
 
 

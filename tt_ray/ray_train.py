@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.config import Config
-from tt_ray.errors import Interrupted, NonFiniteLoss, UserError, first_line
+from tt_ray.connect import HELP, find_cluster
+from tt_ray.errors import Interrupted, NonFiniteLoss, UserError, first_line, one_line
 from tt_ray.mailbox import Mailbox
+from tt_ray.ray_errors import first_own_words, is_death, lost_peer, portable
 from tt_ray.ray_token import keep_token_private
 from tt_ray.run_folder import disk_problems
+from tt_ray.signals import signals_act_soon
+from tt_ray.storage import Storage
 
 _QUIET = {
     # How soon the end of training is noticed; each look wakes every worker.
@@ -51,7 +55,7 @@ def start_ray(config: Config, say: Callable[[str], None]) -> bool:
     A cluster that was may still be starting its machines: it is waited for, and `say` tells so. Raises UserError when
     the cluster cannot be joined or is too small for the run.
     """
-    joined = join_ray()
+    joined = join_ray(say)
     # Nobody takes away the machine that the command itself runs on with notice; each look is a process's work.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(joined)))
     if joined or config.workers[0] < config.workers[1]:
@@ -83,33 +87,49 @@ def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) ->
         time.sleep(1)
 
 
-def join_ray() -> bool:
+def join_ray(say: Callable[[str], None] = print) -> bool:
     """Joins the cluster of RAY_ADDRESS or of this machine (true), or starts Ray on this machine; quietly.
 
-    Raises UserError when the cluster of RAY_ADDRESS cannot be reached.
+    Raises UserError when the cluster of RAY_ADDRESS cannot be reached, and SystemExit on SIGTERM.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    keep_token_private()
     import ray
     from ray._private import worker
 
     if not ray.is_initialized():
-        try:
-            with _apart_from_signals():
-                # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except ConnectionError as error:
-            raise UserError(
-                f"cannot join the Ray cluster at {os.environ.get('RAY_ADDRESS', '')} ({first_line(error)}): "
-                "start it, or set RAY_ADDRESS=local to start Ray here"
-            ) from None
+        with signals_act_soon():
+            _init(say)
     # Ray tells of dead processes on stdout, whatever log_to_driver is; its debugger silences it like this.
     worker._worker_logs_enabled = False
     own = _own_node()
     if own is not None:
         own.kill_log_monitor(check_alive=False)  # what it would bring to the driver is not shown
     return own is None
+
+
+def _init(say: Callable[[str], None]) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    there = find_cluster(say)
+    keep_token_private()
+    try:
+        with _apart_from_signals():
+            # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
+            ray.init(
+                address=None if there else "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+            )
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        if not there:
+            raise
+        place = os.environ.get("RAY_ADDRESS") or "of this machine"
+        raise UserError(
+            f"cannot join the Ray cluster at {place} ({one_line(error.__cause__ or error)}): {HELP}"
+        ) from None
 
 
 def _own_node() -> Any:
@@ -201,7 +221,7 @@ def train_on_ray(
     fewest, most = config.workers
     arguments = {"config": config.to_dict(), "store": store and str(store), "threads": share, "until": until}
     arguments["notes"] = list(notes)
-    callbacks: list[Any] = [_no_retry(), PauseToResize(mailbox)]
+    callbacks: list[Any] = [_no_retry(config), PauseToResize(mailbox)]
     trainer = LeanTrainer(
         _train_worker,
         train_loop_config={**arguments, "command": mailbox.command},
@@ -225,42 +245,63 @@ def train_on_ray(
     try:
         answer = trainer.fit().return_value
     except ControllerError as error:
-        raise error.controller_failure from error
+        failure = error.controller_failure
+        raise RuntimeError(f"{failure}{_logs()}") if isinstance(failure, WorkerFailed) else failure from error
     except RayActorError as error:
         raise RuntimeError(
             "Ray has lost what controls the run, as when a cluster ends: the same command goes on, with "
             f"RAY_ADDRESS=local on a Ray of its own ({first_line(error)})"
         ) from error
     except WorkerGroupError as error:
-        raise RuntimeError(f"{_first_failure(error.worker_failures)}{_logs()}") from error
+        raise RuntimeError(f"{_failure(error.worker_failures)}{_logs()}") from error
     assert isinstance(answer, dict), "worker 0 returns a dictionary"
     return answer
 
 
-def _no_retry() -> Any:
+class WorkerFailed(RuntimeError):
+    """Python raised something in a worker that would be raised again."""
+
+
+def _no_retry(config: Config) -> Any:
     """Ends the run at once where starting workers again cannot help.
 
-    An exception here ends it; Ray's own policy would try again `run.max_failures` times. Only a raised exception makes
-    Ray end the other workers: one that returns would leave them waiting for its part of the gradient.
+    That is after mistakes of the user, and after any exception of Python's since which no checkpoint has been written:
+    the same steps would raise it again. Workers that were killed or lost are started again, and so are their peers.
+
+    An exception here ends the run; Ray's own policy would try again `run.max_failures` times. Only a raised exception
+    makes Ray end the other workers: one that returns would leave them waiting for its part of the gradient.
     """
     from ray.train import UserCallback
 
+    def checkpoints() -> set[str]:
+        return set(Storage.open(config.run.storage).names(config.run_dir / "checkpoints"))
+
     class NoRetry(UserCallback):
+        def __init__(self) -> None:
+            self.seen = checkpoints()
+
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
             for _, error in sorted(worker_exceptions.items()):
                 if isinstance(error, UserError | NonFiniteLoss):
                     raise error
+            before, self.seen = self.seen, checkpoints()
+            if self.seen <= before and raised_again(worker_exceptions):
+                raise WorkerFailed(_failure(worker_exceptions))
 
     return NoRetry()
 
 
-def _first_failure(failures: Mapping[int, Exception]) -> str:
-    gone = {rank: error for rank, error in failures.items() if hasattr(error, "health_check_failure")}
-    if gone:  # others then fail as well, for lack of their peer
-        rank = min(gone)
+def raised_again(failures: Mapping[int, Exception]) -> bool:
+    """Whether workers failed by an exception of their own, and not because a process or machine is gone."""
+    own = [error for error in failures.values() if not isinstance(error, Interrupted) and not lost_peer(error)]
+    return bool(own) and not any(is_death(error) for error in failures.values())
+
+
+def _failure(failures: Mapping[int, Exception]) -> str:
+    rank, words = first_own_words(failures)
+    if is_death(failures.get(rank, RuntimeError())):
         return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command goes on"
-    rank, error = min(failures.items(), default=(0, RuntimeError("no reason is known")), key=lambda item: item[0])
-    return f"worker {rank} failed: {type(error).__name__}: {first_line(error)}"
+    return f"worker {rank} failed: {words}"
 
 
 def _logs() -> str:
@@ -306,4 +347,8 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     except UserError:
         # The first exception ends the run. Where all workers stop for the same reason, worker 0 knows most about it.
         time.sleep(2.0 * (context.rank > 0))
+        raise
+    except Exception as error:
+        if (plain := portable(error)) is not error:
+            raise plain from None
         raise

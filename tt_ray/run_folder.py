@@ -40,8 +40,8 @@ def sole_writer(config: Config, say: Callable[[str], None]) -> AbstractContextMa
 def check_run(config: Config) -> bool:
     """Whether an unfinished run of this name goes on; nothing is written.
 
-    Raises UserError for a finished run, for one that was started with another configuration, and for a folder that
-    is no run, or that would go with the job that writes it.
+    Raises UserError for a finished run, for one that has a checkpoint of another configuration, and for a folder
+    that is no run, or that would go with the job that writes it.
     """
     folder = config.run_dir
     _check_name(config)
@@ -66,12 +66,26 @@ def check_run(config: Config) -> bool:
         return False
     before = Config.from_yaml(folder / "config.yaml")
     changed = changed_paths(before, config)
+    if changed and not has_checkpoint(config):
+        return False
     if changed:
         values = ", ".join(f"{path} {before.get(path)} (now {config.get(path)})" for path in changed[:5])
         raise UserError(
             f"unfinished run {folder} was started with {values}: give another --run.name, or --run.overwrite True"
         )
     return True
+
+
+def has_checkpoint(config: Config) -> bool:
+    """Whether the run folder holds a checkpoint, damaged ones included."""
+    names = Storage.open(config.run.storage).names(config.run_dir / "checkpoints")
+    return any(name.startswith("step-") for name in names)
+
+
+def starts_over(config: Config) -> bool:
+    """Whether a run of this name was started with another configuration, and came to no checkpoint worth keeping."""
+    path = config.run_dir / "config.yaml"
+    return path.exists() and bool(changed_paths(Config.from_yaml(path), config)) and not has_checkpoint(config)
 
 
 def changed_paths(before: Config, now: Config) -> list[str]:
@@ -87,11 +101,13 @@ def _drops(config: Config) -> bool:
 
 
 def start_run(config: Config) -> None:
-    """Makes the folder and writes config.yaml; deletes a run of this name first when told to."""
+    """Makes the folder and writes config.yaml; deletes a run of this name when told to, or when it starts over."""
     folder, storage = config.run_dir, Storage.open(config.run.storage)
     _check_name(config)
     if config.run.overwrite and folder.exists():
         _must_be_run(folder)
+        storage.remove(folder)
+    elif starts_over(config):
         storage.remove(folder)
     partial = folder / ".config.partial"
     try:
@@ -110,7 +126,7 @@ def start_run(config: Config) -> None:
 def discard_run(config: Config) -> None:
     """Removes a new run's folder where training never came to its first checkpoint."""
     storage = Storage.open(config.run.storage)
-    if not storage.names(config.run_dir / "checkpoints"):
+    if not has_checkpoint(config):
         storage.remove(config.run_dir)
 
 

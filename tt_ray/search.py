@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 from tt_ray.data.source import Pixels
 from tt_ray.errors import UserError
 from tt_ray.journal import Journal, Record
+from tt_ray.ray_errors import ENDED, own_words
 from tt_ray.search_space import METRICS, Space, Values
 from tt_ray.trials import Plan, run_trial
 
@@ -191,10 +192,8 @@ class _Keeper(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         record = self._record(trial)
-        file = Path(trial.error_file or "")
-        text = file.read_text() if file.is_file() else ""
-        lines = [line for line in text.splitlines() if line.strip()] or ["killed, or out of memory"]
-        self.journal.end(record.name, "died", f"its process ended unexpectedly ({lines[-1].strip()[:300]})")
+        error = trial.get_pickled_error() or trial.get_error()
+        self.journal.end(record.name, "died", own_words(error) if error else ENDED)
         self.watch.changed(record)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:

@@ -62,7 +62,7 @@ class TextEncoder:
         """As the user named it."""
         self.revision = revision
         """Commit hash on the hub, or 16 hex digits of a SHA-256 of weights, configuration and tokenizer."""
-        self.max_tokens = settings.max_tokens or _position_limit(model.config, tokenizer)
+        self.max_tokens = _token_limit(settings.max_tokens, model.config, tokenizer)
         """Tokens of a caption, special ones included, behind which it is cut off."""
         self.pooling = "+".join((settings.pooling, *(kind for kind, _ in settings.behind)))
         """How token states become one vector."""
@@ -265,6 +265,7 @@ def _load(folder: Path, device: str, projection: bool) -> tuple[Any, Any, str]:
     if torch.device(device).type == "cpu" and family in PACKED_FAMILIES:
         pack_linears(model, _CPU_TOKENS)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
+    check_vocabulary(f"text encoder {folder}", tokenizer, model)
     return model, tokenizer, pooling or ("last" if causal else "mean")
 
 
@@ -325,10 +326,24 @@ def _pool(pooling: str, outputs: Any, mask: Any, lengths: Any) -> Any:
     return (states * mask[:, :, None]).sum(1) / lengths[:, None]
 
 
-def _position_limit(config: Any, tokenizer: Any) -> int:
-    """Most tokens that both model and tokenizer take."""
+def check_vocabulary(what: str, tokenizer: Any, model: Any, placeholders: Sequence[int | None] = ()) -> None:
+    """Raises UserError when the tokenizer writes ids that the model has no embedding for: it is another model's.
+
+    `placeholders` are ids that the model replaces before it looks for their embeddings.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    ids = set(tokenizer.get_vocab().values()) - set(placeholders)
+    if rows is not None and ids and max(ids) >= rows:
+        raise UserError(
+            f"{what} has a tokenizer of {len(tokenizer)} tokens, with ids up to {max(ids)}, but a model of {rows} "
+            "embedding rows: give the folder the tokenizer that belongs to its model"
+        )
+
+
+def _token_limit(wanted: int, config: Any, tokenizer: Any) -> int:
+    """Most tokens that the model takes: `wanted`, or what the tokenizer takes where that is 0."""
     config = config.get_text_config()
-    limit = min(getattr(config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
+    limit = min(getattr(config, "max_position_embeddings", None) or 10**9, wanted or tokenizer.model_max_length)
     if config.model_type in _OFFSET_POSITIONS:
         limit = min(limit, config.max_position_embeddings - config.pad_token_id - 1)
     # Tokenizers without a limit say 1e30; a caption never comes near this one.

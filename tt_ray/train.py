@@ -6,7 +6,6 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +14,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from tt_ray.background import in_background
 from tt_ray.cli import read_config, run_command
 from tt_ray.config import Config
 from tt_ray.errors import Interrupted, Stopped, UserError
 from tt_ray.mailbox import Mailbox
 from tt_ray.progress import Display, Watcher
-from tt_ray.run_folder import check_run, discard_run, disk_problems, sole_writer, start_run
+from tt_ray.run_folder import (
+    check_run,
+    discard_run,
+    disk_problems,
+    has_checkpoint,
+    sole_writer,
+    start_run,
+    starts_over,
+)
 from tt_ray.same_data import check_data, keep_data, record_data
 from tt_ray.storage import Storage, is_uri
 from tt_ray.weight_average import average_note
@@ -40,11 +48,9 @@ def main(arguments: list[str]) -> None:
         from tt_ray.ray_train import cluster_address, start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
-        with ThreadPoolExecutor(1) as pool:
-            # Ray's start is mostly waiting.
-            prepared = pool.submit(prepare, config, display)
-            joined = start_ray(config, display.say)
-            data = prepared.result()
+        prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
+        joined = start_ray(config, display.say)
+        data = prepared.result()
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray come at once and try the model as well: there it need not be done twice.
             _try_model(config, data.classes)
@@ -74,6 +80,8 @@ def _opening(config: Config, resumes: bool, where: str = "") -> str:
     """What is about to happen; labels that are made wrong are not left for the summary to tell."""
     noise = f"; {config.data.label_noise:.4g} of its training labels are made wrong (data.label_noise)"
     run = f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}"
+    if not resumes and not config.run.overwrite and starts_over(config):
+        run += " again: with other settings it came to no checkpoint"
     return run + noise * bool(config.data.label_noise)
 
 
@@ -123,7 +131,7 @@ class Prepared:
     def check(self, config: Config, resumes: bool) -> list[str]:
         """Notes for the summary; raises UserError where a run would resume on other data than it was begun on."""
         # Without a checkpoint nothing has been learned from the data of before.
-        if not (resumes and Storage.open(config.run.storage).names(config.run_dir / "checkpoints")):
+        if not (resumes and has_checkpoint(config)):
             return []
         return check_data(config.run_dir, self.record, config.run.accept_changed_data)
 

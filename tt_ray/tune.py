@@ -92,7 +92,7 @@ def _search(search: "Search") -> None:
 
     with Display() as display:
         display.show("starting Ray", 0, 1)
-        joined = join_ray()
+        joined = join_ray(display.say)
     # Only now: Ray takes SIGTERM for itself when it starts.
     with Display() as display, stop_on_signals(stop.set, signal.SIGINT, signal.SIGTERM) as came:
         try:

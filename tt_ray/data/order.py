@@ -99,6 +99,14 @@ class Order(NamedTuple):
         return rank * units // self.world, (rank + 1) * units // self.world
 
 
+def smallest_batch(config: Config) -> int:
+    """Images in the smallest forward pass of training, on the most workers that the run may have."""
+    shares = Order(0, config.train.batch_size, 1, 0, world=config.workers[1]).shares
+    limit = config.train.max_batch_per_worker or config.train.batch_size
+    # All workers cut their shares into as many parts as the largest one needs.
+    return min(shares) // -(-max(shares) // limit)
+
+
 def train_order(config: Config, images: int, rank: int, world: int, labels: Rows | None = None) -> Order:
     """The order of training; `labels` (images,) tell which images have none (-1).
 

@@ -1,0 +1,69 @@
+"""How a command ends on Ctrl-C and SIGTERM where nothing is to be saved first."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+ENDED = {
+    signal.SIGINT: "interrupted; the same command goes on from the last checkpoint",
+    signal.SIGTERM: "terminated; the same command goes on from the last checkpoint",
+}
+"""What a command says that a signal has ended; its exit status is 128 plus the signal's number."""
+# Python acts between two of its instructions; Ray's C++ may keep it from them for much longer.
+_PATIENCE_S = 1.0
+_SHOW_CURSOR = "\x1b[?25h"
+
+at_end: "list[Callable[[], None]]" = []
+"""What `end_at_once` does before the end: short, and unable to fail."""
+
+
+@contextmanager
+def signals_act_soon() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command while the body of the `with` statement waits in native code.
+
+    A thread hears of a signal at once. It leaves the main thread a second to raise KeyboardInterrupt or, on SIGTERM,
+    SystemExit, and then ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ray does once it starts
+    heard, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    left = threading.Event()
+    threading.Thread(target=_watch, args=(heard, left), daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        wakes.close()  # ends the thread
+
+
+def _watch(heard: socket.socket, left: threading.Event) -> None:
+    with heard:
+        while numbers := heard.recv(64):
+            for number, text in ENDED.items():
+                if number in numbers and not left.wait(_PATIENCE_S):
+                    cursor = _SHOW_CURSOR * sys.stderr.isatty()  # a live line has hidden it
+                    print(f"{cursor}error: {text}", file=sys.stderr)
+                    end_at_once(128 + number)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the process without Python's and Ray's orderly end.
+
+    Ray would take seconds to end its processes, which the kernel does as well, and Python may crash when it ends under
+    a thread in native code. Files are written so that a kill does no harm.
+    """
+    for last in at_end:
+        last()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
