@@ -174,7 +174,7 @@ def one_writer(
             own = _acquire(claims, name, what, otherwise, say or _print)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-            raise UserError(f"cannot write {what} ({folder}: {reason}): {otherwise}") from None
+            raise UserError(f"cannot write {what} ({folder}: {reason}): mend this, or {otherwise}") from None
         beats = threading.Thread(target=_beat, args=(claims, name, own, what, stop), daemon=True)
         beats.start()
         yield
