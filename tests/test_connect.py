@@ -1,7 +1,10 @@
 """A cluster that is gone is told in seconds, one that answers is joined."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,3 +212,24 @@ def token_file(home: Path, mode: int, text: str = "secret") -> Path:
     path.write_text(text)
     path.chmod(mode)
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
+def test_a_command_without_its_cluster_ends_with_one_line(number: signal.Signals | None, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = subprocess.Popen(
+            [sys.executable, "-m", "tt_ray.train", "shapes_baseline", "--run.storage", str(tmp_path / "runs")],
+            env={**os.environ, "RAY_ADDRESS": place},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.accept()[0].close()  # it connects
+        if number:
+            command.send_signal(number)
+        out, err = command.communicate(timeout=60)
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "runs").exists()
+    assert command.returncode == (128 + number if number else 2)
+    assert number or f"cannot join the Ray cluster at {place} (what listens there does not answer" in err

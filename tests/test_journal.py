@@ -67,3 +67,12 @@ def test_lineages_follow_donors(tmp_path: Path) -> None:
     journal.report("b", row(3, 1, at=6.0, donor="a", top1=20.0))
     lineage = journal.lineage(journal.records["b"])
     assert [(each["epoch"], each["top1"]) for each in lineage] == [(1, 10.0), (2, 10.0), (3, 20.0)]
+
+
+def test_a_trial_that_was_killed_after_its_last_report_is_done(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.add("t0", "search", {}, [1])
+    journal.report("t0", row(1, finished=False))
+    assert not journal.records["t0"].ended
+    journal.report("t0", row(2, finished=True))
+    assert Journal(tmp_path).records["t0"].status == "done"

@@ -113,4 +113,5 @@ class Journal:
         same = (row["epoch"], row["generation"])
         record.reports = [old for old in record.reports if (old["epoch"], old["generation"]) != same]
         record.reports.append(row)
-        record.status = "running"
+        # A command that was killed before it wrote the end of the trial has lost nothing.
+        record.status = "done" if row.get("finished") else "running"

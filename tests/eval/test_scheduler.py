@@ -96,7 +96,7 @@ def test_a_job_whose_process_dies_is_tried_again_with_half_the_batch(tmp_path: P
 def test_a_job_that_always_dies_fails_with_a_reason_and_the_others_go_on(tmp_path: Path) -> None:
     answers = run([request(tmp_path, "killed"), *(request(tmp_path, f"fine {i}") for i in range(5))])
     failed = answers.pop("model killed finetune seed 0")
-    assert failed.kind and "its process died" in failed.problem and "tried 3 times" in failed.problem
+    assert failed.kind and "its process ended unexpectedly" in failed.problem and "tried 3 times" in failed.problem
     assert len(answers) == 5 and not any(answer.kind for answer in answers.values())
 
 
