@@ -272,6 +272,12 @@ def _code_from_outside(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('code from outside was run')")
 
 
+def _more_tokens(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"more{number}" for number in range(1000)])
+    tokenizer.save_pretrained(folder)
+
+
 def _no_captioner(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
@@ -284,6 +290,7 @@ def _no_captioner(folder: Path) -> None:
         (_without("vision"), r"lacks \d+ weights of llava, such as .*vision"),
         (_code_from_outside, "cannot load captioner"),
         (_no_captioner, "cannot load captioner"),
+        (_more_tokens, r"tokenizer of \d+ tokens, with ids up to \d+, but a model of \d+ embedding rows"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load captioner"),
         (lambda folder: (folder / "processor_config.json").unlink(), "captioner"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 from tt_ray.errors import UserError
 
 # A cluster that just starts is waited for; a busy one answers late.
-_PATIENCE_S = 8.0
+_PATIENCE_S = 6.0
 _PAUSE_S = 0.3
 _TOKEN = "~/.ray/auth_token"
 HELP = "start it, or set RAY_ADDRESS=local to start Ray here"
