@@ -114,7 +114,12 @@ def open_shards(folder: Path, work: dict[str, Any], count: int) -> Iterator[Shar
         with disk_problems(folder):
             folder.mkdir(parents=True, exist_ok=True)
             shards._load()
-        yield shards
+        try:
+            yield shards
+        except BaseException:
+            if not shards.done and folder.exists():
+                shards.remove()  # a plan alone is worth nothing, and would bind the next command to it
+            raise
 
 
 def remove_halves(path: Path) -> None:
