@@ -247,8 +247,8 @@ def in_shards(folder: Path) -> None:
 
 def bracket_file(folder: Path) -> None:
     """One file whose name looks like a pattern, and a table beside it."""
-    parquet(folder / "table" / "train[1].parquet", [0, 1] * 6, CLASSES)
-    parquet(folder / "table" / "test.parquet", [0, 1] * 2, CLASSES)
+    parquet(folder / "table" / "train" / "a[1].parquet", [0, 1] * 6, CLASSES)
+    parquet(folder / "table" / "test" / "a[1].parquet", [0, 1] * 2, CLASSES)
 
 
 def base64_images(folder: Path) -> None:

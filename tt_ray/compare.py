@@ -53,6 +53,8 @@ _SAME = (
 """What must agree for a comparison to be one."""
 _STEADY = 0.1
 """Difference of a time per epoch, as a ratio to the baseline's, that seeds may make."""
+_SOME_CLASSES = 10
+"""Classes that models are tried with before the data are open: their number makes no difference to that."""
 DEFAULT_ARMS = ("baseline=shapes_baseline", "textteacher=shapes_textteacher", "distilled=shapes_distilled")
 
 
@@ -90,6 +92,7 @@ def main(arguments: list[str]) -> None:
         from eval.tasks import tasks
 
         tasks(given.tasks)  # a wrong name is told before the trainings
+    try_models(arms)
     out = given.out.expanduser()
     with one_writer(inside(out), f"comparison {out}"):
         print(compare(arms, given.seeds, out, given.tasks, given.interleave))
@@ -169,6 +172,19 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
                 raise UserError(
                     f"arm {arm.name} has {path} {here}, but {first.name} has {there}: give --set {path}=VALUE for all"
                 )
+
+
+def try_models(arms: Sequence[Arm]) -> None:
+    """Raises UserError where an arm's model cannot be trained: told before hours have gone into the other arms."""
+    from tt_ray.model import check_model  # takes seconds to import
+
+    tried: list[Any] = []
+    for arm in arms:
+        config = arm.config
+        what = (config.model, config.optim, config.train.batch_size, config.train.max_batch_per_worker, config.data)
+        if what not in tried:
+            tried.append(what)
+            check_model(config, _SOME_CLASSES)
 
 
 def train_arms(
