@@ -134,7 +134,7 @@ def caption(given: Arguments, display: Display) -> str:
     if given.template:
         if out.exists():
             raise UserError(f"{out} exists already: delete it or give another --out")
-        table = class_captions(config, given.template, given.class_names, display.say)
+        table = class_captions(config, given.template, given.class_names, display.notes)
         with disk_problems(out):
             write_captions(table, out)
         return f"caption table {out}: {len(table)} images"
@@ -165,7 +165,7 @@ def caption(given: Arguments, display: Display) -> str:
 
 
 def class_captions(
-    config: DataConfig, template: str, names: Path | None = None, say: Callable[[str], None] | None = None
+    config: DataConfig, template: str, names: Path | None = None, say: Callable[[Sequence[str]], None] | None = None
 ) -> CaptionTable:
     """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
@@ -179,8 +179,7 @@ def class_captions(
     source = open_source(config, "train", need_captions=False)
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     if say is not None:
-        for sentence in source.left_out:
-            say(f"note: {sentence}")
+        say(source.left_out)
     table = pa.array(captions, pa.string()).take(pa.array(source.labels))
     return CaptionTable(source.ids, table, pa.array([f"template: {template}"] * len(source), pa.string()))
 

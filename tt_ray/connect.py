@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tt_ray.errors import UserError
 
-# A cluster that just starts is waited for; a busy one answers late.
+# A cluster that just starts is waited for.
 _PATIENCE_S = 6.0
 _PAUSE_S = 0.3
 _TOKEN = "~/.ray/auth_token"

@@ -14,8 +14,8 @@ How a claim is known to be dead:
   storage's own clock (the claim's modification time against that of the claim written last), so hosts' clocks need
   not agree. A second command waits until the claim has been rewritten, which proves it alive, or is 60 seconds old.
 
-A writer that was cut off for longer than that (a suspended machine, an unreachable share) finds at its next heartbeat
-that its claim has been replaced, and ends at once without writing anything more.
+A writer that was cut off for longer (a suspended machine) finds at its next heartbeat that its claim has been replaced,
+and ends at once without writing anything more.
 """
 
 import json
@@ -35,7 +35,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, one_line
 from tt_ray.signals import at_end
 from tt_ray.storage import Storage
 
@@ -147,8 +147,7 @@ def one_writer(
         what: What is to be written, as errors call it.
         otherwise: What to do instead of waiting.
         storage: The run.storage that `place` lies in, where that may be a URI.
-        say: Called with a sentence where it takes time to find out whether another writer lives; prints it to stderr
-            unless given.
+        say: Called with a sentence while it is unknown whether another writer lives; prints to stderr by default.
 
     Raises:
         UserError: Another command writes this, or `place` cannot be written.
@@ -173,7 +172,7 @@ def one_writer(
         try:
             own = _acquire(claims, name, what, otherwise, say or _print)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            reason = os.strerror(error.errno) if error.errno else one_line(error)
             raise UserError(f"cannot write {what} ({folder}: {reason}): mend this, or {otherwise}") from None
         beats = threading.Thread(target=_beat, args=(claims, name, own, what, stop), daemon=True)
         beats.start()
@@ -245,8 +244,7 @@ def _beat(claims: Claims, name: str, own: Claim, what: str, stop: threading.Even
                 return
             if replaced:
                 print(
-                    f"error: {what} has a new writer, as this command gave no sign of life for {DEAD_S:.0f} s: "
-                    "it ends here and writes nothing more",
+                    f"error: {what} has a new writer, as this command gave no sign of life for {DEAD_S:.0f} s",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -1,8 +1,6 @@
 """What a run trains on, kept in its folder: a run that resumes on other data says so, or is refused.
 
-`data.parquet` has a row for each image of both splits (split, image_id, label by name) and, as metadata of the file,
-the classes in the order of their numbers, what the text targets are made from, and a digest of it all. A run that
-resumes compares digests, which reads no row; rows are read only to say what has changed.
+`data.parquet` is what `record_data` returns. Resuming compares digests alone; rows are read to say what has changed.
 """
 
 import hashlib
@@ -19,9 +17,10 @@ import pyarrow.parquet as pq
 from tt_ray.config import Config
 from tt_ray.data.source import Source
 from tt_ray.embeddings import open_store
-from tt_ray.errors import UserError
+from tt_ray.errors import UserError, one_line
 from tt_ray.files import sha256, sync
 from tt_ray.prepare import Data, find_store, join, open_images
+from tt_ray.shards import digest_of
 from tt_ray.storage import Storage
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
@@ -43,10 +42,8 @@ def record_data(config: Config, data: Data) -> pa.Table:
         _TEXT: b"" if data.targets is None else json.dumps(data.targets.store.manifest["files"]).encode(),
         _TEACHER: _teacher(config).encode(),
     }
-    digest = hashlib.sha256(repr(sorted(about.items())).encode())
+    digest = hashlib.sha256(repr((sorted(about.items()), digest_of(data.train.ids, data.val.ids))).encode())
     for split in (data.train, data.val):
-        for buffer in pa.concat_arrays([split.ids]).buffers():
-            digest.update(b"" if buffer is None else buffer)
         digest.update(split.labels.tobytes())
     return pa.concat_tables(tables).replace_schema_metadata({_DIGEST: digest.hexdigest().encode(), **about})
 
@@ -76,7 +73,7 @@ def check_data(folder: Path, record: pa.Table, accept: bool) -> list[str]:
             return notes
         changed = ", ".join(_changes(pq.read_table(path), record))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        changed = f"{path} cannot be read ({' '.join(str(error).split())[:200]})"
+        changed = f"{path} cannot be read ({one_line(error)})"
         notes = []
     if not accept:
         raise UserError(
@@ -127,24 +124,19 @@ def _teacher(config: Config) -> str:
     return sha256(weights[0]) if weights else model
 
 
-def _changes(before: pa.Table, now: pa.Table) -> Iterator[str]:
+def _changes(before: pa.Table, now: pa.Table) -> list[str]:
     """What differs, in words; at least one thing."""
-    found = False
+    found: list[str] = []
     for split in _SPLITS:
         old, new = (table.filter(pc.equal(table["split"], split)).combine_chunks() for table in (before, now))
-        for text in _image_changes(old, new, split):
-            found = True
-            yield text
+        found += _image_changes(old, new, split)
     was, classes = (json.loads(table.schema.metadata[_CLASSES]) for table in (before, now))
     if was != classes:
-        found = True
-        yield _class_changes(was, classes)
+        found.append(_class_changes(was, classes))
     for key, what in ((_TEXT, "captions or embedding store differ"), (_TEACHER, "the teacher's weights differ")):
         if before.schema.metadata[key] != now.schema.metadata[key]:
-            found = True
-            yield what
-    if not found:
-        yield "it differs"
+            found.append(what)
+    return found or ["it differs"]
 
 
 def _image_changes(old: pa.Table, new: pa.Table, split: str) -> Iterator[str]:

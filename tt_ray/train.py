@@ -125,8 +125,7 @@ class Prepared:
     record: pa.Table
     """What the run trains on, as `record_data` returns it."""
     notes: list[str]
-    """What is to be said at the start, once nothing more can be refused, so that errors are one line: what of the data
-    is not read or not used, and what the summary will say of the weights' average."""
+    """Said at the start, once nothing more can be refused: what of the data is not used, a too slow average."""
 
     def check(self, config: Config, resumes: bool) -> list[str]:
         """Notes for the summary; raises UserError where a run would resume on other data than it was begun on."""
