@@ -200,7 +200,7 @@ class Actor:
         pool: Pool,
         expected: dict[str, Any] | None,
         mailbox: Mailbox,
-        most_deaths: int,
+        most_deaths: int = _DEATHS,
     ) -> None:
         import ray
 
