@@ -21,7 +21,7 @@ def store(folder: Path, ids: Sequence[str] = IDS) -> None:
     """An embedding store of random numbers, and the images."""
     import pyarrow as pa
 
-    from tt_ray.embeddings import write_store
+    from tt_ray.embeddings.store import write_store
 
     images(folder)
     rows = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)

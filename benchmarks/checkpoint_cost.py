@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.step_cost import RESULTS, Side, compare, random_data, report
 from tt_ray.config import Config
-from tt_ray.context import LocalContext
 from tt_ray.data.loader import TrainBatches
-from tt_ray.logbook import Logbook
-from tt_ray.loop import Trainer
-from tt_ray.run_folder import start_run
+from tt_ray.training.context import LocalContext
+from tt_ray.training.metrics_log import Logbook
+from tt_ray.training.run_folder import start_run
+from tt_ray.training.trainer import Trainer
 
 
 def configure(given: argparse.Namespace, folder: Path) -> Config:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tt_ray.embeddings import open_store, write_store
+from tt_ray.embeddings.store import open_store, write_store
 
 _BLOCK = 8192
 _SPAWN = multiprocessing.get_context("spawn")

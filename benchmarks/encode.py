@@ -25,14 +25,14 @@ import pyarrow as pa
 import torch
 
 from benchmarks.step_cost import RESULTS, Side, compare, report
-from tt_ray.actor_pool import Actor, Pool
+from tt_ray.cluster.actor_pool import Actor, Pool
+from tt_ray.cluster.launch import join_ray
+from tt_ray.cluster.messages import Mailbox
 from tt_ray.config import ShapesConfig
-from tt_ray.data.shapes import shapes_source
+from tt_ray.data.sources.shapes import shapes_source
 from tt_ray.embed_captions import CaptionEncoder
-from tt_ray.encoder_files import MINILM, find_encoder
-from tt_ray.mailbox import Mailbox
-from tt_ray.ray_train import join_ray
-from tt_ray.text_encoders import load_text_encoder
+from tt_ray.text.encoder import load_text_encoder
+from tt_ray.text.encoder_files import MINILM, find_encoder
 
 _SHARDS_PER_ACTOR = 2
 # Actors give float16.

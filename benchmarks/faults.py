@@ -26,12 +26,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from tt_ray.checkpoint import checkpoint_name, checkpoints
 from tt_ray.cli import read_config
 from tt_ray.config import Config
-from tt_ray.files import sha256
-from tt_ray.logbook import read_rows
-from tt_ray.run_folder import read_result
+from tt_ray.io.files import sha256
+from tt_ray.training.checkpoint import checkpoint_name, checkpoints
+from tt_ray.training.metrics_log import read_rows
+from tt_ray.training.run_folder import read_result
 
 _FIELDS = {
     "data.shapes.train_size": "256",

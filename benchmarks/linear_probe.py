@@ -109,7 +109,7 @@ def shapes(size: Size) -> tuple[Floats, Ints]:
     import torch
 
     from tt_ray.config import ShapesConfig
-    from tt_ray.data.shapes import shapes_source
+    from tt_ray.data.sources.shapes import shapes_source
 
     torch.manual_seed(0)
     model = timm.create_model("resnet18", num_classes=0, zero_init_last=False).eval()
@@ -152,7 +152,7 @@ class Task(NamedTuple):
 
 def read(folder: Path, images: int) -> Task:
     """What `prepare` wrote."""
-    from eval.task_origins import stratified
+    from eval.tasks.origins import stratified
 
     labels = np.load(folder / "y.npy")
     held_out = stratified(labels[:images], 0.2, 0)
@@ -164,8 +164,8 @@ def read(folder: Path, images: int) -> Task:
 
 def run_ours(task: Task, size: Size) -> dict[str, Any]:
     """The protocol's own selection, refit and test."""
-    from eval.linear_probe import Options, select, spaced
     from eval.metrics import top1
+    from eval.protocols.linear import Options, select, spaced
 
     options = Options(spaced(-6, 5, size.values))
     reset_peak()
@@ -188,8 +188,8 @@ def run_reference(task: Task, size: Size) -> dict[str, Any]:
     """scikit-learn, each value from zero."""
     from sklearn.linear_model import LogisticRegression
 
-    from eval.linear_design import moments
-    from eval.linear_probe import TOLERANCE, spaced
+    from eval.protocols.linear import TOLERANCE, spaced
+    from eval.protocols.logistic_design import moments
 
     scaling = moments(task.x, task.fit)
     x, test_x = ((part - scaling.mean) / scaling.scale for part in (task.x, task.test_x))

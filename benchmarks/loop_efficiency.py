@@ -3,9 +3,9 @@
     python -m benchmarks.loop_efficiency
     python -m benchmarks.loop_efficiency --set data.source imagefolder --set data.root DIR --set data.num_loaders 2
 
-The loop is `tt_ray.loop.train` itself: batches, augmentation, Trainer.step, metrics.jsonl and TensorBoard. It calls
-its context every `run.log_every` steps, and there bare steps (forward, objective, backward, optimiser; no clipping) of
-a second copy of the model run on one batch that is held in memory, with the same number of threads. Validation and
+The loop is `tt_ray.training.trainer.train` itself: batches, augmentation, Trainer.step, metrics.jsonl and TensorBoard.
+It calls its context every `run.log_every` steps, and there bare steps (forward, objective, backward, optimiser; no
+clipping) of a second copy of the model run on one batch that is held in memory, with the same number of threads. Validation and
 checkpoints are put off beyond the measured steps. Loader processes work on during bare steps until their queues are
 full; so either block follows on `--settle` steps that do not count. Embeddings are random, which costs the same.
 """
@@ -24,17 +24,17 @@ import torch
 
 from benchmarks.step_cost import RESULTS, Side, compare, report, synchronize
 from tt_ray.config import Config
-from tt_ray.context import LocalContext
+from tt_ray.data.augment import normalize
 from tt_ray.data.loader import Batch, TrainBatches
-from tt_ray.data.source import Source
-from tt_ray.data.transforms import normalize
-from tt_ray.embeddings import EmbeddingStore, write_store
-from tt_ray.errors import UserError
-from tt_ray.loop import Trainer, train
-from tt_ray.prepare import Data, join, open_images
-from tt_ray.progress import Standing
+from tt_ray.data.prepare import Data, join, open_images
+from tt_ray.data.sources.base import Source
+from tt_ray.embeddings.store import EmbeddingStore, write_store
 from tt_ray.recipes import RECIPES
-from tt_ray.run_folder import start_run
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Standing
+from tt_ray.training.context import LocalContext
+from tt_ray.training.run_folder import start_run
+from tt_ray.training.trainer import Trainer, train
 
 _NEVER = 1_000_000_000
 _PREFETCH = 4

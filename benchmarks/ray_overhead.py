@@ -24,9 +24,9 @@ from benchmarks.loop_efficiency import random_store
 from benchmarks.step_cost import RESULTS, Side, compare, report
 from tt_ray.cli import read_config
 from tt_ray.config import Config
-from tt_ray.errors import UserError
-from tt_ray.logbook import read_rows
-from tt_ray.prepare import open_images
+from tt_ray.data.prepare import open_images
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.metrics_log import read_rows
 
 _SIDES = ("Ray Train", "torchrun")
 _NEVER = "1000000000"

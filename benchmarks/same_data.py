@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from tt_ray.config import Config
-from tt_ray.data.source import Source
-from tt_ray.errors import UserError
-from tt_ray.prepare import Data
-from tt_ray.same_data import FILE, check_data, keep_data, record_data
+from tt_ray.data.prepare import Data
+from tt_ray.data.sources.base import Source
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.same_data import FILE, check_data, keep_data, record_data
 
 IMAGES, CLASSES, VALIDATION = 1_281_167, 1_000, 50_000
 AIM_S = 1.0

@@ -26,8 +26,8 @@ from benchmarks.scaling_check import check
 from benchmarks.scaling_model import Machine, Prediction, Work, predict, turning_points
 from benchmarks.scaling_parts import decode_rate, model_cost, text_cost, write_rate
 from benchmarks.step_cost import RESULTS
-from tt_ray.errors import UserError
 from tt_ray.losses import ALIGNMENT_LOSSES
+from tt_ray.terminal.errors import UserError
 
 WARNING = "These are predictions from formulas: nothing was run on these GPUs."
 _TUNING = "NCCL, src/graph/tuning.cc: ring, protocol Simple"

@@ -15,10 +15,10 @@ from benchmarks.scaling_model import FLOAT, ring_volume
 from benchmarks.scaling_parts import Exchange, exchange, timings
 from benchmarks.step_cost import stepper
 from tt_ray.config import Config
-from tt_ray.context import LocalContext
 from tt_ray.data.loader import TrainBatches
-from tt_ray.loop import Trainer
 from tt_ray.recipes import RECIPES
+from tt_ray.training.context import LocalContext
+from tt_ray.training.trainer import Trainer
 
 
 class Share(NamedTuple):

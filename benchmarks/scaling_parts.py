@@ -20,15 +20,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scaling_model import TextCost
-from tt_ray.checkpoint import Position, Snapshot, save_checkpoint
 from tt_ray.config import Config, HeadConfig
 from tt_ray.data.loader import TrainBatches
-from tt_ray.data.order import train_order
+from tt_ray.data.prepare import open_images
+from tt_ray.data.sampling import train_order
 from tt_ray.losses import initial_scalars
-from tt_ray.model import Outputs, TextHead
-from tt_ray.objective import Objective
-from tt_ray.prepare import open_images
-from tt_ray.recipes import in1k_vit_s_baseline
+from tt_ray.models.classifier import Outputs, TextHead
+from tt_ray.recipes.registry import in1k_vit_s_baseline
+from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
+from tt_ray.training.objective import Objective
 
 
 def model_cost(name: str, image_size: int, dim: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from benchmarks.step_cost import RESULTS, Side, compare, report
 _SIDES = ("without a store", "with a store")
 # Where each phase ends; see `moments`.
 PHASES = ("arguments", "Ray, beside data and captions", "workers", "first step")
-_IMPORTED = "tt_ray.train, tt_ray.prepare, tt_ray.model, tt_ray.data.loader, tt_ray.ray_train, ray"
+_IMPORTED = "tt_ray.train, tt_ray.data.prepare, tt_ray.models.classifier, tt_ray.cluster.launch, ray"
 
 
 def run(given: argparse.Namespace, storage: Path, name: str) -> dict[str, float]:

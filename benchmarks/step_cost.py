@@ -24,12 +24,12 @@ import pyarrow as pa
 import torch
 
 from tt_ray.config import Config
-from tt_ray.context import LocalContext
 from tt_ray.data.loader import Batch, TrainBatches
-from tt_ray.data.source import Pixels, Source
-from tt_ray.data.targets import TextTargets
-from tt_ray.loop import Trainer
-from tt_ray.prepare import Data
+from tt_ray.data.prepare import Data
+from tt_ray.data.sources.base import Pixels, Source
+from tt_ray.data.text_targets import TextTargets
+from tt_ray.training.context import LocalContext
+from tt_ray.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,20 +28,20 @@ from PIL import Image
 
 from benchmarks.step_cost import RESULTS, Side, compare, report
 from eval.__main__ import write
-from eval.backbone import open_backbone
-from eval.features import extract
-from eval.jobs import Job, read_options
-from eval.protocol import EvalConfig, Result
-from eval.scheduler import Resources, State, requests_for, schedule
-from eval.tasks import Task, folder_task, tasks
-from eval.worker import Answer, Request, identity
+from eval.features.backbone import open_backbone
+from eval.features.cache import extract
+from eval.jobs.plan import Job, read_options
+from eval.jobs.scheduler import Resources, State, requests_for, schedule
+from eval.jobs.worker import Answer, Request, identity
+from eval.protocols.base import EvalConfig, Result
+from eval.tasks.registry import Task, folder_task, tasks
 
 _ABOUT = {"versions": "{}", "command": "benchmarks.transfer"}
 
 
 def start() -> int:
     """Starts Ray on this machine; returns its CPUs."""
-    from tt_ray.ray_train import join_ray
+    from tt_ray.cluster.launch import join_ray
 
     join_ray()
     import ray

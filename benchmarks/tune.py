@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.step_cost import RESULTS
-from tt_ray.errors import UserError
-from tt_ray.journal import Journal
-from tt_ray.run_folder import read_result
-from tt_ray.trials import run_name
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.run_folder import read_result
+from tt_ray.tune.journal import Journal
+from tt_ray.tune.trial import run_name
 
 _AIM = "<= 1.3"
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Runs the search in this process, and reads its times from what it leaves."""
-    from tt_ray.search import run_trials
-    from tt_ray.tune import main as tune
+    from tt_ray.tune.__main__ import main as tune
+    from tt_ray.tune.runner import run_trials
 
     os.environ.setdefault("RAY_ADDRESS", "local")
     spans: list[tuple[float, float]] = []
@@ -42,9 +42,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         run_trials(*arguments)
         spans.append((start, time.perf_counter()))
 
-    import tt_ray.search
+    import tt_ray.tune.runner
 
-    tt_ray.search.run_trials = timed
+    tt_ray.tune.runner.run_trials = timed
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(prefix="tt-ray-benchmark-") as name:
@@ -60,7 +60,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             runs = [folder / "out" / "trials" / run_name(record.name, record.seeds[0]) for record in records]
             seconds = [read_result(run)["train_seconds"] for run in runs]
     finally:
-        tt_ray.search.run_trials = run_trials
+        tt_ray.tune.runner.run_trials = run_trials
     (start, end) = spans[0]
     return summary(end - start, seconds, given.concurrent) | {"seconds_before": start - began}
 

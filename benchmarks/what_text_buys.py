@@ -74,12 +74,12 @@ def run(config: Config, probes: bool) -> dict[str, float]:
     import timm
     import torch
 
-    from eval.features import extract_features
-    from eval.linear_probe import linear_probe
-    from tt_ray.context import LocalContext
-    from tt_ray.loop import train
-    from tt_ray.prepare import find_store, open_data, open_images
-    from tt_ray.run_folder import start_run
+    from eval.features.cache import extract_features
+    from eval.protocols.linear import linear_probe
+    from tt_ray.data.prepare import find_store, open_data, open_images
+    from tt_ray.training.context import LocalContext
+    from tt_ray.training.run_folder import start_run
+    from tt_ray.training.trainer import train
 
     torch.set_num_threads(1)
     start_run(config)

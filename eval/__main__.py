@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from eval.costs import Costs, keep_costs, missing_counts
-from eval.jobs import Job, plan, read_options
-from eval.live import Board
-from eval.protocol import EvalConfig
-from eval.results import Row, finished_keys, read_rows, write_result
-from eval.scheduler import Resources, State, requests_for, schedule
-from eval.worker import Answer, identity
+from eval.jobs.costs import Costs, keep_costs, missing_counts
+from eval.jobs.live_table import Board
+from eval.jobs.plan import Job, plan, read_options
+from eval.jobs.results import Row, finished_keys, read_rows, write_result
+from eval.jobs.scheduler import Resources, State, requests_for, schedule
+from eval.jobs.worker import Answer, identity
+from eval.protocols.base import EvalConfig
 from tt_ray.cli import read_arguments, run_command
-from tt_ray.errors import Stopped, UserError
-from tt_ray.one_writer import inside, one_writer
-from tt_ray.progress import Display
-from tt_ray.storage import is_uri
+from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.io.storage import is_uri
+from tt_ray.terminal.errors import Stopped, UserError
+from tt_ray.terminal.progress import Display
 from tt_ray.train import stop_on_signals
 
 _PACKAGES = ("tt-ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "datasets", "ray", "pillow")
@@ -125,8 +125,8 @@ def jobs_of(given: Arguments) -> tuple[list[Job], dict[str, Any], dict[str, Cost
     Raises UserError on anything that is not there or unknown.
     """
     options = read_options(given.protocols, given.set)
-    from eval.backbone import open_backbone, parse_models
-    from eval.tasks import load_tasks, tasks
+    from eval.features.backbone import open_backbone, parse_models
+    from eval.tasks.registry import load_tasks, tasks
 
     specs = parse_models(given.models)
     roots = dict(_pair(item) for item in given.task_root)
@@ -154,7 +154,7 @@ def _pair(item: str) -> tuple[str, str]:
 
 def start(given: Arguments, jobs: Sequence[Job], display: Display) -> None:
     """Joins or starts Ray; raises UserError when no node can ever hold a job."""
-    from tt_ray.ray_train import cluster_address, join_ray
+    from tt_ray.cluster.launch import cluster_address, join_ray
 
     display.show("starting Ray", 0, 1)
     joined = join_ray(display.say)

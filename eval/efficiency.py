@@ -1,4 +1,4 @@
-"""What models cost: counted by tt_ray.efficiency, and measured: memory at its peak, images per second.
+"""What models cost: counted by tt_ray.models.flops, and measured: memory at its peak, images per second.
 
     python -m eval.efficiency --models base=runs/shapes_baseline deit=random:deit_small_patch16_224 --batch-sizes 1 32
     python -m eval.efficiency --models ... --device cuda --out results
@@ -26,13 +26,13 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from eval.backbone import Backbone, open_backbone, parse_models
-from eval.costs import Costs, Measured, keep_costs
-from eval.worker import identity
+from eval.features.backbone import Backbone, open_backbone, parse_models
+from eval.jobs.costs import Costs, Measured, keep_costs
+from eval.jobs.worker import identity
 from tt_ray.cli import read_arguments, run_command
-from tt_ray.efficiency import Counts, count
-from tt_ray.errors import UserError
-from tt_ray.progress import Display
+from tt_ray.models.flops import Counts, count
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
 
 _REPEATS, _SECONDS = 20, 5.0
 """Forward passes that are timed, and seconds after which there are no more."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tt_ray.errors import UserError
+from tt_ray.terminal.errors import UserError
 
 if TYPE_CHECKING:
-    from eval.tasks import Task
+    from eval.tasks.registry import Task
 
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.floating]

@@ -22,16 +22,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from eval.backbone import Backbone, open_backbone, parse_models
-from eval.features import Decoder, test_features
+from eval.features.backbone import Backbone, open_backbone, parse_models
+from eval.features.cache import Decoder, test_features
 from eval.metrics import hsic1, unbiased_cka
-from eval.protocol import EvalConfig
-from eval.tasks import Task, tasks
+from eval.protocols.base import EvalConfig
+from eval.tasks.registry import Task, tasks
 from tt_ray.cli import read_arguments, run_command
-from tt_ray.data.source import Source
-from tt_ray.data.transforms import normalize
-from tt_ray.errors import UserError
-from tt_ray.strategies import blocks
+from tt_ray.data.augment import normalize
+from tt_ray.data.sources.base import Source
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.parallelism import blocks
 
 _SMALLEST_BATCH = 4
 Grid = npt.NDArray[np.float64]

@@ -17,13 +17,13 @@ from typing import Annotated
 
 import tyro
 
-from eval.why_figures import Curve, draw_curves, to_csv, write
+from eval.why.figures import Curve, draw_curves, to_csv, write
 from tt_ray.cli import read_arguments, read_config, run_command
-from tt_ray.compare import Arm, as_words, check, train_arms
-from tt_ray.compare_table import Run, figure, show
+from tt_ray.compare.__main__ import Arm, as_words, check, train_arms
+from tt_ray.compare.table import Run, figure, show
 from tt_ray.config import Config
-from tt_ray.errors import UserError
-from tt_ray.one_writer import inside, one_writer
+from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.terminal.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,7 @@ def run_all(tree: Path, out: Path) -> dict[str, Any]:
     task = ["--tasks", "digits", "--protocols", "knn", "linear", "--models", f"m={run}", "--seeds", "0"]
     _command(tree, out, ["-m", "eval", *task, "--out", str(out / "eval")])
     space = out / "golden_space.py"
-    space.write_text(
-        '"""Which weight?"""\nfrom ray import tune\n\nSPACE = {"text.weight": tune.choice([0.5, 1.0])}\n'
-    )
+    space.write_text('"""Which weight?"""\nfrom ray import tune\n\nSPACE = {"text.weight": tune.choice([0.5, 1.0])}\n')
     search = ["--base", "shapes_textteacher", "--searcher", "grid", "--out", str(out / "search")]
     _command(tree, out, ["-m", "tt_ray.tune", str(space), *search, *_SMALL])
     return {"machine": machine(), "bits": bits(out), "numbers": numbers(out)}
@@ -63,7 +61,12 @@ def _command(tree: Path, out: Path, arguments: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tree), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
     environment["PYTHONHASHSEED"] = "0"
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=tree,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-2000:], sep="\n", file=sys.stderr)
@@ -94,8 +97,8 @@ def _tables(out: Path) -> dict[str, list[dict[str, Any]]]:
         for name in _TRAINED
     }
     tables["search"] = pq.read_table(out / "search" / "results.parquet").to_pylist()
-    rows = [row for path in sorted((out / "eval" / "rows").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    tables["eval"] = rows
+    files = sorted((out / "eval" / "rows").glob("*.parquet"))
+    tables["eval"] = [row for path in files for row in pq.read_table(path).to_pylist()]
     kept = {name: [_lasting(row) for row in rows] for name, rows in tables.items()}
     # Trials and jobs end in any order.
     return kept | {name: sorted(kept[name], key=json.dumps) for name in ("search", "eval")}

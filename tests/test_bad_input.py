@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import tt_ray.ray_train
+import tt_ray.cluster.launch
 from tt_ray import train
 from tt_ray.cli import run_command
 from tt_ray.config import Config
-from tt_ray.embeddings import write_store
-from tt_ray.logbook import read_rows
-from tt_ray.prepare import open_images
+from tt_ray.data.prepare import open_images
+from tt_ray.embeddings.store import write_store
 from tt_ray.recipes import RECIPES
+from tt_ray.training.metrics_log import read_rows
 
 SMALL = ["--train.batch_size", "4", "--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2"]
 TRAINING = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(6)]
@@ -55,10 +55,10 @@ class Command:
     def run(self, arguments: list[str]) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
         self.monkeypatch.setattr(sys, "argv", ["prog", *arguments])
-        self.monkeypatch.setattr(tt_ray.ray_train, "start_ray", lambda config, say: True)
-        self.monkeypatch.setattr(tt_ray.ray_train, "cluster_address", lambda: "host:1")
+        self.monkeypatch.setattr(tt_ray.cluster.launch, "start_ray", lambda config, say: True)
+        self.monkeypatch.setattr(tt_ray.cluster.launch, "cluster_address", lambda: "host:1")
         nothing = lambda *_: pytest.fail("training has started")  # noqa: E731
-        self.monkeypatch.setattr(tt_ray.ray_train, "train_on_ray", nothing)
+        self.monkeypatch.setattr(tt_ray.cluster.launch, "train_on_ray", nothing)
         code = 0
         try:
             run_command(train.main)
@@ -381,7 +381,7 @@ def test_an_encoder_folder_that_is_not_there(tmp_path: Path, command: Command) -
 def started(command: Command, finished: bool) -> Path:
     """A run folder as an interrupted or finished run leaves it."""
     from tt_ray.cli import read_config
-    from tt_ray.run_folder import start_run
+    from tt_ray.training.run_folder import start_run
 
     config: Config = read_config(command.baseline, "prog")
     start_run(config)
@@ -478,9 +478,9 @@ def test_a_full_disk_names_the_last_good_checkpoint_and_the_run_goes_on(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(command)
-    import tt_ray.keeper
+    import tt_ray.training.checkpoint_manager
 
-    save, calls = tt_ray.keeper.save_checkpoint, 0
+    save, calls = tt_ray.training.checkpoint_manager.save_checkpoint, 0
 
     def full(path: Path, *rest: object) -> None:
         nonlocal calls
@@ -489,7 +489,7 @@ def test_a_full_disk_names_the_last_good_checkpoint_and_the_run_goes_on(
             raise OSError(28, "No space left on device", str(path))
         save(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tt_ray.keeper, "save_checkpoint", full)
+    monkeypatch.setattr(tt_ray.training.checkpoint_manager, "save_checkpoint", full)
     arguments = [*command.baseline, "--train.epochs", "3"]
     run = command.storage / "shapes_baseline"
     code, out, err = command.run(arguments)
@@ -509,9 +509,9 @@ def test_a_really_full_disk(left: int, mounted: Path, command: Command) -> None:
     without_ray(command)
     run, ballast = mounted / "shapes_baseline", mounted / "ballast"
     arguments = [*command.baseline, "--train.epochs", "3", "--run.storage", str(mounted)]
-    import tt_ray.keeper
+    import tt_ray.training.checkpoint_manager
 
-    save = tt_ray.keeper.save_checkpoint
+    save = tt_ray.training.checkpoint_manager.save_checkpoint
 
     def then_fill(path: Path, *rest: object) -> None:
         save(path, *rest)  # type: ignore[arg-type]
@@ -519,7 +519,7 @@ def test_a_really_full_disk(left: int, mounted: Path, command: Command) -> None:
             os.truncate(fill(mounted), ballast.stat().st_size - left)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tt_ray.keeper, "save_checkpoint", then_fill)
+        patch.setattr(tt_ray.training.checkpoint_manager, "save_checkpoint", then_fill)
         code, out, err = command.run(arguments)
     text = last_line(err, run)
     assert (code, out) == (2, "")

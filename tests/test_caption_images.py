@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from tests.test_bad_input import one_line
-from tests.test_captioners import IMAGES, git, llava
 from tests.test_embed_captions import WITH_RAY, Recorder, cluster, do_here, one_thread
+from tests.text.test_captioner import IMAGES, git, llava
 from tt_ray import caption_images
-from tt_ray.actor_pool import PoolOptions
 from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption
-from tt_ray.captioners import CaptionerOptions, load_captioner
-from tt_ray.captions import read_captions
 from tt_ray.cli import run_command
-from tt_ray.errors import UserError
-from tt_ray.shards import Shards
+from tt_ray.cluster.actor_pool import PoolOptions
+from tt_ray.io.resumable import Shards
+from tt_ray.terminal.errors import UserError
+from tt_ray.text.caption_table import read_captions
+from tt_ray.text.captioner import CaptionerOptions, load_captioner
 
 __all__ = ["cluster", "one_thread"]  # fixtures
 SHARD = 4

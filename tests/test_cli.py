@@ -9,8 +9,8 @@ import pytest
 from tt_ray.cli import read_arguments, read_config, run_command
 from tt_ray.config import Config
 from tt_ray.embed_captions import Arguments
-from tt_ray.errors import UserError
 from tt_ray.recipes import RECIPES
+from tt_ray.terminal.errors import UserError
 
 
 def _read(*arguments: str) -> Config:

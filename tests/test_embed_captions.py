@@ -21,18 +21,18 @@ import pytest
 import torch
 
 from tests.test_bad_input import one_line
-from tests.test_text_encoders import WORDS, _bert
 from tests.test_train_command import REPOSITORY, processes_with, wait_until
+from tests.text.test_encoder import WORDS, _bert
 from tests.toy import stop_ray
 from tt_ray import embed_captions
-from tt_ray.actor_pool import Pool, PoolOptions, Worker
 from tt_ray.cli import run_command
+from tt_ray.cluster.actor_pool import Pool, PoolOptions, Worker
 from tt_ray.embed_captions import Arguments, embed
-from tt_ray.embeddings import open_store
-from tt_ray.errors import UserError
-from tt_ray.progress import Display
-from tt_ray.shards import Shards
-from tt_ray.text_encoders import load_text_encoder
+from tt_ray.embeddings.store import open_store
+from tt_ray.io.resumable import Shards
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
+from tt_ray.text.encoder import load_text_encoder
 
 CPU = Pool(1, 1, False)
 SENTENCES = [" ".join(words) for length in (1, 2, 3) for words in itertools.product(WORDS[4:], repeat=length)]

@@ -12,12 +12,12 @@ import eval.__main__ as evaluation
 from tests.test_bad_input import Command, without_ray
 from tests.test_bad_input import command as command
 from tt_ray.cli import read_config
-from tt_ray.errors import UserError
 from tt_ray.export import main as export
-from tt_ray.journal import Journal
-from tt_ray.pretrained import pretrained
-from tt_ray.search_space import find_space
-from tt_ray.tune_results import write_results
+from tt_ray.models.pretrained import pretrained
+from tt_ray.terminal.errors import UserError
+from tt_ray.tune.journal import Journal
+from tt_ray.tune.results import write_results
+from tt_ray.tune.space import find_space
 
 NAMES = ["my run's", 'a "b" $HOME', "[v2] & (c); d\\e", "plain"]
 

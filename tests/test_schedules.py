@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from tt_ray.errors import UserError
 from tt_ray.schedules import SHAPES, build_schedule
+from tt_ray.terminal.errors import UserError
 
 EPOCHS = [1, 2, 3, 7, 20, 300]
 WEIGHTS = [0.5, 1.0, 0.3]

@@ -20,13 +20,13 @@ from tests.test_bad_input import draw, one_line
 from tests.toy import largest_difference, weights
 from tt_ray.cli import read_config
 from tt_ray.config import Config
-from tt_ray.context import LocalContext
-from tt_ray.errors import UserError
-from tt_ray.logbook import read_rows
-from tt_ray.loop import train
-from tt_ray.prepare import open_data
-from tt_ray.run_folder import read_result, start_run
+from tt_ray.data.prepare import open_data
+from tt_ray.terminal.errors import UserError
 from tt_ray.train import main as train_command
+from tt_ray.training.context import LocalContext
+from tt_ray.training.metrics_log import read_rows
+from tt_ray.training.run_folder import read_result, start_run
+from tt_ray.training.trainer import train
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,13 @@ import timm
 import torch
 
 from tt_ray.config import Config
-from tt_ray.context import LocalContext
-from tt_ray.embeddings import write_store
+from tt_ray.data.prepare import open_data, open_images
+from tt_ray.embeddings.store import write_store
 from tt_ray.export import export_model
-from tt_ray.loop import train
-from tt_ray.prepare import open_data, open_images
 from tt_ray.recipes import RECIPES
-from tt_ray.run_folder import start_run
+from tt_ray.training.context import LocalContext
+from tt_ray.training.run_folder import start_run
+from tt_ray.training.trainer import train
 
 # Processes of a server that has imported torch and timm once, which takes most of the time of such tests.
 FORKS = multiprocessing.get_context("forkserver")

@@ -14,20 +14,20 @@ import pyarrow as pa
 import tyro
 from PIL import Image
 
-from tt_ray.actor_pool import Pool, PoolOptions, do_missing
-from tt_ray.captioners import CaptionerOptions, find_captioner, load_captioner
-from tt_ray.captions import CaptionTable, made_of, write_captions
-from tt_ray.class_names import name_classes
 from tt_ray.cli import read_arguments, run_command
+from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.config import DataConfig
-from tt_ray.data.decoding import VERSION as DECODING
-from tt_ray.data.hashing import seed_of
-from tt_ray.data.sources import open_images, open_source
-from tt_ray.encoder_files import revision_of
-from tt_ray.errors import UserError
-from tt_ray.one_writer import beside, one_writer
-from tt_ray.progress import Display
-from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
+from tt_ray.data.sources.decoding import VERSION as DECODING
+from tt_ray.data.sources.registry import open_images, open_source
+from tt_ray.io.one_writer import beside, one_writer
+from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
+from tt_ray.stateless_random import seed_of
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
+from tt_ray.text.caption_table import CaptionTable, made_of, write_captions
+from tt_ray.text.captioner import CaptionerOptions, find_captioner, load_captioner
+from tt_ray.text.class_names import name_classes
+from tt_ray.text.encoder_files import revision_of
 
 # Images that are lost together when killed.
 _SHARD = 64

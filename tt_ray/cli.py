@@ -14,11 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tt_ray.background import busy_in_background
 from tt_ray.config import Config
-from tt_ray.errors import Stopped, UserError, nearest, shown
 from tt_ray.recipes import RECIPES
-from tt_ray.signals import ENDED, end_at_once
+from tt_ray.terminal.background import busy_in_background
+from tt_ray.terminal.errors import Stopped, UserError, nearest, shown
+from tt_ray.terminal.signals import ENDED, end_at_once
 
 _OPTION = re.compile(r"^(--[^=\s]+)=")
 _LONGEST = 3000

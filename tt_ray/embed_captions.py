@@ -13,16 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
-from tt_ray.actor_pool import Pool, PoolOptions, do_missing
-from tt_ray.captions import CaptionTable, read_captions
 from tt_ray.cli import read_arguments, run_command
-from tt_ray.embeddings import describe, open_store, write_distinct
-from tt_ray.encoder_files import MINILM, find_encoder, revision_of
-from tt_ray.errors import UserError
-from tt_ray.one_writer import beside, one_writer
-from tt_ray.progress import Display
-from tt_ray.shards import Shards, digest_of, disk_problems, open_shards, remove_halves
-from tt_ray.text_encoders import load_text_encoder
+from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
+from tt_ray.embeddings.store import describe, open_store, write_distinct
+from tt_ray.io.one_writer import beside, one_writer
+from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
+from tt_ray.text.caption_table import CaptionTable, read_captions
+from tt_ray.text.encoder import load_text_encoder
+from tt_ray.text.encoder_files import MINILM, find_encoder, revision_of
 
 # Captions that are encoded together, sorted by length among themselves, and lost together when killed. The make-up of
 # batches follows from this number, so rounding does too.

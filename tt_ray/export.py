@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
-from tt_ray.checkpoint import check_manifest, checkpoints, new_folder, newest_intact
 from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import Config
-from tt_ray.data.transforms import VECTORISED
-from tt_ray.efficiency import count
-from tt_ray.errors import UserError
-from tt_ray.model import build_backbone
-from tt_ray.one_writer import beside, one_writer
+from tt_ray.data.augment import VECTORISED
+from tt_ray.io.one_writer import beside, one_writer
+from tt_ray.models.classifier import build_backbone
+from tt_ray.models.flops import count
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.checkpoint import check_manifest, checkpoints, new_folder, newest_intact
 
 _PREFIX = "backbone."
 
@@ -28,7 +28,7 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
     """Writes `model.safetensors` and `config.json` in timm's hub layout: no text head, the plain model's parameters.
 
     `timm.create_model("local-dir:PATH", pretrained=True)` builds it, with its classes' names and its preprocessing.
-    The configuration tells under `efficiency`, which timm passes over, what `tt_ray.efficiency` counts.
+    The configuration tells under `efficiency`, which timm passes over, what `tt_ray.models.flops` counts.
     """
     data = config.data
     preprocessing = {

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
-from tt_ray.errors import UserError, nearest
+from tt_ray.terminal.errors import UserError, nearest
 
 Schedule = Callable[[int], float]
 # Each maps the share t/E of training that is done, in [0, 1), to a share of the full weight.

@@ -14,13 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tt_ray.background import in_background
 from tt_ray.cli import read_config, run_command
+from tt_ray.cluster.messages import Mailbox
 from tt_ray.config import Config
-from tt_ray.errors import Interrupted, Stopped, UserError
-from tt_ray.mailbox import Mailbox
-from tt_ray.progress import Display, Watcher
-from tt_ray.run_folder import (
+from tt_ray.io.storage import Storage, is_uri
+from tt_ray.terminal.background import in_background
+from tt_ray.terminal.errors import Interrupted, Stopped, UserError
+from tt_ray.terminal.progress import Display, Watcher
+from tt_ray.training.run_folder import (
     check_run,
     discard_run,
     disk_problems,
@@ -29,9 +30,8 @@ from tt_ray.run_folder import (
     start_run,
     starts_over,
 )
-from tt_ray.same_data import check_data, keep_data, record_data
-from tt_ray.storage import Storage, is_uri
-from tt_ray.weight_average import average_note
+from tt_ray.training.same_data import check_data, keep_data, record_data
+from tt_ray.training.weight_average import average_note
 
 _SAME_SIGNAL_S = 1.0
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         return
     with Display() as display, sole_writer(config, display.say):
         resumes = check_run(config)
-        from tt_ray.ray_train import cluster_address, start_ray, train_on_ray
+        from tt_ray.cluster.launch import cluster_address, start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
         prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
@@ -144,9 +144,9 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
 
     Imports no torch unless captions are to be embedded.
     """
-    from tt_ray.data.order import train_order
-    from tt_ray.embeddings import open_store
-    from tt_ray.prepare import check_images, find_store, join, left_out, open_images
+    from tt_ray.data.prepare import check_images, find_store, join, left_out, open_images
+    from tt_ray.data.sampling import train_order
+    from tt_ray.embeddings.store import open_store
 
     show = None if display is None else display.show
     train, val, notes = open_images(config, show)
@@ -163,7 +163,7 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
 
 
 def _try_model(config: Config, classes: int) -> None:
-    from tt_ray.model import check_model  # takes seconds to import
+    from tt_ray.models.classifier import check_model  # takes seconds to import
 
     check_model(config, classes)
 
@@ -172,9 +172,9 @@ def train_under_torchrun(config: Config, started: float) -> None:
     """The same loop in processes that torchrun started; worker 0 prepares, the others wait."""
     import torch.distributed as dist
 
-    from tt_ray.context import LocalContext
-    from tt_ray.loop import train
-    from tt_ray.prepare import find_store, open_data, open_images
+    from tt_ray.data.prepare import find_store, open_data, open_images
+    from tt_ray.training.context import LocalContext
+    from tt_ray.training.trainer import train
 
     with Display() as display, ExitStack() as alone:
         context = LocalContext.start(config.run.use_gpu, display.training)

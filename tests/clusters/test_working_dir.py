@@ -35,6 +35,6 @@ def test_the_code_travels_and_nothing_else_does(tmp_path: Path) -> None:
     environment: dict[str, Any] = {"working_dir": str(clone)}
     upload_working_dir_if_needed(environment, include_gitignore=True, upload_fn=pack)
     packed = set(zipfile.ZipFile(package).namelist())
-    assert "tt_ray/data/shapes.py" in wanted and wanted <= packed
+    assert "tt_ray/data/sources/shapes.py" in wanted and wanted <= packed
     assert not [name for name in packed if name.endswith("clutter")]
     assert package.stat().st_size < 2**20

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.test_targets import LABELS, SAME, _config, _source, store
+from tests.data.test_text_targets import LABELS, SAME, _config, _source, store
 from tests.toy import largest_difference, run_toy, toy_config, weights
 from tt_ray.data import device_targets
 from tt_ray.data.device_targets import hold_targets
-from tt_ray.data.targets import build_targets
-from tt_ray.embeddings import EmbeddingStore
-from tt_ray.errors import UserError
+from tt_ray.data.text_targets import build_targets
+from tt_ray.embeddings.store import EmbeddingStore
+from tt_ray.terminal.errors import UserError
 
 assert store  # the fixture
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import torch
 
 from tests.toy import toy_config
 from tt_ray.data.loader import EvalBatches, TrainBatches, load
-from tt_ray.data.order import Order, train_order
-from tt_ray.errors import UserError
-from tt_ray.prepare import open_data
+from tt_ray.data.prepare import open_data
+from tt_ray.data.sampling import Order, train_order
+from tt_ray.terminal.errors import UserError
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])

@@ -7,8 +7,8 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from tt_ray.config import Config, DataConfig, OptimConfig
-from tt_ray.data.hashing import seed_of
 from tt_ray.data.mixing import _MIXING_SEED, TextMixup, build_mixing
+from tt_ray.stateless_random import seed_of
 
 BATCH, CLASSES, DIM = 6, 5, 4
 KINDS = {"mixup": (0.8, 0.0), "cutmix": (0.0, 1.0), "both": (0.8, 1.0)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from eval.results import Row, write_result
+from eval.jobs.results import Row, write_result
 
 TASKS: dict[str, tuple[int, int, str, float]] = {
     "digits": (10, 360, "top1", 0.97),

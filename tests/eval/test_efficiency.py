@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from eval.__main__ import Arguments, jobs_of
-from eval.costs import Costs, Measured, keep_costs, missing_counts, read_costs
 from eval.efficiency import main, measure, peak_bytes, tensors_of, training_step
-from eval.report import write_report
-from eval.worker import identity
+from eval.jobs.costs import Costs, Measured, keep_costs, missing_counts, read_costs
+from eval.jobs.worker import identity
+from eval.report.__main__ import write_report
 from tests.eval.sample_results import Job, finish
 from tests.eval.toy_task import SIZE, toy_backbone
-from tt_ray.efficiency import count
-from tt_ray.errors import UserError
+from tt_ray.models.flops import count
+from tt_ray.terminal.errors import UserError
 
 CPU = torch.device("cpu")
 MB = 1_000_000
@@ -106,5 +106,5 @@ def test_an_evaluation_counts_its_models_once(tmp_path: Path, monkeypatch: pytes
     keep_costs(given.out, jobs[0].weights, counted[jobs[0].weights])
     costs = read_costs(given.out, jobs[0].weights)
     assert costs is not None and costs.params > 0 and costs.measured == ()
-    monkeypatch.setattr("tt_ray.efficiency.count", None)
+    monkeypatch.setattr("tt_ray.models.flops.count", None)
     assert jobs_of(given)[::2] == (jobs, {})

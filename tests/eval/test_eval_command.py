@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from eval.__main__ import main
-from eval.results import finished_keys, read_predictions, read_rows
+from eval.jobs.results import finished_keys, read_predictions, read_rows
 from tests.test_train_command import wait_until
 from tests.toy import run_toy, stop_ray, toy_config
-from tt_ray.errors import UserError
+from tt_ray.terminal.errors import UserError
 
 _LIMIT_S = 300
 # On two cores all in one process: what another would import takes longer than these jobs.

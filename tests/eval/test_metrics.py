@@ -18,7 +18,7 @@ from eval.metrics import (
     unbiased_cka,
     uniformity,
 )
-from tt_ray.errors import UserError
+from tt_ray.terminal.errors import UserError
 
 
 def _draw(seed: int, n: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:

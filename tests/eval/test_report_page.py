@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.report import write_report
+from eval.report.__main__ import write_report
 from tests.eval.chromium import EXECUTABLE, Chromium
 from tests.eval.sample_results import Job, fail, finish, write_sample
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from eval.metrics import unbiased_cka
-from eval.protocol import EvalConfig
+from eval.protocols.base import EvalConfig
 from eval.similarity import between_layers, between_models, layer_names, main
 from tests.eval.toy_task import ToyTask, coloured, tensor, toy_backbone
-from tt_ray.errors import UserError
+from tt_ray.terminal.errors import UserError
 
 
 def _activations(backbone: Any, images: torch.Tensor) -> list[np.ndarray]:

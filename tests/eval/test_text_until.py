@@ -8,10 +8,10 @@ import pytest
 
 from eval.text_until import default_stops, main, stopped_arms
 from tests.toy import run_toy, toy_config
-from tt_ray import compare
-from tt_ray.errors import UserError
+from tt_ray.compare import __main__ as compare
 from tt_ray.recipes import RECIPES
 from tt_ray.schedules import build_schedule
+from tt_ray.terminal.errors import UserError
 
 
 def test_the_text_loss_has_its_weight_in_as_many_epochs_as_said(tmp_path: Path) -> None:

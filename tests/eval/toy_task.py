@@ -10,9 +10,9 @@ import timm
 import torch
 from PIL import Image
 
-from eval.backbone import Backbone, Preprocessing, build
-from eval.task_origins import ArrayImages, Opened
-from tt_ray.data.source import Source
+from eval.features.backbone import Backbone, Preprocessing, build
+from eval.tasks.origins import ArrayImages, Opened
+from tt_ray.data.sources.base import Source
 
 COLOURS = ("red", "green", "blue")
 SIZE = 16

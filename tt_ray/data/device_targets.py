@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_ray.data.targets import TextTargets
-from tt_ray.errors import UserError
+from tt_ray.data.text_targets import TextTargets
+from tt_ray.terminal.errors import UserError
 
 # Rows that are copied at a time: 16 MiB of float16 at D = 1024.
 _BLOCK = 8192

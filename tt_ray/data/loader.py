@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tt_ray.config import Config
-from tt_ray.data.order import Order, Rows
-from tt_ray.data.source import NOBODY, Pixels, Source
-from tt_ray.data.targets import TextTargets
-from tt_ray.data.transforms import (
+from tt_ray.data.augment import (
     VECTORISED,
     augment_pixels,
     channels_first,
@@ -21,6 +18,9 @@ from tt_ray.data.transforms import (
     seeded,
     train_transform,
 )
+from tt_ray.data.sampling import Order, Rows
+from tt_ray.data.sources.base import NOBODY, Pixels, Source
+from tt_ray.data.text_targets import TextTargets
 
 _EVAL_BATCH = 256
 

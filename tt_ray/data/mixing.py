@@ -5,7 +5,7 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
 from tt_ray.config import Config
-from tt_ray.data.hashing import seed_of
+from tt_ray.stateless_random import seed_of
 
 _MIXING_SEED = 3
 

@@ -1,0 +1,167 @@
+"""Opens what is compared: runs, exports, checkpoints, timm's pretrained models and random controls; strictly."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tt_ray.config import Config, DataConfig
+from tt_ray.data.augment import VECTORISED
+from tt_ray.export import load_backbone
+from tt_ray.models.pretrained import (
+    SOURCES,
+    Preprocessing,
+    check_timm_name,
+    create,
+    pooled,
+    pretrained,
+    timm_preprocessing,
+)
+from tt_ray.models.trial_pass import trial_pass
+from tt_ray.terminal.errors import UserError, one_line
+from tt_ray.training.checkpoint import check_manifest, checkpoints, newest_intact
+
+KINDS = "the folder of a run, an export or a checkpoint, timm:NAME, or random:NAME"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A timm classifier that is to be evaluated."""
+
+    name: str
+    """What the user calls it."""
+    spec: str
+    """What the user said it is."""
+    model: nn.Module
+    """In evaluation mode, float32, on the CPU."""
+    preprocessing: Preprocessing
+    weights: str
+    """sha256 over names, types, shapes and bytes of the sorted state dict."""
+    dim: int
+    """Width of the pooled feature."""
+    classes: tuple[str, ...] = ()
+    """Names of the classifier's classes, where the weights tell them."""
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Pooled pre-logits features (B, dim) of normalised images (B, 3, size, size)."""
+        return pooled(self.model, images)
+
+
+def parse_models(items: Sequence[str]) -> dict[str, str]:
+    """Specs by name from `NAME=SPEC`; raises UserError when there is no name, or two of one name."""
+    specs: dict[str, str] = {}
+    for item in items:
+        name, equals, spec = item.partition("=")
+        if not (equals and spec and re.fullmatch(r"[\w.@+-]+", name)):
+            raise UserError(f"--models {item!r} must be NAME=MODEL, where MODEL is {KINDS}; NAME has no / or spaces")
+        if name in specs:
+            raise UserError(f"two --models are called {name!r} ({specs[name]} and {spec}): give each its own name")
+        specs[name] = spec
+    return specs
+
+
+def open_backbone(name: str, spec: str) -> Backbone:
+    """The model that `spec` describes. Raises UserError when it is not there, damaged, or does not fit its weights."""
+    kind, _, rest = spec.partition(":")
+    if kind == "timm":
+        model = pretrained(rest)
+    elif kind == "random":
+        model = _random(rest)
+    else:
+        return _from_folder(name, spec)
+    return build(name, spec, model, timm_preprocessing(model), _label_names(model))
+
+
+def build(
+    name: str, spec: str, model: nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...] = ()
+) -> Backbone:
+    """Puts the model into evaluation mode, hashes it and tries it on a black image.
+
+    Raises UserError when the model does not run at its own size, or gives something else than one vector per image.
+    """
+    model = model.float().eval().requires_grad_(False)
+    size = preprocessing.size
+    with torch.inference_mode(), trial_pass(spec, size):
+        out = pooled(model, torch.zeros(1, 3, size, size))
+    if out.ndim != 2:
+        raise UserError(f"{spec} gives features of shape {tuple(out.shape)}, not one vector per image")
+    return Backbone(name, spec, model, preprocessing, hash_weights(model), out.shape[1], classes)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of the state dict in the order of names: the same on every machine."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def data_preprocessing(data: DataConfig) -> Preprocessing:
+    """That of a run's validation, which its export has too."""
+    mode = "squash" if data.crop_pct == 1 and data.augment in VECTORISED else "center"
+    return Preprocessing(data.image_size, data.crop_pct, mode, "bicubic", data.mean, data.std)
+
+
+def _random(spec: str) -> nn.Module:
+    """`NAME[:SEED]` with timm's own initialisation; NAME may be an export folder, which gives the architecture."""
+    name, _, seed = spec.rpartition(":")
+    if not (name and seed.isdecimal()):
+        name, seed = spec, "0"
+    if (Path(name).expanduser() / "config.json").is_file():
+        name = f"local-dir:{Path(name).expanduser()}"
+    elif (Path(name).expanduser() / "export" / "config.json").is_file():
+        name = f"local-dir:{Path(name).expanduser() / 'export'}"
+    elif not name.startswith(SOURCES):
+        check_timm_name(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return create(name, f"cannot build random:{spec}", "check the name", pretrained=False)
+
+
+def _label_names(model: nn.Module) -> tuple[str, ...]:
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    return tuple(config.get("label_names") or ())
+
+
+def _from_folder(name: str, spec: str) -> Backbone:
+    path = Path(spec).expanduser()
+    if not path.is_dir():
+        raise UserError(f"no model {spec!r}: give {KINDS}")
+    if (path / "export" / "config.json").is_file():
+        return _from_export(name, spec, path / "export")
+    if (path / "state.json").is_file() or (path / "manifest.json").is_file():
+        check_manifest(path)
+        return _from_checkpoint(name, spec, path)
+    if (path / "checkpoints").is_dir():
+        newest, problems = newest_intact(checkpoints(path / "checkpoints"))
+        if newest is None:
+            raise UserError(f"run {spec} has no intact checkpoint{': ' if problems else ''}{'; '.join(problems)}")
+        return _from_checkpoint(name, spec, newest)
+    if (path / "config.json").is_file():
+        return _from_export(name, spec, path)
+    raise UserError(f"{spec} holds neither export/, checkpoints/ nor config.json: give {KINDS}")
+
+
+def _from_export(name: str, spec: str, path: Path) -> Backbone:
+    model = create(f"local-dir:{path}", f"cannot load {path}", "export it again", pretrained=True)
+    return build(name, spec, model, timm_preprocessing(model), _label_names(model))
+
+
+def _from_checkpoint(name: str, spec: str, path: Path) -> Backbone:
+    config = Config.from_yaml(path / "config.yaml")
+    try:
+        classes = tuple(json.loads((path / "state.json").read_text())["extra"]["classes"])
+        model = load_backbone(path, config, len(classes))
+    except (RuntimeError, SafetensorError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} does not fit the model of its config.yaml: {one_line(error)}") from None
+    return build(name, spec, model, data_preprocessing(config.data), classes)

@@ -1,0 +1,1 @@
+"""Work of an evaluation on Ray, and what came out."""

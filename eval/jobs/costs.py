@@ -1,0 +1,80 @@
+"""What models cost, kept beside results: OUT/models/WEIGHTS.json, counted by `python -m eval`, measured on request."""
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.jobs.worker import identity
+from tt_ray.terminal.errors import UserError
+
+if TYPE_CHECKING:  # they import torch, which the report can do without
+    from eval.features.backbone import Backbone
+    from tt_ray.models.flops import Counts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """At one batch size, by `python -m eval.efficiency`."""
+
+    batch_size: int
+    images_per_s: float
+    """Of forward passes."""
+    inference_mb: float
+    """10^6 bytes at the peak of a forward pass."""
+    training_mb: float
+    """10^6 bytes at the peak of a training step."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one model."""
+
+    params: int
+    flops: int
+    activations: int
+    image_size: int
+    device: str = ""
+    """What the rest was measured on."""
+    measured: tuple[Measured, ...] = ()
+
+    @classmethod
+    def of(cls, counts: "Counts") -> "Costs":
+        """Nothing measured yet."""
+        return cls(**counts._asdict())
+
+
+def missing_counts(out: Path, backbone: "Backbone") -> Costs | None:
+    """Counts of a model that none are kept of."""
+    from tt_ray.models.flops import count
+
+    if read_costs(out, identity(backbone)) is not None:
+        return None
+    return Costs.of(count(backbone.model, backbone.preprocessing.size))
+
+
+def keep_costs(out: Path, weights: str, costs: Costs) -> None:
+    """Takes the place of what was kept; raises UserError when the folder cannot be written."""
+    file = _file(out, weights)
+    partial = file.with_name(f".{file.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(asdict(costs), indent=2))
+        partial.rename(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {os.strerror(error.errno or 0)}: give another --out") from None
+
+
+def read_costs(out: Path, weights: str) -> Costs | None:
+    """What is kept of the model whose results have these `weights`; None where there is nothing, or a damaged file."""
+    try:
+        tree = json.loads(_file(out, weights).read_text())
+        return Costs(**{**tree, "measured": tuple(Measured(**each) for each in tree["measured"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _file(out: Path, weights: str) -> Path:
+    return Path(out) / "models" / f"{weights}.json"

@@ -1,0 +1,135 @@
+"""Which jobs an evaluation consists of: models x tasks x protocols x seeds."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from eval.protocols.base import PROTOCOLS, protocol, protocol_hash
+from tt_ray.terminal.errors import UserError, nearest
+
+if TYPE_CHECKING:  # it imports much
+    from eval.tasks.registry import Task
+
+# Seconds of a job relative to each other, for an image of the task; only the order and the time left depend on them.
+_COST = {"knn": 1.0, "few_shot": 1.5, "classifier": 0.5, "linear": 4.0, "linear_sgd": 40.0, "finetune": 200.0}
+FEATURES = ("linear", "knn", "few_shot")
+"""Protocols that work on the same extracted features."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one task under one protocol, with one seed."""
+
+    model: str
+    """The user's name for it."""
+    spec: str
+    """Where it comes from."""
+    weights: str
+    """Hash of its weights and preprocessing."""
+    task: str
+    task_version: int
+    protocol: str
+    options: Any
+    """The protocol's `Options`."""
+    seed: int
+    images: int
+    """Images of the task, for the order of work."""
+    data: str = ""
+    """Tasks of the user's own: changes when their data does."""
+    images_key: str = ""
+    """The same for tasks that share their images, and so features."""
+
+    @property
+    def key(self) -> str:
+        """Names the result's files: the same for the same work on a model of the same name, wherever it lies."""
+        parts = [self.weights, self.task, self.task_version, self.protocol, self.protocol_hash, self.seed, self.data]
+        digest = hashlib.sha256(json.dumps([self.model, *parts]).encode()).hexdigest()[:12]
+        name = "-".join((self.model[:60], self.task[:60], self.protocol, str(self.seed)))
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name).lstrip('.')}-{digest}"
+
+    @property
+    def protocol_hash(self) -> str:
+        return protocol_hash(self.protocol, self.options)
+
+    @property
+    def cost(self) -> float:
+        """Expected work, in no particular unit."""
+        return _COST[self.protocol] * max(self.images, 1)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.model} {self.task} {self.protocol} seed {self.seed}"
+
+
+def read_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+    """Each protocol's `Options`, with `PROTOCOL.FIELD=VALUE` over the defaults.
+
+    Raises UserError on unknown protocols and fields, and on values of another type.
+    """
+    changes: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name in names:
+        protocol(name)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        name, dot, field = path.partition(".")
+        if not (equals and dot):
+            raise UserError(f"--set {setting}: write PROTOCOL.FIELD=VALUE, such as finetune.steps=100")
+        if name not in changes:
+            raise UserError(f"--set {setting}: {name!r} is none of the protocols that run: {', '.join(names)}")
+        known = [each.name for each in dataclasses.fields(protocol(name).Options)]
+        if field not in known:
+            raise UserError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, known)}")
+        changes[name][field] = _value(text)
+    return {name: _build(name, fields) for name, fields in changes.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+
+
+def _build(name: str, fields: Mapping[str, Any]) -> Any:
+    try:
+        return TypeAdapter(protocol(name).Options).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"])])
+        raise UserError(f"--set {where}: {first['msg']}, not {first['input']!r}") from None
+
+
+def _draws(protocol: str, task: "Task") -> bool:
+    """Whether anything is drawn: linear and knn draw validation images alone, where a task has none of its own."""
+    return protocol != "classifier" and not (protocol in ("linear", "knn") and task.has_val)
+
+
+def plan(
+    models: Mapping[str, tuple[str, str]],
+    tasks: Mapping[str, "Task"],
+    options: Mapping[str, Any],
+    seeds: Sequence[int],
+) -> list[Job]:
+    """All jobs, the longest first.
+
+    `models` gives spec and weights' hash by name. Protocols that train are left out for tasks that only test, and seeds
+    but the lowest where nothing is drawn.
+    """
+    assert set(options) <= set(PROTOCOLS)
+    jobs = [
+        Job(model, spec, weights, task.name, task.version, name, options[name], seed, task.images, *shared)
+        for model, (spec, weights) in models.items()
+        for task in tasks.values()
+        for shared in [(task.data, task.images_key)]
+        for name in options
+        for seed in (seeds if _draws(name, task) else [min(seeds)])
+        if name == "classifier" or not task.evaluation_only
+    ]
+    return sorted(jobs, key=lambda job: -job.cost)

@@ -1,0 +1,181 @@
+"""Runs jobs as Ray tasks, the longest first; features that several jobs need are extracted by a task before them.
+
+Whatever kills a task's process (the operating system for lack of memory, a lost node) costs that job one of its tries;
+each new try has half the batch.
+"""
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eval.jobs.plan import FEATURES, Job
+from eval.jobs.worker import Answer, Request, work
+from eval.protocols.base import EvalConfig
+
+_TRIES = 3
+# How often the cluster's size is asked for, and the display is told although nothing ended.
+_LOOK_S = 1.0
+# An extraction is worth starting before any job that does not wait for one.
+_EXTRACTION_COST = 1e12
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray sets aside for each task."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+
+@dataclass
+class Item:
+    """A request on its way."""
+
+    request: Request
+    cost: float
+    waiting: list["Item"] = field(default_factory=list["Item"])
+    """What can start when this has ended."""
+    tries: int = 0
+    started: float = 0.0
+
+
+@dataclass
+class State:
+    """What a display shows."""
+
+    slots: int
+    waiting: int
+    running: list[tuple[str, float]]
+    """Label, and seconds since it was handed to Ray."""
+
+
+def schedule(
+    requests: Sequence[Request],
+    resources: Resources,
+    ended: Callable[[Job, Answer], None],
+    looked: Callable[[State], None],
+    do: Callable[[Request], Answer] = work,
+) -> None:
+    """Has `do` done for all requests, as tasks of the running Ray cluster.
+
+    `ended` gets each job's last answer, `looked` the state now and then. Raises what `ended` raises; jobs in flight
+    are then given up.
+    """
+    _Run(requests, resources, ended, looked, do).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        resources: Resources,
+        ended: Callable[[Job, Answer], None],
+        looked: Callable[[State], None],
+        do: Callable[[Request], Answer],
+    ) -> None:
+        import ray
+
+        self.ended, self.looked, self.resources = ended, looked, resources
+        self.remote = ray.remote(do).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+        self.count = itertools.count()
+        self.ready: list[tuple[float, int, Item]] = []
+        self.flying: dict[Any, Item] = {}
+        self.held = 0
+        for item in _items(requests):
+            self.push(item)
+            self.held += len(item.waiting)
+
+    def push(self, item: Item) -> None:
+        heapq.heappush(self.ready, (-item.cost, next(self.count), item))
+
+    def run(self) -> None:
+        import ray
+
+        slots = self.slots()
+        while self.ready or self.flying:
+            # As many again wait in Ray's own queue: no worker idles between two, and a cluster sees it should grow.
+            while self.ready and len(self.flying) < 2 * slots:
+                item = heapq.heappop(self.ready)[2]
+                item.started = time.monotonic()
+                self.flying[self.remote.remote(item.request)] = item
+            done, _ = ray.wait(list(self.flying), num_returns=1, timeout=_LOOK_S)
+            for reference in done:
+                self.finish(self.flying.pop(reference), _answer(reference))
+            now = time.monotonic()
+            labels = [(_label(item), now - item.started) for item in self.flying.values()]
+            # Before the cluster is asked anything: a signal that came to the command may have ended Ray as well.
+            self.looked(State(slots, len(self.ready) + self.held, labels))
+            slots = self.slots() if not done else slots
+
+    def slots(self) -> int:
+        """Tasks that fit the cluster side by side."""
+        import ray
+
+        total, wanted = ray.cluster_resources(), self.resources
+        fits = [total.get(kind, 0) // each for kind, each in (("CPU", wanted.cpus), ("GPU", wanted.gpus)) if each]
+        return max(int(min(fits, default=1)), 1)
+
+    def finish(self, item: Item, answer: Answer) -> None:
+        item.tries += 1
+        if answer.kind == "memory" and item.tries < _TRIES:
+            config = item.request.config
+            smaller = replace(config, batch_size=max(config.batch_size // 2, 1))
+            item.request = replace(item.request, config=smaller)
+            self.push(item)
+            return
+        if answer.kind == "memory":
+            answer = replace(answer, problem=f"{answer.problem} (tried {item.tries} times)")
+        self.held -= len(item.waiting)
+        if not item.request.extraction:
+            self.ended(item.request.job, answer)
+        for other in item.waiting:
+            if answer.kind:
+                self.ended(other.request.job, answer)
+            else:
+                self.push(other)
+
+
+def _items(requests: Sequence[Request]) -> list[Item]:
+    """Jobs that work on features wait for one extraction for each model and set of images."""
+    items: list[Item] = []
+    extractions: dict[tuple[str, str], Item] = {}
+    for request in requests:
+        job = request.job
+        item = Item(request, job.cost)
+        if job.protocol not in FEATURES:
+            items.append(item)
+            continue
+        place = (job.weights, job.images_key or job.task)
+        if place not in extractions:
+            extractions[place] = Item(replace(request, extraction=True), 0.0)
+            items.append(extractions[place])
+        extractions[place].waiting.append(item)
+    for item in extractions.values():
+        item.cost = _EXTRACTION_COST + sum(each.cost for each in item.waiting)
+    return items
+
+
+def _answer(reference: Any) -> Answer:
+    """The task's answer, or what killed it: whose fault that was cannot be known, so less memory is worth a try."""
+    import ray
+    from ray.exceptions import RayError
+
+    from tt_ray.cluster.ray_errors import is_death, own_words
+
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        return Answer(None, 0.0, own_words(error), "memory" if is_death(error) else "failure")
+
+
+def _label(item: Item) -> str:
+    job = item.request.job
+    return f"{job.model} {job.task} features" if item.request.extraction else job.label
+
+
+def requests_for(jobs: Sequence[Job], tasks: dict[str, Any], base: EvalConfig) -> list[Request]:
+    """One request for each job, with the settings of `base`."""
+    return [Request(job, tasks[job.task], replace(base, options=job.options, seed=job.seed)) for job in jobs]

@@ -1,0 +1,96 @@
+"""What a Ray task of an evaluation does: opens the model (once a process), and runs one protocol or one extraction."""
+
+import functools
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from eval.jobs.plan import Job
+from eval.protocols.base import EvalConfig, Result, protocol
+from tt_ray.terminal.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.features.backbone import Backbone
+    from eval.tasks.registry import Task
+
+# Models that a process keeps open: jobs come in the order of their length, not by model.
+_OPEN_MODELS = 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """One Ray task."""
+
+    job: Job
+    task: "Task"
+    config: EvalConfig
+    extraction: bool = False
+    """Only put the task's features into the cache, for this job and others."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of it."""
+
+    result: Result | None
+    """None after an extraction, and where there is a problem."""
+    seconds: float
+    """Wall time, opening the model included."""
+    problem: str = ""
+    """What went wrong, in one line."""
+    kind: Literal["", "mistake", "memory", "failure"] = ""
+    """mistake: the user can mend it; memory: a smaller batch may help."""
+
+
+def work(request: Request) -> Answer:
+    """Does it; mistakes and failures come back as answers, so that Ray sees only what killed the process."""
+    import torch
+
+    start = time.perf_counter()
+    torch.set_num_threads(request.config.threads)
+    result, problem, kind = None, "", ""
+    try:
+        result = _run(request)
+    except UserError as error:
+        problem, kind = str(error), "mistake"
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        problem, kind = f"out of memory: {error}", "memory"
+    except Exception as error:
+        kind = "memory" if "can't allocate memory" in str(error) else "failure"
+        problem = f"{type(error).__name__}: {error}"
+    if kind == "memory" and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return Answer(result, time.perf_counter() - start, " ".join(problem.split())[:500], kind)
+
+
+def _run(request: Request) -> Result | None:
+    from eval.features.cache import task_features
+
+    job, task = request.job, request.task
+    backbone = _open(job.model, job.spec, job.weights)
+    if request.extraction:
+        task_features(backbone, task, request.config)
+        return None
+    result = protocol(job.protocol).evaluate(backbone, task, request.config)
+    # A job that ran out of memory was given a smaller one.
+    return replace(result, chosen=result.chosen | {"batch_size": request.config.batch_size})
+
+
+@functools.lru_cache(_OPEN_MODELS)
+def _open(name: str, spec: str, weights: str) -> "Backbone":
+    from eval.features.backbone import open_backbone
+
+    backbone = open_backbone(name, spec)
+    if identity(backbone) != weights:
+        raise UserError(f"{spec} is no longer what it was when the command began: give the command again")
+    return backbone
+
+
+def identity(backbone: "Backbone") -> str:
+    """A hash of weights and preprocessing: the same model fed otherwise is another one."""
+    import hashlib
+    import json
+    from dataclasses import asdict
+
+    text = json.dumps([backbone.weights, asdict(backbone.preprocessing)])
+    return hashlib.sha256(text.encode()).hexdigest()

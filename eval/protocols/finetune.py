@@ -1,0 +1,256 @@
+"""Protocol `finetune`: all weights trained on the task by the project's own loop, with text off.
+
+The backbone's weights and a fresh classifier (truncated normal with standard deviation 0.02, bias 0, as TextTeacher's
+fine-tuning has it, arXiv 2605.22098) start `tt_ray.training.trainer`. Each learning rate of the recipe is tried on the
+training images and scored on the validation images with the task's metric; the best one trains anew on both together,
+and the result is tested once. A rate whose loss becomes infinite has lost; a recipe with a single rate selects nothing.
+
+`train_on` says what the last training sees. The recipe `paper` leaves official validation images out, as TextTeacher
+does for Flowers and Aircraft: its numbers there do not compare with those that are trained on train + val.
+
+The budget is steps, not epochs: as many images as the steps need are drawn so that all occur equally often (give or
+take one), in random order over the whole training. Images are resized as in training runs: bicubic, to the backbone's
+input size. `EvalConfig.batch_size` splits larger steps into parts whose gradients add up: the same up to rounding,
+the random numbers of stochastic depth, and batch norm's statistics.
+
+`at_edge` among what was chosen says that the best rate was the lowest or the highest: try a wider grid.
+"""
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from timm.models import get_model_args
+from torch import Tensor, nn
+
+from eval.features.backbone import Backbone
+from eval.metrics import expected_calibration_error, score
+from eval.protocols.base import EvalConfig, Result
+from eval.protocols.finetune_data import hold, joined, repeated
+from eval.protocols.finetune_recipes import RECIPES, Recipe
+from eval.tasks.registry import Task, split_rows
+from tt_ray.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TextConfig, TrainConfig
+from tt_ray.data.augment import VECTORISED, normalize
+from tt_ray.data.loader import EvalBatches, load
+from tt_ray.data.prepare import Data
+from tt_ray.data.sources.base import Source
+from tt_ray.models.classifier import TaughtClassifier
+from tt_ray.stateless_random import seed_of
+from tt_ray.terminal.errors import NonFiniteLoss, UserError
+from tt_ray.training.context import LocalContext
+from tt_ray.training.run_folder import start_run
+from tt_ray.training.trainer import Trainer
+
+VERSION = 2
+_ORDER_SEED, _CLASSIFIER_SEED = 31, 32
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The recipe, and what is changed in it."""
+
+    recipe: Literal["builtin", "deit", "paper"] = "builtin"
+    """A short one for CPUs, DeiT's, or TextTeacher's (see `RECIPES`)."""
+    steps: int = 0
+    """Steps of each training; 0 takes the recipe's."""
+    batch_size: int = 0
+    """Images of a step; 0 takes the recipe's."""
+    rates: tuple[float, ...] = ()
+    """Learning rates to choose from; empty takes the recipe's."""
+    layer_decay: float = 0.0
+    """Factor of the learning rate from each layer to the one before it, 1 for none; 0 takes the recipe's."""
+    train_on: Literal["", "train", "train+val"] = ""
+    """What the last training sees: train leaves official validation images out; empty takes the recipe's."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that no training could use."""
+        if min(self.steps, self.batch_size, *self.rates, 0) < 0 or not 0 <= self.layer_decay <= 1:
+            raise UserError(f"finetune: {self} has a negative number, or a layer_decay above 1")
+
+    @property
+    def resolved(self) -> Recipe:
+        """Every number of the training."""
+        given = {name: value for name, value in asdict(self).items() if name != "recipe" and value}
+        return replace(RECIPES[self.recipe], **given)
+
+
+def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
+    """Chooses the learning rate on validation images, trains on all, then tests once."""
+    recipe = cast(Options, config.options).resolved
+    size = backbone.preprocessing.size if recipe.augment in VECTORISED else 0
+    both, fit, val = _splits(task, config.seed)
+    both = hold(both, size)
+    rate, found = recipe.rates[0], dict[float, float | None]()
+    if len(recipe.rates) > 1:
+        train, held_out = both.select(fit), both.select(val)
+        for candidate in recipe.rates:
+            tuner = Tuner(backbone, recipe, candidate, config)
+            try:
+                probs = tuner.train(train).predict(held_out)
+            except NonFiniteLoss:
+                found[candidate] = None
+            else:
+                found[candidate] = score(task, held_out.labels, probs.argmax(1))[task.metric]
+        finite = {rate: value for rate, value in found.items() if value is not None}
+        if not finite:
+            raise UserError(f"finetune: the loss diverged at every rate of {recipe.rates}: give lower finetune.rates")
+        rate = max(finite, key=lambda each: (finite[each], -each))
+    test = task.open("test")
+    last = both.select(fit) if task.has_val and recipe.train_on == "train" else both
+    probs = Tuner(backbone, recipe, rate, config).train(last).predict(test)
+    predictions = probs.argmax(1)
+    metrics = score(task, test.labels, predictions)
+    metrics["ece"] = expected_calibration_error(probs, test.labels)
+    at_edge = len(found) > 1 and rate in (min(found), max(found))
+    chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": asdict(recipe)}
+    return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
+
+
+class Splits(NamedTuple):
+    """Images that training may use, and which of them choose the learning rate."""
+
+    both: Source
+    fit: Rows
+    val: Rows
+
+
+def _splits(task: Task, seed: int) -> Splits:
+    train = task.open("train")
+    both = joined(train, task.open("val")) if task.has_val else train
+    return Splits(both, *split_rows(task, both.labels, len(train), seed))
+
+
+class Tuned(NamedTuple):
+    """A trained model."""
+
+    model: TaughtClassifier
+    run: Config
+    config: EvalConfig
+
+    @torch.inference_mode()
+    def predict(self, source: Source) -> npt.NDArray[np.float32]:
+        """Probabilities of the classes (n, C), in float32, of images as the loop's validation prepares them."""
+        data, device = self.run.data, torch.device(self.config.device)
+        self.model.eval()
+        batches = EvalBatches(source, self.run, 0, 1, self.config.batch_size)
+        parts: list[Tensor] = []
+        for batch in load(batches, range(len(batches)), data.num_loaders, device.type == "cuda"):
+            images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
+            parts.append(self.model(images).logits.float().softmax(1).cpu())
+        return torch.cat(parts).numpy()
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """One training."""
+
+    backbone: Backbone
+    recipe: Recipe
+    rate: float
+    config: EvalConfig
+
+    def train(self, source: Source) -> "Tuned":
+        """Trains on a split. Raises NonFiniteLoss."""
+        device = torch.device(self.config.device)
+        recipe, seed = self.recipe, self.config.seed
+        images = repeated(source, recipe.steps * recipe.batch_size, seed_of(seed, _ORDER_SEED))
+        with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+            run = self._run(Path(folder), len(source))
+            start_run(run)
+            # The loop validates what it is given after the last step: one image, since the scores come from elsewhere.
+            trainer = Trainer(
+                run, Data(images, images.select(np.zeros(1, np.int64)), None, ()), LocalContext(0, 1, device)
+            )
+            start_from(trainer.model.backbone, self.backbone.model, seed_of(seed, _CLASSIFIER_SEED))
+            trainer.run()
+        return Tuned(trainer.model, run, self.config)
+
+    def _run(self, folder: Path, images: int) -> Config:
+        """The loop's configuration; all files go to `folder`."""
+        recipe, backbone, cuda = self.recipe, self.backbone, self.config.device.startswith("cuda")
+        prep = backbone.preprocessing
+        warmup = min(recipe.warmup_epochs * images / recipe.batch_size / recipe.steps, recipe.largest_warmup)
+        return Config(
+            data=DataConfig(
+                image_size=prep.size,
+                crop_pct=recipe.crop_pct or prep.crop_pct,
+                mean=prep.mean,
+                std=prep.std,
+                augment=recipe.augment,
+                mixup=recipe.mixup,
+                cutmix=recipe.cutmix,
+                repeats=recipe.repeats,
+                cache_gb=0.0,
+                num_loaders=self.config.num_loaders,
+            ),
+            text=TextConfig(weight=0.0),
+            model=model_config(backbone, recipe.drop_path),
+            optim=OptimConfig(
+                name=recipe.optimizer,
+                lr=self.rate,
+                min_lr=recipe.min_lr,
+                warmup_lr=recipe.warmup_lr,
+                warmup_epochs=warmup,
+                weight_decay=recipe.weight_decay,
+                layer_decay=recipe.layer_decay,
+                eps=recipe.eps,
+                grad_clip=recipe.grad_clip,
+                label_smoothing=recipe.label_smoothing,
+            ),
+            train=TrainConfig(
+                epochs=1,
+                batch_size=recipe.batch_size,
+                max_batch_per_worker=self.config.batch_size,
+                seed=self.config.seed,
+                precision="bf16" if recipe.amp and cuda else "fp32",
+            ),
+            run=RunConfig(name="run", storage=str(folder), use_gpu=cuda, log_every=50),
+        )
+
+
+def model_config(backbone: Backbone, drop_path: float) -> ModelConfig:
+    """How timm builds the backbone; raises UserError when that cannot be said in a configuration."""
+    model = cast(Any, backbone.model)
+    arguments: dict[str, Any] = get_model_args(model)
+    for name in ("num_classes", "in_chans"):
+        arguments.pop(name, None)
+    kwargs = {name: _plain(value) for name, value in arguments.items() if value is not None}
+    try:
+        config = Config().override("model.kwargs", kwargs)
+    except UserError as error:
+        raise UserError(f"finetune cannot build {backbone.spec} anew: {error}") from None
+    return replace(config.model, name=model.pretrained_cfg["architecture"], drop_path=drop_path)
+
+
+def _plain(value: Any) -> Any:
+    """Square sizes as one number, lists as tuples."""
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+        return value[0]
+    return tuple(value) if isinstance(value, list) else value
+
+
+@torch.no_grad()
+def start_from(model: nn.Module, source: nn.Module, seed: int) -> None:
+    """Gives `model` all weights of `source` but the classifier's, which starts anew, drawn from `seed`.
+
+    Raises UserError, naming them, where weights are lacking, left over or of another shape.
+    """
+    classifier = cast(Any, model).get_classifier()
+    generator = torch.Generator().manual_seed(seed)
+    fresh = nn.init.trunc_normal_(torch.empty(classifier.weight.shape), std=0.02, generator=generator)
+    classifier.weight.copy_(fresh)
+    if classifier.bias is not None:
+        classifier.bias.zero_()
+    own = {id(parameter) for parameter in classifier.parameters()}
+    names = {name for name, value in model.named_parameters() if id(value) in own}
+    state = {name: value for name, value in source.state_dict().items() if name not in names}
+    state |= {name: value for name, value in model.state_dict().items() if name in names}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"finetune cannot start from these weights: {' '.join(str(error).split())[:500]}") from None

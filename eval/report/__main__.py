@@ -1,0 +1,62 @@
+"""A report of an evaluation's results: `python -m eval.report DIR [--baseline NAME] [--out DIR]`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from eval.jobs.results import read_table
+from eval.report.html import to_html
+from eval.report.numbers import build_report
+from eval.report.text import overview, to_csv, to_latex, to_markdown
+from tt_ray.cli import read_arguments, run_command
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
+
+_FORMATS = {"report.md": to_markdown, "report.csv": to_csv, "report.tex": to_latex, "report.html": to_html}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Results of `python -m eval` -> report.md, .csv, .tex and .html, one page that needs nothing else."""
+
+    results: tyro.conf.Positional[Path]
+    """Folder that `python -m eval` wrote with --out; it may still be at work."""
+    baseline: str = ""
+    """Model that the others are compared with; empty takes `baseline` or `base`, or else the first one."""
+    out: Path | None = None
+    """Folder of the report; the results' own if not given."""
+
+
+def write_report(results: Path, baseline: str = "", out: Path | None = None) -> list[Path]:
+    """Writes the report in all formats and returns the files. The same results give the same bytes.
+
+    Raises UserError where there are no results, or none of the baseline.
+    """
+    results, out = results.expanduser(), (out or results).expanduser()
+    if not results.is_dir():
+        raise UserError(f"no folder {results}: give the one that python -m eval wrote with --out")
+    with Display() as display:
+        report = build_report(results, read_table(results), baseline or None, display.show)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{out} is not a folder: give another --out") from None
+    for name, write in _FORMATS.items():
+        temporary = out / f".{name}.tmp"
+        temporary.write_text(write(report), encoding="utf-8")
+        temporary.rename(out / name)
+    for text in report.damaged:
+        display.console.print(f"left out {text}", markup=False, highlight=False)
+    print(f"{overview(report)}\n{out / 'report.html'}")
+    return [out / name for name in _FORMATS]
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    given = read_arguments(Arguments, arguments, "python -m eval.report")
+    write_report(given.results, given.baseline, given.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

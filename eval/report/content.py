@@ -1,0 +1,153 @@
+"""What a report tells, whatever its format: cells, sections by protocol, failures, where the numbers come from."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from eval.jobs.costs import Costs
+from eval.report.bootstrap import Interval
+
+# A bootstrap of fewer images than this that differ gives intervals that are too narrow: four images that all speak for
+# one model would pass for significant, where McNemar's exact test says p = 0.125.
+MIN_DIFFERING = 10
+Place = tuple[str, str]
+"""Task and model, as they are labelled."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model's mean less the baseline's."""
+
+    value: float
+    interval: Interval | None
+    """95 %; None where predictions do not allow one."""
+    why: str = ""
+    """Why there is no interval."""
+
+    @property
+    def mark(self) -> int:
+        """1: significantly better, -1: worse, 0: neither."""
+        if self.interval is None or self.interval.differing < MIN_DIFFERING:
+            return 0
+        return int(self.interval.low > 0) - int(self.interval.high < 0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one task under one protocol."""
+
+    metric: str
+    mean: float
+    std: float | None
+    """Sample standard deviation over seeds; None for one seed."""
+    seeds: tuple[int, ...]
+    n: int
+    """Test images."""
+    difference: Difference | None = None
+    """None for the baseline, and where it has no result."""
+    rank: float | None = None
+    """1 is best; ties share the average; None where some model has no result on the task."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """All results of one protocol."""
+
+    protocol: str
+    hash: str
+    label: str
+    models: tuple[str, ...]
+    """The baseline first; those without any result are left out."""
+    tasks: tuple[str, ...]
+    versions: dict[str, int]
+    """Of the tasks."""
+    cells: dict[Place, Cell]
+    """By each task's own metric."""
+    others: dict[str, dict[Place, Cell]]
+    """By the name of any other metric."""
+    common: tuple[str, ...]
+    """Tasks on which every model has a result: what averages are about."""
+
+    def shown_others(self) -> list[tuple[str, dict[Place, Cell]]]:
+        """Other metrics, by name, without those that are spreads of another: these are for tables of all numbers."""
+        return [(name, cells) for name, cells in sorted(self.others.items()) if not name.endswith("_std")]
+
+    def metric(self, task: str) -> str:
+        """The task's own metric, by which models are compared."""
+        return next(cell.metric for (name, _), cell in self.cells.items() if name == task)
+
+    def images(self, task: str) -> int:
+        """Test images of the task."""
+        return max(cell.n for (name, _), cell in self.cells.items() if name == task)
+
+    def mean(self, model: str) -> float | None:
+        """Over the common tasks."""
+        return float(np.mean([self.cells[task, model].mean for task in self.common])) if self.common else None
+
+    def rank(self, model: str) -> float | None:
+        """Average over the common tasks."""
+        ranks = [rank for task in self.common if (rank := self.cells[task, model].rank) is not None]
+        return float(np.mean(ranks)) if ranks else None
+
+    def marks(self, model: str) -> tuple[int, int]:
+        """On how many tasks the model is significantly better and worse than the baseline."""
+        found = [cell.difference.mark for (_, name), cell in self.cells.items() if name == model and cell.difference]
+        return found.count(1), found.count(-1)
+
+    def best(self, task: str) -> float | None:
+        """The highest mean of the task."""
+        means = [cell.mean for (name, _), cell in self.cells.items() if name == task]
+        return max(means, default=None)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job without a result."""
+
+    model: str
+    task: str
+    protocol: str
+    seed: int
+    reason: str
+    created: str
+
+
+class Source(NamedTuple):
+    """Where a model's numbers come from."""
+
+    label: str
+    spec: str
+    weights: str
+    seconds: float
+
+
+class Counted(NamedTuple):
+    text: str
+    jobs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the formats show."""
+
+    baseline: str
+    models: tuple[str, ...]
+    """Labels, the baseline first."""
+    sections: tuple[Section, ...]
+    failures: tuple[Failure, ...]
+    damaged: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What a reader must know about single numbers: other seeds, no interval."""
+    sources: tuple[Source, ...]
+    versions: tuple[Counted, ...]
+    commands: tuple[Counted, ...]
+    created: tuple[str, str]
+    """First and last job."""
+    jobs: int = 0
+    comparisons: int = 0
+    """Differences with an interval."""
+    marked: int = 0
+    """Of these, significant ones."""
+    costs: tuple[tuple[str, Costs], ...] = ()
+    """By label, of the models whose costs have been counted."""

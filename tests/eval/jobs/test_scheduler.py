@@ -1,0 +1,161 @@
+"""The scheduler on a real Ray, with small jobs in place of protocols; processes are really killed."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from eval.jobs.plan import Job
+from eval.jobs.scheduler import Resources, State, schedule
+from eval.jobs.worker import Answer, Request
+from eval.protocols.base import EvalConfig, Result
+from tests.toy import stop_ray
+from tt_ray.terminal.errors import Stopped
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    from tt_ray.cluster.launch import join_ray
+
+    join_ray()
+    yield
+    stop_ray()
+
+
+def request(folder: Path, task: str, protocol: str = "finetune", images: int = 1, seed: int = 0) -> Request:
+    job = Job("model", "spec", "weights", task, 1, protocol, None, seed, images)
+    return Request(job, task=None, config=EvalConfig(None, folder, seed=seed, batch_size=64))  # type: ignore[arg-type]
+
+
+def do(request: Request) -> Answer:
+    """Writes down that it ran; what it does follows from the task's name."""
+    job, folder = request.job, request.config.cache
+    kind = "features" if request.extraction else job.protocol
+    with (folder / "log").open("a") as log:
+        log.write(f"{job.task} {kind} {request.config.batch_size}\n")
+    if job.task == "killed" or (job.task == "killed once" and not (folder / "mark").exists()):
+        (folder / "mark").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.task == "mistake" and request.extraction:
+        return Answer(None, 0.0, "no such data", "mistake")
+    if job.task == "full" and request.config.batch_size > 16:
+        return Answer(None, 0.0, "out of memory", "memory")
+    if (folder / "doomed").exists():
+        if (folder / "doomed").read_text() == ray.get_runtime_context().get_node_id():
+            (folder / "reached").touch()
+            time.sleep(60)  # the node is gone long before
+        deadline = time.monotonic() + 120
+        # Or this node has done all jobs before the other one has started a process.
+        while not (folder / "reached").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return Answer(None if request.extraction else Result({"top1": 1.0}, 1), 0.1)
+
+
+def run(requests: list[Request], cpus: float = 1) -> dict[str, Answer]:
+    answers: dict[str, Answer] = {}
+    states: list[State] = []
+
+    def ended(job: Job, answer: Answer) -> None:
+        assert job.label not in answers, "each job ends once"
+        answers[job.label] = answer
+
+    schedule(requests, Resources(cpus), ended, states.append, do)
+    assert states[-1].waiting == 0 and not states[-1].running
+    return answers
+
+
+def log(folder: Path) -> list[str]:
+    return (folder / "log").read_text().splitlines()
+
+
+def test_features_are_extracted_once_before_the_jobs_that_need_them_and_long_jobs_come_first(tmp_path: Path) -> None:
+    requests = [request(tmp_path, "b", protocol, 10) for protocol in ("knn", "linear", "finetune")]
+    requests += [request(tmp_path, "a", "finetune", images, seed=images) for images in (1, 20)]
+    cpus = ray.cluster_resources()["CPU"]  # one job at a time
+    answers = run(requests, cpus)
+    assert len(answers) == 5 and not any(answer.kind for answer in answers.values())
+    assert [line.rsplit(" ", 1)[0] for line in log(tmp_path)] == [
+        "b features", "a finetune", "b finetune", "a finetune", "b linear", "b knn",
+    ]  # fmt: skip
+
+
+def test_a_job_whose_process_dies_is_tried_again_with_half_the_batch(tmp_path: Path) -> None:
+    answers = run([request(tmp_path, "killed once"), request(tmp_path, "fine")])
+    assert not any(answer.kind for answer in answers.values())
+    assert [line for line in log(tmp_path) if "killed" in line] == [
+        "killed once finetune 64",
+        "killed once finetune 32",
+    ]
+
+
+def test_a_job_that_always_dies_fails_with_a_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    answers = run([request(tmp_path, "killed"), *(request(tmp_path, f"fine {i}") for i in range(5))])
+    failed = answers.pop("model killed finetune seed 0")
+    assert failed.kind and "its process ended unexpectedly" in failed.problem and "tried 3 times" in failed.problem
+    assert len(answers) == 5 and not any(answer.kind for answer in answers.values())
+
+
+def test_a_lack_of_memory_halves_the_batch(tmp_path: Path) -> None:
+    answers = run([request(tmp_path, "full")])
+    assert not answers["model full finetune seed 0"].kind
+    assert log(tmp_path) == ["full finetune 64", "full finetune 32", "full finetune 16"]
+
+
+def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: Path) -> None:
+    answers = run(
+        [request(tmp_path, "mistake", "knn"), request(tmp_path, "mistake", "linear"), request(tmp_path, "fine")]
+    )
+    assert [answers[f"model mistake {name} seed 0"].problem for name in ("knn", "linear")] == ["no such data"] * 2
+    assert not answers["model fine finetune seed 0"].kind
+    assert log(tmp_path).count("mistake features 64") == 1
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    # It would be the cluster that other commands of this machine join.
+    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
+    stop_ray()
+    nodes: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": None})
+    try:
+        lost = nodes.add_node(num_cpus=1)
+        (tmp_path / "doomed").write_text(lost.node_id)
+        ray.init(address=nodes.address, log_to_driver=False)
+        removed: list[float] = []
+
+        def looked(state: State) -> None:
+            if not removed and (tmp_path / "reached").exists():
+                removed.append(time.monotonic())
+                nodes.remove_node(lost, allow_graceful=False)
+
+        answers: dict[str, Answer] = {}
+        requests = [request(tmp_path, f"slow {number}") for number in range(6)]
+        schedule(requests, Resources(1), lambda job, answer: answers.update({job.label: answer}), looked, do)
+        assert removed and len(answers) == 6 and not any(answer.kind for answer in answers.values())
+        assert len(log(tmp_path)) == 7, "only what ran on the lost node ran again"
+    finally:
+        stop_ray()
+        nodes.shutdown()
+
+
+def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def resources() -> dict[str, float]:
+        assert not asked, "a cluster that was stopped by the same signal would not answer"
+        asked.append(1)
+        return {"CPU": 1}
+
+    def looked(state: State) -> None:
+        raise Stopped("stopped", 143)
+
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
+    with pytest.raises(Stopped):
+        schedule([request(tmp_path, "colours")], Resources(), lambda *_: None, looked, do)

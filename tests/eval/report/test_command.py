@@ -1,0 +1,386 @@
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.jobs.results import read_table, write_result
+from eval.report.__main__ import write_report
+from eval.report.content import Report
+from eval.report.numbers import build_report, doubts
+from eval.report.text import number, signed, to_csv, to_latex, to_markdown
+from tests.eval.sample_results import COMMAND, Job, fail, finish, score, write_sample
+from tt_ray.terminal.errors import UserError
+
+LABELS = np.arange(200) % 4
+NASTY = '<img src=x onerror="alert(1)">&|`*_$#{}~^\\%'
+
+
+def wrong(first: int, last: int) -> np.ndarray:
+    """Predictions that are right but from image `first` to `last`."""
+    return np.where((np.arange(200) >= first) & (np.arange(200) < last), (LABELS + 1) % 4, LABELS)
+
+
+def build(out: Path, baseline: str | None = None) -> Report:
+    return build_report(out, read_table(out), baseline, lambda what, done, of: None)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    out = tmp_path_factory.mktemp("sample")
+    write_sample(out, tasks=("digits", "flowers102", "dtd"), failing=[("deit", "dtd", "knn")])
+    yield out
+
+
+def cells(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(build(out)))))
+
+
+def test_values_are_those_of_plain_loops(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 150)
+    scores: dict[tuple[str, str], list[float]] = {}
+    for model in ("base", "mine"):
+        for seed in range(3):
+            predictions = np.where(rng.random((2, 150)) < 0.7, labels, 0)
+            finish(tmp_path, Job(model, "a", seed=seed, metric="mean_per_class"), labels, predictions)
+            for metric, value in score(labels, predictions).items():
+                scores.setdefault((model, metric), []).append(value)
+    section = build(tmp_path).sections[0]
+    assert section.metric("a") == "mean_per_class" and set(section.others) == {"top1"}
+    for model in ("base", "mine"):
+        for cell, metric in (
+            (section.cells["a", model], "mean_per_class"),
+            (section.others["top1"]["a", model], "top1"),
+        ):
+            assert np.isclose(cell.mean, np.mean(scores[model, metric]))
+            assert cell.std is not None and np.isclose(cell.std, np.std(scores[model, metric], ddof=1))
+            assert cell.seeds == (0, 1, 2) and cell.n == 150
+    found = section.cells["a", "mine"].difference
+    assert found is not None and found.interval is not None
+    assert np.isclose(found.value, section.cells["a", "mine"].mean - section.cells["a", "base"].mean)
+    assert found.interval.low < found.value < found.interval.high
+
+
+def test_equal_predictions_do_not_differ_and_share_their_rank(tmp_path: Path) -> None:
+    for model in ("base", "same"):
+        finish(tmp_path, Job(model), LABELS, wrong(0, 20))
+    section = build(tmp_path).sections[0]
+    cell = section.cells["digits", "same"]
+    assert cell.difference is not None and cell.difference.interval == (0.0, 0.0, 0)
+    assert cell.difference.value == 0 and cell.difference.mark == 0 and cell.std is None
+    assert section.rank("base") == section.rank("same") == 1.5
+
+
+@pytest.mark.parametrize(("mended", "mark"), [(30, 1), (5, 0)])
+def test_marks_need_an_interval_without_0_and_enough_images(tmp_path: Path, mended: int, mark: int) -> None:
+    finish(tmp_path, Job("base"), LABELS, wrong(0, 50))
+    finish(tmp_path, Job("better"), LABELS, wrong(mended, 50))
+    difference = build(tmp_path).sections[0].cells["digits", "better"].difference
+    assert difference is not None and difference.interval is not None and difference.interval.low > 0
+    assert difference.mark == mark
+    reverse = build(tmp_path, "better").sections[0].cells["digits", "base"].difference
+    assert reverse is not None and reverse.mark == -mark and reverse.value == -difference.value
+
+
+def test_a_missing_result_is_a_dash_and_counts_for_nobody(tmp_path: Path) -> None:
+    for task, ends in {"a": (20, 10, 30), "b": (40, 30, 20), "c": (30, 20, 10)}.items():
+        for model, end in zip(("base", "half", "whole"), ends, strict=True):
+            if (model, task) != ("half", "b"):
+                finish(tmp_path, Job(model, task), LABELS, wrong(0, end))
+    report = build(tmp_path)
+    section = report.sections[0]
+    assert section.common == ("a", "c") and ("b", "half") not in section.cells
+    assert [section.rank(model) for model in section.models] == [2.5, 1.5, 2.0]
+    assert section.mean("half") == pytest.approx(92.5) and section.cells["b", "whole"].rank is None
+    row = next(line for line in to_markdown(report).splitlines() if line.startswith("| b |"))
+    assert [cell.strip() for cell in row.split("|")][5] == "—"
+    assert [row["rank"] for row in cells(tmp_path) if row["task"] == "b" and row["main_metric"] == "yes"] == ["", ""]
+
+
+def test_a_baseline_without_a_result_leaves_the_others_without_difference(tmp_path: Path) -> None:
+    finish(tmp_path, Job("base", "a"), LABELS, wrong(0, 10))
+    for task in ("a", "b"):
+        finish(tmp_path, Job("mine", task), LABELS, wrong(0, 20))
+    finish(tmp_path, Job("mine", "a", "knn"), LABELS, wrong(0, 20))
+    linear, knn = build(tmp_path).sections
+    assert linear.cells["a", "mine"].difference is not None and linear.cells["b", "mine"].difference is None
+    assert knn.models == ("mine",) and knn.cells["a", "mine"].difference is None
+    write_report(tmp_path)
+
+
+def test_default_baseline_and_order_are_the_commands(tmp_path: Path) -> None:
+    for model in ("deit", "aaa", "zzz"):
+        command = "python -m eval --models zzz=runs/a deit=b --tasks digits"
+        finish(tmp_path, Job(model, command=command), LABELS, LABELS)
+    assert build(tmp_path).models == ("zzz", "deit", "aaa")
+    assert build(tmp_path, "aaa").models == ("aaa", "zzz", "deit")
+    finish(tmp_path, Job("base"), LABELS, LABELS)
+    assert build(tmp_path).baseline == "base"
+
+
+def test_one_name_for_several_things_is_taken_apart(tmp_path: Path) -> None:
+    finish(tmp_path, Job("base", weights="aaaaaaaa1"), LABELS, LABELS)
+    finish(tmp_path, Job("base", weights="bbbbbbbb2"), LABELS, LABELS)
+    finish(tmp_path, Job("other", task_version=2, protocol_hash="cccccccc3"), LABELS, LABELS)
+    report = build(tmp_path)
+    assert report.models == ("base (aaaaaaaa)", "base (bbbbbbbb)", "other")
+    assert [section.label for section in report.sections] == ["linear (7f2fe580)", "linear (cccccccc)"]
+    assert report.sections[1].tasks == ("digits (version 2)",)
+
+
+def test_the_last_of_two_results_counts(tmp_path: Path) -> None:
+    job = Job(created="2026-01-02")
+    finish(tmp_path, job, LABELS, wrong(0, 20))
+    rows = [dataclasses.replace(job.row("top1", 10.0, 200), created="2026-01-01")]
+    write_result(tmp_path, "older", rows)
+    report = build(tmp_path)
+    assert report.sections[0].cells["digits", "base"].mean == 90 and "computed again" in report.notes[0]
+
+
+def test_values_that_are_no_numbers_are_left_out_and_noted(tmp_path: Path) -> None:
+    finish(tmp_path, Job(), LABELS, LABELS, {"cka": float("nan")})
+    report = build(tmp_path)
+    assert not report.sections[0].others.get("cka") and "no numbers" in report.notes[0]
+    assert "nan" not in to_csv(report)
+
+
+def test_failures_are_told_until_a_rerun_succeeds(tmp_path: Path) -> None:
+    finish(tmp_path, Job("base"), LABELS, LABELS)
+    fail(tmp_path, Job("mine"), "no folder runs/mine")
+    nameless = dataclasses.replace(Job("mine").row("", float("nan"), 0, "failed", "no folder"), weights="", seed=1)
+    write_result(tmp_path, "before-weights", [nameless])
+    report = build(tmp_path)
+    assert [(each.model, each.seed, each.reason) for each in report.failures] == [
+        ("mine", 0, "no folder runs/mine"),
+        ("mine", 1, "no folder"),
+    ]
+    for text in (to_markdown(report), to_csv(report), to_latex(report)):
+        assert "no folder runs/mine" in text
+    for seed in (0, 1):
+        finish(tmp_path, Job("mine", seed=seed), LABELS, LABELS)
+    assert not build(tmp_path).failures
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda out, job: (out / "predictions" / f"{job}.npy").unlink(), "kept no predictions"),
+        (lambda out, job: (out / "predictions" / f"{job}.npy").write_bytes(b"x"), "cannot be read"),
+        (
+            lambda out, job: np.save(out / "predictions" / f"{job}.npy", np.int32([LABELS, LABELS])),
+            "do not give its top1",
+        ),
+        (
+            lambda out, job: np.save(out / "predictions" / f"{job}.npy", np.int32([LABELS[::-1], wrong(0, 9)[::-1]])),
+            "images",
+        ),
+    ],
+)
+def test_no_interval_comes_with_its_reason(tmp_path: Path, spoil: object, why: str) -> None:
+    finish(tmp_path, Job("base"), LABELS, LABELS)
+    finish(tmp_path, Job("mine"), LABELS, wrong(0, 9))
+    assert callable(spoil)
+    spoil(tmp_path, Job("mine").key)
+    report = build(tmp_path)
+    difference = report.sections[0].cells["digits", "mine"].difference
+    assert difference is not None and difference.interval is None and difference.mark == 0
+    assert difference.value == pytest.approx(-4.5) and any(why in note for note in report.notes)
+
+
+def test_other_seeds_than_the_baselines_are_noted(tmp_path: Path) -> None:
+    for model, seed in (("base", 0), ("base", 1), ("mine", 0)):
+        finish(tmp_path, Job(model, seed=seed), LABELS, LABELS)
+    assert "mine has seeds 0 against 0, 1 of base" in build(tmp_path).notes[0]
+
+
+def test_csv_parses_back_to_the_same_numbers(sample: Path) -> None:
+    report, rows = build(sample), cells(sample)
+    for section in report.sections:
+        for (task, model), cell in section.cells.items():
+            place = {"protocol": section.label, "task": task, "model": model, "main_metric": "yes"}
+            (row,) = [row for row in rows if place.items() <= row.items()]
+            assert float(row["mean"]) == cell.mean and int(row["n"]) == cell.n
+            assert (float(row["std"]) if row["std"] else None) == cell.std
+            assert (float(row["rank"]) if row["rank"] else None) == cell.rank
+            if cell.difference is not None and cell.difference.interval is not None:
+                found = float(row["difference"]), float(row["low"]), float(row["high"]), int(row["differing"])
+                assert found == (cell.difference.value, *cell.difference.interval)
+    assert sum(row["main_metric"] == "yes" for row in rows) == sum(len(each.cells) for each in report.sections)
+    assert [row["reason"] != "" for row in rows if row["status"] == "failed"] == [True] * 3
+
+
+class _Tables(HTMLParser):
+    """Texts of the cells of all tables: by table, row and column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._inside = True
+        elif self._inside and tag in ("div", "span"):
+            self.tables[-1][-1][-1] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.tables[-1][-1][-1] += data
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"[-+]?\d+\.\d+", text)
+
+
+def test_numbers_are_the_same_in_all_formats(sample: Path, tmp_path: Path) -> None:
+    write_report(sample, out=tmp_path)
+    markdown, latex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
+    parser = _Tables()
+    parser.feed((tmp_path / "report.html").read_text())
+    rows = [row for row in cells(sample) if row["main_metric"] == "yes"]
+    for table, protocol in ((1, "linear"), (3, "knn")):
+        page = {re.split(r" *(top1|mean_per)", row[0])[0].strip(): row[1:] for row in parser.tables[table][1:]}
+        section = markdown.split(f"\n## {protocol}\n")[1].split("\n#")[0]
+        lines = {
+            line.split("|")[1].strip(): line.split("|")[4:] for line in section.splitlines() if line.startswith("|")
+        }
+        pieces = latex.split(r"\begin{table}")[1 if protocol == "linear" else 2].splitlines()
+        for task in ("digits", "flowers102", "dtd"):
+            place = next(number for number, line in enumerate(pieces) if line.startswith(f"{task} &"))
+            tex = [
+                f"{one} {two}" for one, two in zip(pieces[place].split("&"), pieces[place + 1].split("&"), strict=True)
+            ]
+            for column, model in enumerate(("base", "textteacher", "deit")):
+                found = [row for row in rows if (row["protocol"], row["task"], row["model"]) == (protocol, task, model)]
+                expected = [text for row in found for text in _shown(row)]
+                assert _numbers(page[task][column]) == expected, (task, model)
+                assert _numbers(lines[task][column]) == expected
+                assert _numbers(tex[column + 1]) == expected
+                assert found or (page[task][column], lines[task][column].strip()) == ("—", "—")
+
+
+def _shown(row: dict[str, str]) -> list[str]:
+    texts = [number(float(row["mean"])), number(float(row["std"]))]
+    if row["difference"]:
+        texts += [signed(float(row["difference"])), number(float(row["low"])), number(float(row["high"]))]
+    return texts
+
+
+def test_reports_of_the_same_results_are_the_same_bytes(sample: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(sample, copy)
+    first, second = (write_report(results, out=tmp_path / name) for results, name in ((sample, "1"), (copy, "2")))
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
+    for model in ("base", NASTY):
+        command = f"python -m eval --models base=a '{model}=b' </script><script>alert(2)</script>"
+        finish(tmp_path, Job(model, protocol="linear", command=command), LABELS, LABELS)
+        fail(tmp_path, Job(model, seed=1), f"{NASTY}\n</script> | second line")
+    for file in write_report(tmp_path):
+        text = file.read_text()
+        if file.suffix == ".html":
+            assert "<img" not in text and text.count("<script>") == text.count("</script>") == 1
+        if file.suffix == ".tex":
+            body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+            escaped = re.sub(
+                r"\\(textbackslash|textasciitilde|textasciicircum|text\w+|char34)\{\}|\\[&%$#_{}]", "", body
+            )
+            assert "alert" in escaped and "<" not in escaped and "#" not in escaped and "~" not in escaped
+            assert all("second line" not in line for line in text.splitlines() if not line.startswith("%"))
+        if file.suffix == ".md":
+            table = text.split("## What failed")[1].split("##")[0].strip().splitlines()
+            assert len(table) == 4 and "<img" not in text.split("```")[0]
+            assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table)
+        if file.suffix == ".csv":
+            assert {row["model"] for row in csv.DictReader(io.StringIO(text))} == {"base", NASTY}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs: apt-get install texlive")
+def test_latex_takes_the_tables(sample: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+    finish(tmp_path, Job(NASTY), LABELS, LABELS)
+    write_report(tmp_path)
+    body = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{report.tex}\end{document}"
+    (tmp_path / "main.tex").write_text(body)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert answer.returncode == 0, answer.stdout[-1000:]
+
+
+def test_versions_hashes_and_commands_are_told(sample: Path) -> None:
+    report = build(sample)
+    weights = next(source.weights for source in report.sources if source.label == "textteacher")
+    for text in (to_markdown(report), to_latex(report)):
+        for wanted in (COMMAND, "torch 2.15.0", weights, report.sections[0].hash, "runs/textteacher"):
+            assert wanted in text
+        assert "digits 1, dtd 1, flowers102 1" in text
+    assert report.sections[0].hash in to_csv(report) and weights in to_csv(report)
+
+
+def test_damaged_files_are_reported_not_fatal(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(sample, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "rows" / "zzz.parquet").write_bytes(b"PAR1")
+    assert "zzz.parquet" in write_report(tmp_path)[0].read_text()
+    assert "zzz.parquet" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_wrong_arguments_say_what_to_do(sample: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        write_report(tmp_path / "absent")
+    with pytest.raises(UserError, match="no results; give"):
+        write_report(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="1 damaged file"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="did you mean textteacher?"):
+        write_report(sample, "textteachr", tmp_path)
+    with pytest.raises(UserError, match="not a folder"):
+        write_report(sample, out=tmp_path / "rows" / "a.parquet")
+
+
+def test_nothing_but_failures_is_a_report_too(tmp_path: Path) -> None:
+    fail(tmp_path, Job(), "out of memory")
+    assert "out of memory" in write_report(tmp_path)[0].read_text()
+
+
+def test_the_command_imports_no_torch(sample: Path, tmp_path: Path) -> None:
+    """A report of finished results must not take the start of torch."""
+    code = "import sys; from eval.report.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(sample), "--baseline", "deit", "--out", str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0 and "baseline deit" in answer.stdout, answer.stderr
+
+
+def test_doubtful_fits_are_told() -> None:
+    row = Job().row("top1", 90.0, 10)
+    path = [[0.1, 80.0, 3], [1.0, 90.0, 4], [10.0, 85.0, 5]]
+    fine = {"C": 1.0, "converged": True, "gradient": 1e-6, "path": path}
+    chosen = [fine, {**fine, "C": 10.0}, {**fine, "converged": False, "gradient": 3e-4}, {"lr": 0.003, "at_edge": True}]
+    changed = dataclasses.replace
+    rows = [changed(row, job=str(seed), seed=seed, chosen=json.dumps(each)) for seed, each in enumerate(chosen)]
+    assert doubts([rows[0], changed(row, job="x", chosen="[]"), changed(row, job="y", chosen="{")]) == []
+    fit, edge, rate = doubts([*rows, *rows])
+    assert "best C is the lowest or highest" in edge and "digits base seed 1 (C 10)" in edge
+    assert "best rate is the lowest or highest" in rate and "digits base seed 3 (0.003)" in rate
+    assert "not all fits converged" in fit and "digits base seed 2 (gradient 3.0e-04)" in fit

@@ -1,0 +1,320 @@
+"""Runs behind a URI: a real S3 server (moto's), and the local file system as one."""
+
+import errno
+import io
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier, local
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pyarrow import fs
+
+from tests.io.test_one_writer import APART, holder
+from tests.test_train_command import TOY, Started, run, run_here, steps, wait_until
+from tests.toy import largest_difference, run_toy, toy_config, weights
+from tt_ray.cli import read_config
+from tt_ray.config import DataConfig
+from tt_ray.data.prepare import find_store, open_images
+from tt_ray.data.sources.registry import open_source
+from tt_ray.io import one_writer
+from tt_ray.io.one_writer import beside
+from tt_ray.io.storage import Storage, fetch_data, local_root
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.checkpoint_manager import Keeper
+from tt_ray.training.metrics_log import read_rows
+from tt_ray.training.run_folder import check_run, read_result, sole_writer
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """URI of an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        options = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+        remote, _ = fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
+        remote.create_dir("bucket")
+        yield f"s3://bucket/runs?{options}"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "file"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if request.param == "file":
+        return f"file://{tmp_path}/there"
+    return request.getfixturevalue("s3").replace("/runs?", f"/{tmp_path.name}?")
+
+
+def test_files_go_there_and_come_back(uri: str) -> None:
+    storage = Storage.open(uri)
+    folder = storage.root / "run" / "step-1"
+    folder.mkdir(parents=True)
+    for name in ("manifest.json", "a.bin", "deep/b.bin"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 1000)
+    storage.push(folder)
+    assert storage.names(storage.root / "run") == ["step-1"]
+    shutil.rmtree(storage.root)
+    assert storage.pull(folder)
+    assert (folder / "deep" / "b.bin").read_bytes() == b"deep/b.bin" * 1000
+    assert storage.pull(folder, skip=("deep",)) and not (folder / "deep").exists()
+    storage.remove(folder)
+    assert not storage.names(folder) and not folder.exists()
+    assert not storage.pull(folder), "what is gone there is gone here"
+    assert not storage.names(storage.root / "never")
+
+
+def test_what_completes_a_folder_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(fs, "copy_files", lambda source, *_, **__: order.append(Path(source).name))
+    storage = Storage(tmp_path, fs.LocalFileSystem(), str(tmp_path / "there"))
+    for name in ("manifest.json", "z.bin", "a.bin"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    storage.push(tmp_path / "run")
+    assert order == ["a.bin", "z.bin", "manifest.json"]
+
+
+def test_a_plain_folder_moves_nothing(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    storage.push(tmp_path / "run")
+    assert storage.pull(tmp_path / "run") and storage.names(tmp_path) == ["run"] and storage.root == tmp_path
+
+
+@pytest.mark.parametrize("uri", ["no://bucket/runs", "s3://", "://x"])
+def test_other_uris_are_refused(uri: str) -> None:
+    with pytest.raises(UserError, match="run.storage"):
+        Storage.open(uri)
+
+
+def test_pruning_spares_what_is_in_use(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=1)
+    run_toy(config)
+    keeper = Keeper(config.run_dir, Storage.open(str(tmp_path)), 1)
+    assert keeper.names() == ["step-00000012"]
+
+
+def test_none_is_pruned_where_all_are_to_be_kept(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=0)
+    run_toy(config)
+    keeper = Keeper(config.run_dir, Storage.open(str(tmp_path)), 0)
+    assert keeper.names() == [f"step-{step:08d}" for step in (12, 9, 6, 3)]
+
+
+def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path) -> None:
+    plain = toy_config(tmp_path / "plain", run__checkpoint_every=4)
+    run_toy(plain)
+    config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", uri)
+    run_toy(config)
+    storage = Storage.open(uri)
+    expected = {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "export", "result.json"}
+    assert set(storage.names(config.run_dir)) == expected
+    with pytest.raises(UserError, match="finished"):
+        check_run(config)
+    # As if it had been killed after step 8, and another machine went on.
+    storage.remove(config.run_dir / "result.json")
+    storage.remove(config.run_dir / "checkpoints" / "step-00000012")
+    shutil.rmtree(local_root(uri))
+    assert check_run(config)
+    run_toy(config)
+    assert largest_difference(weights(plain), weights(config)) == 0
+    rows = [row["step"] for row in read_rows(config.run_dir / "metrics.jsonl") if row["kind"] == "step"]
+    assert rows == list(range(12))
+    shutil.rmtree(local_root(uri))
+    with pytest.raises(UserError, match="finished"):
+        check_run(config)
+
+
+def test_behind_a_uri_there_is_one_writer(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path / "plain").override("run.storage", uri)
+    claims = beside(config.run_dir)
+    with holder(claims, storage=uri) as first:
+        with pytest.raises(UserError, match=f"is being written by process {first.pid} on host"):
+            sole_writer(config, print).__enter__()
+        first.kill()
+        first.wait()
+        with sole_writer(config, print):
+            assert len(Storage.open(uri).names(claims)) == 1, "the dead one's claim is gone"
+    assert Storage.open(uri).names(claims) == []
+    monkeypatch.setattr(one_writer, "DEAD_S", 3.0)
+    said = list[str]()
+    with holder(claims, *APART, storage=uri), pytest.raises(UserError, match="on host elsewhere since"):
+        sole_writer(config, said.append).__enter__()
+    with sole_writer(config, said.append):
+        assert "waiting up to 3 s for a sign of life" in said[-1]
+
+
+def agreed(keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each of several workers, here threads, goes on from, or why not."""
+    sent, barrier = [torch.zeros(0)] * len(keepers), Barrier(len(keepers))
+    ranks = local()
+
+    def add(value: torch.Tensor) -> torch.Tensor:
+        sent[ranks.own] = value
+        barrier.wait(60)
+        total = torch.stack(sent).sum(0)
+        barrier.wait(60)
+        return total
+
+    def agree(rank: int) -> Any:
+        ranks.own = rank
+        try:
+            return keepers[rank].agree(rank, torch.device("cpu"))[0]
+        except UserError as error:
+            return str(error)
+
+    monkeypatch.setattr("tt_ray.training.checkpoint_manager.sum_over_workers", add)
+    with ThreadPoolExecutor(len(keepers)) as pool:
+        return list(pool.map(agree, range(len(keepers))))
+
+
+def test_workers_go_on_from_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", f"file://{tmp_path}/there")
+    run_toy(config)
+    storage, newest = Storage.open(config.run.storage), config.run_dir / "checkpoints" / "step-00000012"
+    keepers = [Keeper(config.run_dir, storage, 2) for _ in range(8)]
+    assert agreed(keepers, monkeypatch) == [newest] * 8
+    shutil.rmtree(storage.root)
+    assert agreed(keepers, monkeypatch) == [newest] * 8
+    # On another machine an earlier run of this name has left a checkpoint of this step.
+    other = Storage(tmp_path / "other", storage.remote, storage.base)
+    shutil.copytree(newest, old := tmp_path / "other" / "toy" / "checkpoints" / newest.name)
+    (old / "manifest.json").write_text((old / "manifest.json").read_text() + " ")
+    assert agreed([*keepers, Keeper(tmp_path / "other" / "toy", other, 2)], monkeypatch)[-1] == old
+    assert (old / "manifest.json").read_bytes() == (newest / "manifest.json").read_bytes()
+
+
+def test_workers_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_toy(config := toy_config(tmp_path, run__checkpoint_every=4))
+    here, elsewhere = (
+        Keeper(folder, Storage.open(str(tmp_path)), 2) for folder in (config.run_dir, tmp_path / "elsewhere")
+    )
+    for keepers in ([here, elsewhere], [elsewhere, here]):
+        assert all("not all workers see the same files" in str(answer) for answer in agreed(keepers, monkeypatch))
+
+
+def test_data_are_fetched_once_by_all_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    for name in range(20):
+        (tmp_path / "data" / f"{name}.bin").write_bytes(bytes(1000))
+    copied: list[str] = []
+    copy = Storage._copy
+    monkeypatch.setattr(Storage, "_copy", lambda self, there, to: (copied.append(there), copy(self, there, to)))
+    with ThreadPoolExecutor(8) as pool:
+        targets = list(pool.map(fetch_data, [f"file://{tmp_path}/data"] * 8))
+    assert len(set(targets)) == 1 and len(list(targets[0].iterdir())) == 20
+    assert len(copied) == 20
+
+
+def test_an_upload_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Storage(tmp_path / "here", fs.LocalFileSystem(), str(tmp_path / "there"))
+    (there.root / "run").mkdir(parents=True)
+    (there.root / "run" / "a.bin").touch()
+    failures = [OSError("the bucket is busy")] * 2
+    original = fs.copy_files
+    monkeypatch.setattr(fs, "copy_files", lambda *a, **k: raise_next(failures) if failures else original(*a, **k))
+    monkeypatch.setattr("tt_ray.training.checkpoint_manager._PAUSES_S", (0.0, 0.0))
+    keeper = Keeper(there.root / "run", there, 1)
+    keeper.push(there.root / "run")
+    assert there.names(there.root / "run") == ["a.bin"]
+    failures += [OSError("the bucket is gone")] * 3
+    with pytest.raises(OSError, match="gone"):
+        keeper.push(there.root / "run")
+    failures.append(OSError(errno.ENOSPC, "no space"))
+    with pytest.raises(OSError, match="no space"):
+        keeper.push(there.root / "run")
+
+
+def raise_next(failures: list[OSError]) -> None:
+    raise failures.pop(0)
+
+
+def test_a_checkpoint_damaged_there_is_passed_over(uri: str, tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", uri)
+    run_toy(config)
+    before = weights(config)
+    storage = Storage.open(uri)
+    assert storage.remote is not None
+    with storage.remote.open_output_stream(f"{storage.base}/toy/checkpoints/step-00000012/model.safetensors") as file:
+        file.write(b"torn")
+    storage.remove(config.run_dir / "result.json")
+    result = run_toy(config)
+    assert any("step-00000012" in note and "damaged" in note for note in result["notes"])
+    assert largest_difference(before, weights(config)) == 0
+
+
+def test_parquet_behind_a_uri_is_read(uri: str, tmp_path: Path) -> None:
+    remote, base = fs.FileSystem.from_uri(uri)
+    remote.create_dir(f"{base}/data", recursive=True)
+    table = shapes_table(20)
+    for number in range(2):
+        with remote.open_output_stream(f"{base}/data/train-{number}.parquet") as file:
+            pq.write_table(table.slice(10 * number, 10), file)
+    where, mark, options = uri.partition("?")
+    config = DataConfig(source="datasets", root=f"{where}/data{mark}{options}")
+    assert open_source(config, "train", True).captions.to_pylist() == table["caption"].to_pylist()
+    with remote.open_output_stream(f"{base}/data/train-2.parquet") as file:
+        pq.write_table(table, file)
+    assert len(open_source(config, "train", True)) == 40, "what has changed is fetched again"
+    one = DataConfig(source="datasets", root=f"{where}/data/train-0.parquet{mark}{options}")
+    assert len(open_source(one, "train", True)) == 10
+    with pytest.raises(UserError, match="data.root .*there is nothing"):
+        open_source(DataConfig(source="datasets", root=f"{where}/none{mark}{options}"), "train", True)
+
+
+def shapes_table(rows: int) -> pa.Table:
+    """Images as PNG, labels and captions."""
+    images = []
+    for row in range(rows):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (row, 0, 0)).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    labels, captions = [row % 2 for row in range(rows)], [f"number {row}" for row in range(rows)]
+    return pa.table({"image": images, "label": labels, "caption": captions})
+
+
+@pytest.mark.slow
+def test_the_command_killed_on_one_machine_ends_on_another(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Half as long, with a third of the checkpoints: each goes to the storage.
+    arguments = ["shapes_textteacher", *TOY, "--train.epochs", "30", "--train.eval_every", "100", "--run.name", "moved"]
+    arguments += ["--run.checkpoint_every", "6"]
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need short names
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "one"))
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "one"))
+    with Started([*arguments, "--run.storage", s3]) as started:
+        wait_until(lambda: len(read_rows(started.config.run_dir / "metrics.jsonl")) > 40, 120)
+        os.killpg(started.process.pid, signal.SIGKILL)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "two"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "two"))
+    again = run([*arguments, "--run.storage", s3])
+    assert again.code == 0, again.err
+    assert again.err.startswith("going on with run s3://bucket/runs/moved")
+    assert steps(again.config) == list(range(120))
+    plain = [*arguments, "--run.storage", str(tmp_path / "plain")]
+    config = read_config(plain, "prog")
+    undisturbed = run_here(plain, find_store(config, open_images(config)[0]), "moved")
+    assert largest_difference(weights(again.config), weights(undisturbed)) == 0
+    assert read_result(again.config.run_dir)["top1"] == read_result(undisturbed.run_dir)["top1"]

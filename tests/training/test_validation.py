@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toy import toy_config
+from tt_ray.config import Config
+from tt_ray.data.augment import normalize
+from tt_ray.data.loader import EvalBatches
+from tt_ray.data.prepare import Data, open_data
+from tt_ray.models.classifier import TaughtClassifier, build_model
+from tt_ray.training.validation import validate
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> tuple[Config, Data, TaughtClassifier]:
+    config = toy_config(tmp_path, text__weight=0.0, model__drop=0.5)
+    data = open_data(config, None)
+    return config, data, build_model(config, 16, 0)
+
+
+def run(config: Config, data: Data, model: TaughtClassifier, batch_size: int) -> dict[str, float]:
+    batches = EvalBatches(data.val, config, 0, 1, batch_size)
+    return validate(model, batches, config, torch.device("cpu"), torch.autocast("cpu", enabled=False))
+
+
+def test_accuracy_is_correct_over_total_for_any_batch_size(setting: tuple[Config, Data, TaughtClassifier]) -> None:
+    config, data, model = setting
+    images = EvalBatches(data.val, config, 0, 1, 100)[0].images
+    with torch.no_grad():
+        logits = model.eval()(normalize(images, config.data.mean, config.data.std)).logits
+    labels = torch.from_numpy(data.val.labels)
+    top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
+    top5 = 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    for batch_size in (1, 5, 36, 37, 100):
+        scores = run(config, data, model.train(), batch_size)
+        assert scores["top1"] == pytest.approx(top1) and scores["top5"] == pytest.approx(top5)
+        assert scores["val_loss"] == pytest.approx(loss, rel=1e-5)
+        assert scores["val_images"] == 37
+        assert model.training

@@ -1,0 +1,200 @@
+"""Whoever compares trials agrees on which way is better, whatever the metric; NaN loses either way."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from ray import tune
+from ray.tune.experiment import Trial
+
+from tests.toy import toy_config
+from tests.tune.test_schedulers import Controller, trial
+from tt_ray.tune.journal import Journal, Record
+from tt_ray.tune.live_table import best_first, table, winner
+from tt_ray.tune.results import good_trials, margin, write_results
+from tt_ray.tune.runner import Suggestions
+from tt_ray.tune.schedulers import build_scheduler, options_of
+from tt_ray.tune.space import METRICS, TOP5_CLASSES, Space
+
+WEIGHT = {"text.weight": tune.uniform(0, 1)}
+BEST = {"top1": 60.0, "top5": 90.0, "val_loss": 0.5}
+WORST = {"top1": 40.0, "top5": 70.0, "val_loss": 1.5}
+
+
+@pytest.fixture(params=METRICS)
+def space(request: pytest.FixtureRequest) -> Space:
+    return Space("mine", "?", WEIGHT, request.param)
+
+
+def add(
+    journal: Journal, name: str, space: Space, values: list[float], phase: str = "search", weight: float = 0.5
+) -> Record:
+    """A trial at its end, with a value for each seed."""
+    record = journal.add(name, phase, {"text.weight": weight}, list(range(len(values))))
+    seeds = {str(seed): {space.metric: value} for seed, value in enumerate(values)}
+    about = {"epoch": 1, "generation": 0, "at": 0.0, "seconds": 1.0, "values": record.values}
+    journal.report(name, {space.metric: sum(values) / len(values), "seeds": seeds, **about})
+    journal.end(name, "done")
+    return record
+
+
+def test_the_table_has_all_that_validation_reports() -> None:
+    import torch
+
+    from tt_ray.data.loader import EvalBatches
+    from tt_ray.data.prepare import open_images
+    from tt_ray.models.classifier import build_model
+    from tt_ray.models.precision import mixed_precision
+    from tt_ray.training.validation import validate
+
+    found = set[str]()
+    for label in ("shape", "count"):
+        config = toy_config(Path("unused"), "shapes_baseline", data__shapes__label=label)
+        _, val, _ = open_images(config)
+        model, device = build_model(config, len(val.classes), 0), torch.device("cpu")
+        batches = EvalBatches(val, config, 0, 1)
+        scores = validate(model, batches, config, device, mixed_precision(device, "fp32"))
+        assert ("top5" in scores) == (len(val.classes) >= TOP5_CLASSES)
+        found |= set(scores)
+    assert found - {"val_images"} == set(METRICS)
+
+
+def test_the_winner_has_the_best_value_and_nan_never_wins(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    for name, value in (("nan", math.nan), ("worst", WORST[space.metric]), ("inf", math.inf)):
+        add(journal, name, space, [value])
+    add(journal, "best", space, [BEST[space.metric]])
+    records = Journal(tmp_path).of("search")
+    assert [record.name for record in best_first(records, space)][:2] == ["best", "worst"]
+    found = winner(records, space)
+    assert found is not None and found.name == "best"
+    assert winner([record for record in records if record.name in ("nan", "inf")], space) is None
+    assert winner([], space) is None
+    assert table(records, space).row_count == 4
+
+
+def test_nan_does_not_win_because_it_came_to_its_end(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    add(journal, "nan", space, [math.nan])
+    add(journal, "stopped", space, [WORST[space.metric]])
+    journal.end("stopped", "stopped")
+    found = winner(journal.of("search"), space)
+    assert found is not None and found.name == "stopped"
+
+
+@pytest.mark.parametrize("lost", ["worst", "nan"])
+def test_asha_ends_the_worst_trial(space: Space, lost: str) -> None:
+    scheduler = build_scheduler(space, "asha", options_of(space, "asha", 9), 9, [])
+    last = WORST[space.metric] if lost == "worst" else math.nan
+    decided = []
+    for name, value in (("a", BEST[space.metric]), ("b", BEST[space.metric]), ("last", last)):
+        each = trial(name)
+        scheduler.on_trial_add(Controller(), each)
+        decided.append(scheduler.on_trial_result(Controller(), each, {"epoch": 1, space.metric: value}))
+    assert decided == ["CONTINUE", "CONTINUE", "STOP"]
+    again = trial("later")
+    scheduler.on_trial_add(Controller(), again)
+    better = {"epoch": 1, space.metric: BEST[space.metric]}
+    assert scheduler.on_trial_result(Controller(), again, better) == "CONTINUE", "NaN left the rung usable"
+
+
+def test_asha_after_a_restart_ends_the_worst_trial(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    for name, value in (("a", BEST[space.metric]), ("b", BEST[space.metric]), ("nan", math.nan)):
+        add(journal, name, space, [value])
+    scheduler = build_scheduler(space, "asha", options_of(space, "asha", 9), 9, journal.of("search"))
+    each = trial("last")
+    scheduler.on_trial_add(Controller(), each)
+    row = {"epoch": 1, space.metric: WORST[space.metric]}
+    assert scheduler.on_trial_result(Controller(), each, row) == "STOP"
+
+
+@pytest.mark.parametrize("lost", ["worst", "nan"])
+def test_a_population_goes_on_from_the_best(space: Space, lost: str) -> None:
+    good, bad = trial("good"), trial("bad")
+    controller = Controller(good, bad)
+    scheduler = build_scheduler(space, "pbt", {"interval": 1, "quantile": 0.5}, 4, [])
+    last = WORST[space.metric] if lost == "worst" else math.nan
+    for each in (good, bad):
+        scheduler.on_trial_add(controller, each)
+    rows: list[tuple[Trial, int, float]] = [(bad, 1, last), (good, 1, BEST[space.metric])]
+    rows += [(good, 2, BEST[space.metric]), (bad, 2, last)]
+    for each, epoch, value in rows:
+        scheduler.on_trial_result(controller, each, {"epoch": epoch, space.metric: value, "finished": False})
+    assert controller.paused == [bad], "it takes the good one's checkpoint, and the good one stays"
+
+
+def test_optuna_is_told_the_direction_and_that_nan_is_the_worst(tmp_path: Path, space: Space) -> None:
+    pytest.importorskip("optuna")
+    journal = Journal(tmp_path)
+    for name, value in (("nan", math.nan), ("best", BEST[space.metric]), ("worst", WORST[space.metric])):
+        add(journal, name, space, [value])
+    new = journal.add("new", "search", {"text.weight": 0.1}, [0])
+    suggestions = Suggestions(space, journal.of("search"), 6, lambda values: new)
+    job = suggestions.suggest("id")["job"]
+    assert job["name"] == "new"
+    suggestions.on_trial_complete("id", {space.metric: math.nan})
+    study = suggestions.optuna._ot_study
+    assert study.direction.name == ("MINIMIZE" if space.mode == "min" else "MAXIMIZE")
+    assert study.best_value == BEST[space.metric]
+    ranked = sorted((each.value for each in study.trials if each.value is not None), reverse=space.mode == "max")
+    assert ranked[:2] == [BEST[space.metric], WORST[space.metric]]
+    assert all(math.isfinite(value) for value in ranked)
+
+
+@pytest.mark.parametrize("gain", [1, -1])
+def test_the_margin_is_positive_where_the_winner_is_better(tmp_path: Path, space: Space, gain: int) -> None:
+    journal = Journal(tmp_path)
+    best = add(journal, "t000", space, [BEST[space.metric]])
+    values = (BEST, WORST) if gain > 0 else (WORST, BEST)
+    for seed in range(3):
+        for name, value in (("final-t000", values[0]), ("final-base", values[1])):
+            add(journal, f"{name}-{seed}", space, [value[space.metric] + seed / 1000], "final")
+    found = margin(journal, space, best)
+    assert found is not None and all(each * gain > 0 for each in found.gains)
+    says = "is more than noise." if gain > 0 else "the best configuration is worse than the base recipe."
+    assert found.sentence().endswith(says)
+    assert ("lower val_loss is better" in found.sentence()) == (space.metric == "val_loss")
+
+
+def test_a_small_margin_of_losses_has_figures(tmp_path: Path) -> None:
+    space, journal = Space("mine", "?", WEIGHT, "val_loss"), Journal(tmp_path)
+    best = add(journal, "t000", space, [0.5])
+    for seed in range(2):
+        add(journal, f"final-t000-{seed}", space, [0.1234], "final")
+        add(journal, f"final-base-{seed}", space, [0.1248], "final")
+    found = margin(journal, space, best)
+    assert found is not None and "+0.0014 ± 0.0000" in found.sentence()
+
+
+def test_what_does_not_matter_is_judged_from_the_best(tmp_path: Path, space: Space) -> None:
+    journal, step = Journal(tmp_path), 1e-3
+    for name, value in (("worst", WORST[space.metric]), ("near", BEST[space.metric]), ("best", BEST[space.metric])):
+        add(journal, name, space, [value, value + step, value + 2 * step])
+    good = good_trials(journal.of("search"), space)
+    assert good is not None and {record.name for record in good[0]} == {"near", "best"}
+
+
+def test_what_a_search_leaves_behind_is_about_the_winner(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    for name, value, weight in (("nan", math.nan, 0.1), ("worst", WORST[space.metric], 0.2), ("inf", math.inf, 0.3)):
+        add(journal, name, space, [value], weight=weight)
+    best = add(journal, "best", space, [BEST[space.metric]], weight=0.75)
+    base = toy_config(tmp_path)
+    printed = write_results(tmp_path, space, base, journal, winner(journal.of("search"), space), [])
+    assert f"best: best (text.weight 0.75), {space.metric} {space.shown(BEST[space.metric])} on" in printed
+    assert "weight: 0.75" in (tmp_path / "best.yaml").read_text()
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| text.weight | 0.75 |" in summary
+    rows = [line.split(" | ")[0] for line in summary.splitlines() if line.startswith("| ") and "epochs" not in line]
+    assert rows.index("| best") < rows.index("| worst") < rows.index("| nan")
+    assert ("lower is better" in summary) == (space.metric == "val_loss")
+    assert best.last(space.metric) == BEST[space.metric]
+
+
+def test_nan_survives_the_journal(tmp_path: Path) -> None:
+    space, journal = Space("mine", "?", WEIGHT, "top1"), Journal(tmp_path)
+    add(journal, "nan", space, [math.nan])
+    assert math.isnan(Journal(tmp_path).records["nan"].last("top1") or 0.0)
+    assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])["trial"] == "nan"

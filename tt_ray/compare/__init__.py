@@ -1,0 +1,1 @@
+"""Arms at equal epochs and at equal time."""

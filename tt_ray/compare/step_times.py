@@ -1,0 +1,65 @@
+"""Time of a training step of several configurations, measured in turns on a machine that does other things as well."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+
+from tt_ray.config import Config
+
+_STEPS = 5
+"""Steps between two readings of the clock."""
+
+
+def step_times(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step of each, one value a round; a first round, of warm-up, is left out.
+
+    All train in this process, in turns of a few steps: the halves of a round meet the machine in the same state, so
+    that their ratio means something where times do not. Loading, augmentation and the optimiser count; validation,
+    checkpoints and exchange with other workers do not. A run of several workers is measured as one of its workers,
+    with its share of the batch. Needs embeddings that exist, or makes them.
+    """
+    found: dict[str, list[float]] = {name: [] for name in configs}
+    with tempfile.TemporaryDirectory(prefix="tt-ray-times-") as folder:
+        sides = {name: _stepper(config, Path(folder) / name) for name, config in configs.items()}
+        for number in range(-1, rounds):
+            # Every other round the other way round, so that no side is always first.
+            for name in list(sides) if number % 2 else reversed(list(sides)):
+                seconds = sides[name]()
+                if number >= 0:
+                    found[name].append(seconds)
+    return found
+
+
+def _stepper(config: Config, folder: Path) -> Callable[[], float]:
+    """A function that takes some steps and gives the seconds of one."""
+    import torch
+
+    from tt_ray.data.loader import TrainBatches, load
+    from tt_ray.data.prepare import find_store, open_data, open_images
+    from tt_ray.training.context import LocalContext
+    from tt_ray.training.trainer import Trainer
+
+    cuda = config.run.use_gpu
+    context = LocalContext(0, 1, torch.device("cuda" if cuda else "cpu"))
+    store = find_store(config, open_images(config)[0])
+    data = open_data(config, store)
+    config = config.override("train.batch_size", config.train.batch_size // config.workers[1])
+    config = config.override("train.epochs", 1_000_000)  # batches without end
+    trainer = Trainer(config.override("run.storage", str(folder)), data, context)
+    trainer.model.train()
+    targets = None if trainer.held_text else data.targets
+    batches = TrainBatches(data.train, targets, trainer.order, config)
+    loaded = load(batches, range(trainer.steps), config.data.num_loaders, cuda)
+    steps = count()
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(_STEPS):
+            trainer.step(next(loaded), next(steps))
+        if cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / _STEPS
+
+    return run

@@ -1,0 +1,149 @@
+"""The configuration tree: one namespace of dotted paths for the command line, YAML files and search spaces.
+
+Nothing changes after parsing: what follows from a field is a property, and `override` returns a new tree.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tt_ray.config.checks import check_config, first_problem, workers_range
+from tt_ray.config.sections import (
+    STRICT,
+    DataConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TeacherConfig,
+    TextConfig,
+    TrainConfig,
+)
+from tt_ray.io.storage import is_uri, local_root
+from tt_ray.terminal.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Raises UserError, naming the path, for values that no run could use."""
+        check_config(self)
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The fewest and the most workers; raises UserError when run.num_workers is neither N nor MIN:MAX."""
+        return workers_range(self.run.num_workers)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder on this machine, absolute: workers start in another folder."""
+        return local_root(self.run.storage) / self.run.name
+
+    @property
+    def storage_place(self) -> str:
+        """Where runs live, for other processes: the absolute folder, or the URI."""
+        return self.run.storage if is_uri(self.run.storage) else str(local_root(self.run.storage))
+
+    @property
+    def run_place(self) -> str:
+        """Where users find the run: its folder, or its URI."""
+        if not is_uri(self.run.storage):
+            return str(self.run_dir)
+        base, mark, query = self.run.storage.partition("?")
+        return f"{base.rstrip('/')}/{self.run.name}{mark}{query}"
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a text or teacher loss takes part at all."""
+        return self.text.weight > 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions or their embeddings are needed."""
+        return self.teaches and (not self.teacher.model or self.text.loss == "vl2lite")
+
+    @property
+    def has_text_head(self) -> bool:
+        """Whether there is a projection: logits are distilled without one."""
+        return self.teaches and not (self.teacher.model and self.teacher.target == "logits")
+
+    def get(self, path: str) -> Any:
+        """The value at a dotted path."""
+        return reduce(getattr, path.split("."), self)
+
+    def override(self, path: str, value: Any) -> Self:
+        """A new tree with `value` at the dotted `path`; raises UserError on an unknown path or a bad value."""
+        tree = self.to_dict()
+        if path not in self.paths():
+            raise UserError(f"no field {path}; {nearest(path, self.paths())}")
+        *groups, name = path.split(".")
+        node = tree
+        for group in groups:
+            node = node[group]
+        node[name] = value
+        return self.from_dict(tree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and scalars."""
+        return _adapter(type(self)).dump_python(self, mode="json")
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any], where: str = "") -> Self:
+        """Reads plain dictionaries; raises UserError on unknown keys and bad values, naming path and `where`."""
+        try:
+            return _adapter(cls).validate_python(tree)
+        except ValidationError as error:
+            raise UserError(first_problem(cls, error, where)) from None
+
+    def to_yaml(self, path: Path) -> None:
+        """Writes the whole tree."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Reads a YAML file; fields that it leaves out have their defaults."""
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        if not isinstance(tree, dict):
+            groups = ", ".join(item.name for item in fields(cls))
+            raise UserError(f"{path} must hold a mapping with keys such as {groups}")
+        return cls.from_dict(tree, where=f"{path}: ")
+
+    @classmethod
+    def paths(cls) -> list[str]:
+        """All dotted paths, in the order of the tree."""
+        return list(_walk(cls()))
+
+
+@cache
+def _adapter(cls: type[Config]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _walk(node: Any, prefix: str = "") -> list[str]:
+    paths: list[str] = []
+    for item in fields(node):
+        value = getattr(node, item.name)
+        paths += _walk(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return paths

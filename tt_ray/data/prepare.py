@@ -1,0 +1,215 @@
+"""From a configuration to data that is ready to train on: splits, label noise, captions, embedding store, join."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tt_ray.config import Config
+from tt_ray.data.label_noise import replace_labels, stratified
+from tt_ray.data.sources.base import NOBODY, Source
+from tt_ray.data.sources.labels import some
+from tt_ray.data.sources.registry import drop_unreadable, open_splits
+from tt_ray.data.text_targets import TextTargets, build_targets
+from tt_ray.embeddings.store import EmbeddingStore, embed_captions, open_store
+from tt_ray.io.storage import Storage, is_uri
+from tt_ray.terminal.errors import UserError
+from tt_ray.text.caption_table import read_captions
+from tt_ray.text.encoder import load_text_encoder
+from tt_ray.text.encoder_files import local_revision
+
+_CHECK_ROWS = 1024
+
+Show = Callable[[str, int, int], None]
+"""Called with what is going on, how much is done, and of how much."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits, and the text targets of the training split, row by row."""
+
+    train: Source
+    val: Source
+    targets: TextTargets | None
+    notes: tuple[str, ...]
+    """Sentences for the summary: what was left out, replaced or missing."""
+
+
+def open_data(config: Config, store_path: Path | None) -> Data:
+    """Opens the splits and joins them with the store; raises UserError on anything that is wrong with them."""
+    train, val, notes = open_images(config)
+    if store_path is not None and not config.text.embeddings:
+        _fetch_store(config, store_path)
+    return join(config, train, val, None if store_path is None else open_store(store_path), notes)
+
+
+def open_images(config: Config, show: Show | None = None) -> tuple[Source, Source, list[str]]:
+    """Both splits, training sub-sampled, without unreadable images, and notes on what is left out."""
+    data = config.data
+    own_captions = config.reads_text and not (config.text.captions or config.text.embeddings)
+    train, val = open_splits(data, need_captions=own_captions)
+    notes: list[str] = []
+    if data.subset < 1:
+        count, of = round(data.subset * len(train)), len(train)
+        train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
+        notes.append(f"{count} of {of} training images were kept (data.subset)")
+    if data.on_bad_image == "skip":
+        train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
+    return train, val, notes + left_out(config, train, val)
+
+
+def left_out(config: Config, train: Source, val: Source) -> list[str]:
+    """Sentences on images and files of both splits that are not read."""
+    data, notes = config.data, list[str]()
+    for split, name in ((train, data.train_split), (val, data.val_split)):
+        if split.skipped:
+            notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {some(split.skipped)}")
+        if split is train or not data.val_share:  # which is of the same folder
+            notes += split.left_out
+    return list(dict.fromkeys(notes))
+
+
+def check_images(config: Config, train: Source, val: Source, show: Show | None = None) -> None:
+    """Reads the images of splits that training will hold in memory; raises UserError naming the first unreadable one.
+
+    Larger splits would take minutes: their unreadable images stop the run when it comes to them.
+    """
+    data = config.data
+    if data.source == "shapes" or data.on_bad_image == "skip":
+        return
+    for split in (train, val):
+        if len(split) * data.image_size**2 * 3 > data.cache_gb * 2**30:
+            continue
+        for start in range(0, len(split), _CHECK_ROWS):
+            # The smallest size: JPEGs are then decoded at an eighth of their own, which still reads all of the file.
+            split.pixels(np.arange(start, min(start + _CHECK_ROWS, len(split))), 1)
+            if show is not None:
+                show("images checked", min(start + _CHECK_ROWS, len(split)), len(split))
+
+
+def _counter(show: Show | None, of: int) -> Callable[[int], None] | None:
+    if show is None:
+        return None
+    return lambda done: None if done % _CHECK_ROWS and done < of else show("images checked", done, of)
+
+
+def join(config: Config, train: Source, val: Source, store: EmbeddingStore | None, notes: list[str]) -> Data:
+    """Joins images and embeddings by id, and replaces labels: captions go on describing the image.
+
+    Labels are replaced before the join: what it leaves out changes none of the others.
+    """
+    targets, labels = None, train.labels
+    train = _spoil_labels(config, train, notes)
+    if store is not None:
+        targets, missing = build_targets(store, train, labels, config)
+        if missing.images:
+            shown = ", ".join(missing.image_ids)
+            notes.append(f"{missing.images} training images without an embedding were left out: {shown}")
+            train = train.select(missing.rows)
+        if missing.embeddings:
+            shown = ", ".join(missing.embedding_ids)
+            notes.append(f"{missing.embeddings} embeddings have no training image: {shown}")
+    return Data(train, val, targets, tuple(notes))
+
+
+def _spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
+    """Replaces labels, then takes others away. Where nothing but labels teaches, images without one are left out."""
+    data, seed, count = config.data, config.train.seed, len(train)
+    known = np.arange(count)
+    if data.unlabelled:
+        known = stratified(train.labels, train.ids, count - round(data.unlabelled * count), seed, "unlabelled")
+        if not len(known):
+            raise UserError(f"data.unlabelled {data.unlabelled} leaves none of {count} images a label: lower it")
+        left_out = "" if config.teaches else ", and were left out, as nothing but labels teaches"
+        notes.append(f"{count - len(known)} of {count} training images have no label{left_out} (data.unlabelled)")
+    labels = np.full(count, NOBODY)
+    labels[known] = train.labels[known]
+    if data.label_noise:
+        ids = train.ids.take(pa.array(known)).to_pylist()
+        labels[known] = replace_labels(labels[known], ids, len(train.classes), data.label_noise, seed)
+        changed = int((labels[known] != train.labels[known]).sum())
+        notes.append(f"{changed} of {len(known)} training labels were replaced at random")
+    train = replace(train, labels=labels)
+    return train if config.teaches or not data.unlabelled else train.select(known)
+
+
+def find_store(
+    config: Config,
+    train: Source,
+    show: Show | None = None,
+    before: Callable[[], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path | None:
+    """The run's embedding store, its checksum verified; embeds the captions first where that has not been done.
+
+    `before` is called where they are about to be embedded, which can take long; `say` is told of rows of the caption
+    table that are left out.
+
+    None when no text is read: the text weight is 0, or a vision teacher takes its place. Stores made here live in
+    <run.storage>/embeddings, named by encoder and captions, and serve every run with the same captions.
+    """
+    if not config.reads_text:
+        return None
+    if config.text.embeddings:
+        path = Path(config.text.embeddings).expanduser().absolute()
+        open_store(path, verify=True)
+        return path
+    ids, captions = _captions(config, train, say)
+    storage = Storage.open(config.run.storage)
+    folder = storage.root / "embeddings"
+    encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
+    revision = local_revision(config.text.encoder)
+    path = folder / f"{encoder_name}-{_digest(config.text.encoder + revision, ids, captions)}"
+    if _fetch_store(config, path):
+        open_store(path, verify=True)
+        return path
+    if before is not None:
+        before()
+    encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
+    try:
+        embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+        storage.push(path)
+    except OSError as error:
+        problem = error.strerror or " ".join(str(error).split())
+        raise UserError(f"cannot write embedding store {path}: {problem}: give another --run.storage") from None
+    return path
+
+
+def _fetch_store(config: Config, path: Path) -> bool:
+    """Whether the store is on this machine, after bringing it from where the runs live if need be."""
+    if is_uri(config.run.storage):
+        Storage.open(config.run.storage).fetch(path)
+    return (path / "manifest.json").exists()
+
+
+def _captions(
+    config: Config, train: Source, say: Callable[[str], None] | None
+) -> tuple[pa.StringArray, pa.StringArray]:
+    if config.text.captions:
+        table = read_captions(Path(config.text.captions).expanduser())
+        if table.problems and say is not None:
+            count, first = len(table.problems), table.problems[0]
+            say(f"{count} rows of {config.text.captions} are left out, the first: {first}")
+        return table.ids, table.captions
+    assert train.captions is not None, "open_splits refuses sources without captions"
+    present = train.captions.is_valid()
+    if not present.true_count:
+        raise UserError("no training image has a caption: give --data.caption_column or --text.captions")
+    return train.ids.filter(present), train.captions.filter(present)
+
+
+def _digest(encoder: str, ids: pa.StringArray, captions: pa.StringArray) -> str:
+    digest = hashlib.blake2b(encoder.encode(), digest_size=6)
+    for column in (ids, captions):
+        for buffer in pa.concat_arrays([column]).buffers():
+            digest.update(b"" if buffer is None else buffer)
+    return digest.hexdigest()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,122 @@
+"""Which images a step sees, and which of them each worker: a function of (seed, epoch) and (step) alone."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tt_ray.config import Config
+from tt_ray.stateless_random import seed_of
+from tt_ray.terminal.errors import UserError
+
+_ORDER_SEED = 4
+Rows = npt.NDArray[np.int64]
+
+
+class Order(NamedTuple):
+    """The order of images: global batches by step, and each worker's part of them."""
+
+    images: int
+    """N, images in the training split."""
+    batch_size: int
+    """Of the whole step."""
+    repeats: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    labelled: Rows | None = None
+    """Rows of labelled images, where some are not: every batch then has as many of them, at least half of it."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last N modulo batch_size images of an epoch's order are left out."""
+        return self.images // self.batch_size
+
+    def epoch_rows(self, epoch: int) -> tuple[Rows, Rows]:
+        """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated.
+
+        With labelled and unlabelled images each kind comes as often as its places in a batch want, in as many passes.
+        """
+        generator = np.random.Generator(np.random.Philox(seed_of(self.seed, _ORDER_SEED, epoch)))
+        if self.labelled is not None:
+            return self._two_kinds(generator, self.labelled)
+        order = generator.permutation(self.images)
+        rows = np.repeat(order, self.repeats)[: self.images]
+        return rows, (np.arange(self.images) % self.repeats).astype(np.int64)
+
+    @property
+    def labelled_places(self) -> npt.NDArray[np.bool_]:
+        """Which positions of a global batch have a label, (batch_size,): evenly, so that workers' parts are alike.
+
+        Partners in mixing are both labelled, or neither. The share is that of the data, but at least half.
+        """
+        assert self.labelled is not None
+        pairs = self.batch_size % 2 == 0
+        units = self.batch_size // (1 + pairs)
+        share = max(len(self.labelled) / self.images, 0.5)
+        ends = np.arange(units + 1) * min(round(units * share), units - 1) // units
+        places = np.diff(ends) > 0
+        return np.concatenate([places, places[::-1]]) if pairs else places
+
+    @property
+    def labelled_shares(self) -> tuple[int, ...]:
+        """Labelled images of each worker in a step."""
+        places = self.labelled_places
+        return tuple(int(places[self._replace(rank=rank).part()].sum()) for rank in range(self.world))
+
+    def _two_kinds(self, generator: np.random.Generator, labelled: Rows) -> tuple[Rows, Rows]:
+        places = np.tile(self.labelled_places, self.steps_per_epoch)
+        rows, copies = np.empty((2, len(places)), np.int64)
+        for kind, where in ((labelled, places), (np.setdiff1d(np.arange(self.images), labelled), ~places)):
+            passes = -(-int(where.sum()) // (len(kind) * self.repeats))
+            order = np.concatenate([np.repeat(generator.permutation(kind), self.repeats) for _ in range(passes)])
+            # A copy's number tells its augmentation: one that comes in a later pass is augmented anew.
+            copy = np.arange(passes)[:, None, None] * self.repeats + np.arange(self.repeats)
+            copy = np.broadcast_to(copy, (passes, len(kind), self.repeats)).ravel()
+            rows[where], copies[where] = order[: where.sum()], copy[: where.sum()]
+        return rows, copies
+
+    def part(self) -> Rows:
+        """Positions of this worker in a global batch, (its share,).
+
+        Position i and its partner in mixing, batch_size - 1 - i, fall to the same worker and stay each other's mirror.
+        """
+        first = np.arange(*self._span(self.rank))
+        return np.concatenate([first, (self.batch_size - 1 - first)[::-1]]) if self._mirrored else first
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Images of each worker in a step; they differ by a pair at most when the workers do not divide the batch."""
+        spans = [self._span(rank) for rank in range(self.world)]
+        return tuple((stop - start) * (1 + self._mirrored) for start, stop in spans)
+
+    @property
+    def _mirrored(self) -> bool:
+        return self.world > 1 and self.batch_size % 2 == 0 and self.batch_size // 2 >= self.world
+
+    def _span(self, rank: int) -> tuple[int, int]:
+        units = self.batch_size // (1 + self._mirrored)
+        return rank * units // self.world, (rank + 1) * units // self.world
+
+
+def smallest_batch(config: Config) -> int:
+    """Images in the smallest forward pass of training, on the most workers that the run may have."""
+    shares = Order(0, config.train.batch_size, 1, 0, world=config.workers[1]).shares
+    limit = config.train.max_batch_per_worker or config.train.batch_size
+    # All workers cut their shares into as many parts as the largest one needs.
+    return min(shares) // -(-max(shares) // limit)
+
+
+def train_order(config: Config, images: int, rank: int, world: int, labels: Rows | None = None) -> Order:
+    """The order of training; `labels` (images,) tell which images have none (-1).
+
+    Raises UserError when a batch is larger than the data, or too small for images with and without labels.
+    """
+    size = config.train.batch_size
+    if images < size:
+        kept = "" if config.data.unlabelled == 0 and config.data.subset == 1 else ", of data.subset or data.unlabelled"
+        raise UserError(f"train.batch_size is {size}, but there are only {images} training images{kept}: lower it")
+    labelled = None if labels is None or labels.min() >= 0 else np.flatnonzero(labels >= 0)
+    if labelled is not None and size < 4:
+        raise UserError(f"train.batch_size is {size}, too small for labelled and unlabelled images: give at least 4")
+    return Order(images, size, config.data.repeats, config.train.seed, rank, world, labelled)

@@ -1,0 +1,1 @@
+"""Splits of images: one file for each source."""

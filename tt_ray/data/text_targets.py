@@ -1,0 +1,168 @@
+"""What the text head is to reach: a split joined with an embedding store, once; then rows in, tensors out."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tt_ray.config import Config, TextConfig
+from tt_ray.data.sources.base import Source
+from tt_ray.embeddings.pca import fit_pca
+from tt_ray.embeddings.store import EmbeddingStore
+from tt_ray.stateless_random import uniform
+from tt_ray.terminal.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SHUFFLE_KEY, _RANDOM_CLASS_KEY = 0x5EED5, 0x5EEDC
+_EXAMPLES = 5
+_EPS = 1e-6
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What the join of a split with a store has left over."""
+
+    images: int
+    """Images without an embedding."""
+    image_ids: tuple[str, ...]
+    """The first five of them."""
+    embeddings: int
+    """Embeddings without an image."""
+    embedding_ids: tuple[str, ...]
+    """The first five of them."""
+    rows: Ints
+    """The source's rows that have an embedding, rising; `source.select(rows)` is what the targets belong to."""
+
+
+@dataclass(frozen=True)
+class TextTargets:
+    """Targets (n, D') of a split's rows. Pickles without the embeddings: the store is opened again by its path."""
+
+    store: EmbeddingStore
+    index: npt.NDArray[np.int32]
+    """Row of the store, or of `table`, of each image, shape (N,)."""
+    shift: Floats
+    """Subtracted from embeddings, shape (D,)."""
+    scale: Floats
+    """Multiplied with them then, shape (D,)."""
+    projection: Floats | None = None
+    """Principal components that reduce them last, shape (D', D)."""
+    table: Floats | None = None
+    """Embeddings that stand in for the store's, shape (classes, D): control random_class."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def dim(self) -> int:
+        """Length D' of a target."""
+        return self.store.dim if self.projection is None else len(self.projection)
+
+    def __getitem__(self, rows: npt.ArrayLike) -> "Tensor":
+        """Targets of the rows, float32, shape (len(rows), D')."""
+        import torch  # takes two seconds, which the driver, who only joins, does not have
+
+        chosen = self.index[np.asarray(rows)]
+        embeddings = (self.store.embeddings if self.table is None else self.table)[chosen].astype(np.float32)
+        embeddings -= self.shift
+        embeddings *= self.scale
+        if self.projection is not None:
+            embeddings = embeddings @ self.projection.T
+        return torch.from_numpy(embeddings)
+
+
+def build_targets(
+    store: EmbeddingStore, source: Source, clean_labels: Ints, config: Config
+) -> tuple[TextTargets, Missing]:
+    """Joins a split with a store and prepares normalisation, reduction and controls as the config asks.
+
+    `clean_labels` (len(source),) are the true classes, untouched by label noise; only control random_class reads them.
+    The targets belong to `source.select(missing.rows)`. Raises UserError when more than text.max_missing of the
+    images, or all of them, have no embedding, and when head.out_dim is larger than the embeddings.
+    """
+    found = store.rows_of(source.ids)
+    missing = _missing(store, source.ids, found)
+    _check_missing(missing, store, source, config.text.max_missing)
+    index = found[missing.rows].astype(np.int32)
+    table = None
+    seed = config.train.seed
+    if config.text.control == "shuffle":
+        index = index[uniform(np.arange(len(index)), 1, seed, _SHUFFLE_KEY)[:, 0].argsort(kind="stable")]
+    elif config.text.control == "random_class":
+        labels = clean_labels[missing.rows]
+        if labels.min() < 0:
+            raise UserError("text.control random_class needs a class for each image, but some have none")
+        index = labels.astype(np.int32)
+        table = _class_vectors(store, int(labels.max()) + 1, seed)
+    shift, scale = _normalisation(store, config.text)
+    return TextTargets(store, index, shift, scale, _projection(store, config), table), missing
+
+
+def _missing(store: EmbeddingStore, ids: pa.StringArray, found: Ints) -> Missing:
+    rows = np.flatnonzero(found >= 0)
+    used = np.zeros(len(store), bool)
+    used[found[rows]] = True
+    images, embeddings = np.flatnonzero(found < 0), np.flatnonzero(~used)
+    return Missing(
+        images=len(images),
+        image_ids=tuple(ids.take(pa.array(images[:_EXAMPLES])).to_pylist()),
+        embeddings=len(embeddings),
+        embedding_ids=tuple(store.ids.take(pa.array(embeddings[:_EXAMPLES])).to_pylist()),
+        rows=rows,
+    )
+
+
+def _check_missing(missing: Missing, store: EmbeddingStore, source: Source, accepted: float) -> None:
+    total = len(source)
+    examples = ", ".join(missing.image_ids)
+    if not len(missing.rows):
+        raise UserError(
+            f"none of the {total} images has an embedding in {store.path}: image ids such as {examples} "
+            f"meet none such as {', '.join(missing.embedding_ids)}; embed this data set's captions"
+        )
+    if missing.images > accepted * total:
+        raise UserError(
+            f"{missing.images} of {total} images have no embedding in {store.path}, such as {examples}: embed their "
+            f"captions, or leave them out with --text.max_missing {_round_up(missing.images / total)}"
+        )
+
+
+def _round_up(share: float) -> float:
+    """The share with two digits, never less than it."""
+    return min(1.0, np.ceil(share * 100) / 100)
+
+
+def _class_vectors(store: EmbeddingStore, classes: int, seed: int) -> Floats:
+    """One Gaussian vector per class with the store's mean and standard deviation, shape (classes, D)."""
+    first, second = np.split(uniform(np.arange(classes), 2 * store.dim, seed, _RANDOM_CLASS_KEY), 2, axis=1)
+    # Box and Muller (1958); 1 - u is in (0, 1], where the logarithm is finite.
+    normal = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * np.pi * second)
+    return (store.mean + store.std * normal).astype(np.float32)
+
+
+def _normalisation(store: EmbeddingStore, text: TextConfig) -> tuple[Floats, Floats]:
+    """What to subtract and then multiply with, both of shape (D,)."""
+    divisor = np.ones(store.dim)
+    if text.normalize_std == "mean":
+        divisor[:] = max(store.std.mean(dtype=np.float64), _EPS)
+    elif text.normalize_std == "full":
+        divisor = store.std.astype(np.float64) + _EPS
+    shift = store.mean if text.normalize_mean else np.zeros_like(store.mean)
+    return shift, (1 / divisor).astype(np.float32)
+
+
+def _projection(store: EmbeddingStore, config: Config) -> Floats | None:
+    """Principal components (head.out_dim, D) of the embeddings as normalised, or None where nothing is reduced."""
+    out_dim = config.head.out_dim
+    if out_dim in (0, store.dim):
+        return None
+    # One common divisor leaves the components as they are; only one per dimension changes them.
+    pca = fit_pca(store, out_dim, "full" if config.text.normalize_std == "full" else "none")
+    return pca.components.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Files, storage, hub: nothing of the project."""

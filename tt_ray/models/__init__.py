@@ -1,0 +1,1 @@
+"""Backbones, teachers, export."""

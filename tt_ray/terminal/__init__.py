@@ -1,0 +1,1 @@
+"""Errors in one line, the life of a command, progress."""

@@ -1,0 +1,1 @@
+"""One run; knows no Ray."""

@@ -1,0 +1,202 @@
+"""The whole training state in a folder: safetensors and JSON, nothing pickled, the manifest last, strict on loading."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from tt_ray.io.files import sha256, sync
+from tt_ray.terminal.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: the number of steps that are done."""
+
+    step: int
+    epoch: int
+    samples_seen: int
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint after `step` steps; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Steps that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step-"))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; on success it is made durable and takes `path`'s place, else it is removed."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in [*partial.iterdir(), partial]:
+            sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, **entries: Any) -> None:
+    """Describes every file of `folder` by size and sha256; its presence means that the folder is complete."""
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, **entries, "files": files}, indent=2))
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, after comparing every file with it; raises UserError naming the first that differs."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} is not complete: it has no readable manifest.json") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder} has format {manifest.get('format')}, but this version reads {FORMAT}")
+    for name, entry in files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
+            raise UserError(f"{file} is damaged: it is not what manifest.json says")
+    return manifest
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the training state in main memory, which further steps do not change."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """By file (model, optimizer, ema) and name."""
+    optimizer: dict[str, Any]
+    """What of the optimiser is no tensor."""
+
+    def not_finite(self) -> str:
+        """Name of the first weight that is infinite or NaN somewhere; empty when there is none."""
+        weights = [*self.tensors["model"].items(), *self.tensors.get("ema", {}).items()]
+        return next((name for name, weight in weights if not weight.isfinite().all()), "")
+
+
+def snapshot(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> Snapshot:
+    """Copies the state; where it is sharded every worker must call, and each gets the whole."""
+    for module in (model, ema):
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a validation leaves the outermost parameters whole
+    tensors, state = _optimizer_state(model, optimizer)
+    files = {"model": model.state_dict(), "optimizer": tensors}
+    if ema is not None:
+        files["ema"] = ema.state_dict()
+    return Snapshot({file: {k: _copy(v) for k, v in entries.items()} for file, entries in files.items()}, state)
+
+
+def save_checkpoint(path: Path, position: Position, state: Snapshot, extra: dict[str, Any], config_yaml: str) -> None:
+    """Writes the folder `path`; `extra` is JSON. Raises OSError (disk full, say) and leaves nothing half-written."""
+    with new_folder(path) as folder:
+        for file, tensors in state.tensors.items():
+            save_file(tensors, folder / f"{file}.safetensors")
+        entries = {"position": asdict(position), "optimizer": state.optimizer, "extra": extra}
+        (folder / "state.json").write_text(json.dumps(entries, default=Tensor.item))
+        (folder / "config.yaml").write_text(config_yaml)
+        write_manifest(folder, step=position.step)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None
+) -> tuple[Position, dict[str, Any]]:
+    """Fills model, optimiser and EMA in place; raises UserError unless names and shapes agree exactly."""
+    try:
+        for module, file in ((model, "model"), (ema, "ema")):
+            if module is not None:
+                saved, current = load_file(path / f"{file}.safetensors"), module.state_dict()
+                module.load_state_dict({name: _as(value, current.get(name)) for name, value in saved.items()})
+        state = json.loads((path / "state.json").read_text())
+        tensors = load_file(path / "optimizer.safetensors")
+        _restore_optimizer(model, optimizer, tensors, state["optimizer"])
+    except (RuntimeError, SafetensorError, KeyError, FileNotFoundError) as error:
+        raise UserError(f"{path} does not fit this run's configuration: {' '.join(str(error).split())[:300]}") from None
+    return Position(**state["position"]), state["extra"]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first, complete or not."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def newest_intact(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
+    """The first of `paths`, newest first, that agrees with its manifest, and what is wrong with those before it."""
+    problems: list[str] = []
+    for path in paths:
+        try:
+            if (step := check_manifest(path).get("step")) != step_of(path):  # the manifest's own sum is nowhere
+                raise UserError(f"{path / 'manifest.json'} is damaged: it is of step {step}")
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, in main memory, not shared with it."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().to("cpu", copy=True).contiguous()
+
+
+def _as(value: Tensor, current: Tensor | None) -> Tensor:
+    """`value`, sharded as `current` is. Every worker has read all of it, so that none needs to send."""
+    if not isinstance(current, DTensor):
+        return value
+    return distribute_tensor(value, current.device_mesh, current.placements, src_data_rank=None)
+
+
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by `parameter|entry`, and the rest as JSON."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for parameter, entries in optimizer.state.items():
+        assert isinstance(parameter, nn.Parameter)
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{names[parameter]}|{key}"] = value
+    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
+    return tensors, {"scalars": scalars, "groups": groups}
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    saved = [group["params"] for group in state["groups"]]
+    if saved != [[names[p] for p in group["params"]] for group in optimizer.param_groups]:
+        raise KeyError("the optimiser's parameters differ")
+    numbers = {name: number for number, name in enumerate(name for group in saved for name in group)}
+    by_number: dict[int, dict[str, Any]] = {}
+    parameters = dict(model.named_parameters())
+    for key, value in [*tensors.items(), *state["scalars"].items()]:
+        name, entry = key.rsplit("|", 1)
+        if isinstance(value, Tensor) and value.shape == parameters[name].shape:
+            value = _as(value, parameters[name])
+        by_number.setdefault(numbers[name], {})[entry] = value
+    current = optimizer.state_dict()["param_groups"]
+    groups = [{**saved, "params": now["params"]} for saved, now in zip(state["groups"], current, strict=True)]
+    # JSON has no tuples; optimisers compare and unpack betas either way, but equal state is easier to check.
+    groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in groups]
+    optimizer.load_state_dict({"state": by_number, "param_groups": groups})

@@ -1,0 +1,138 @@
+"""A run's checkpoints: written and uploaded beside the training, one at a time; the newest intact one is found."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tt_ray.io.files import sha256, sync
+from tt_ray.io.storage import Storage
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.checkpoint import (
+    Position,
+    Snapshot,
+    check_manifest,
+    checkpoint_name,
+    newest_intact,
+    save_checkpoint,
+    step_of,
+)
+from tt_ray.training.collectives import sum_over_workers
+
+# pyarrow itself has tried for seconds by then.
+_PAUSES_S = (1.0, 10.0, 60.0, 120.0)
+
+
+class Keeper:
+    """Checkpoints of the run folder `run_dir`, in `run_dir/checkpoints`."""
+
+    def __init__(self, run_dir: Path, storage: Storage, keep: int) -> None:
+        self.run_dir, self.storage, self.keep = run_dir, storage, keep
+        self.folder = run_dir / "checkpoints"
+        self.in_use: set[str] = set()
+        """Names of checkpoints that somebody still reads: they are not pruned."""
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._where: Path | None = None
+
+    def save(self, position: Position, state: Snapshot, extra: dict[str, Any], then: Callable[[Path], None]) -> None:
+        """Starts to write `state`, which nobody may change any more; `then` is called with the finished checkpoint."""
+        path = self._where = self.folder / checkpoint_name(position.step)
+        yaml = (self.run_dir / "config.yaml").read_text()
+
+        def write() -> None:
+            # A checkpoint must not know of more steps than the rows and scalars beside it.
+            sync(self.run_dir / "metrics.jsonl")
+            save_checkpoint(path, position, state, extra, yaml)
+            for name in ("metrics.jsonl", "tensorboard"):
+                self.push(self.run_dir / name)
+            self.push(path)
+            then(path)
+            for old in self.names()[self.keep :] if self.keep else ():
+                if old not in self.in_use:
+                    self.storage.remove(self.folder / old)
+
+        self._writing = self._writer.submit(write)
+
+    def push(self, path: Path) -> None:
+        """Uploads; a storage that fails is tried again for some minutes, while training goes on."""
+        for pause in _PAUSES_S:
+            try:
+                self.storage.push(path)
+                return
+            except OSError as error:
+                if error.errno is not None:  # of this machine: a full disk, say
+                    raise
+            time.sleep(pause)
+        self.storage.push(path)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written, or has failed."""
+        if self._writing is not None:
+            self._writing.exception()
+
+    def problem(self) -> str:
+        """Why the last checkpoint could not be written; empty while it is being written, and when it was."""
+        if self._writing is None or not self._writing.done():
+            return ""
+        error = self._writing.exception()
+        return (error and f"cannot write checkpoint {self._where}: {getattr(error, 'strerror', None) or error}") or ""
+
+    def names(self) -> list[str]:
+        """Of all checkpoints, newest first, complete or not."""
+        found = set(self.storage.names(self.folder))
+        return sorted((name for name in found if name.startswith("step-")), reverse=True)
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that agrees with its manifest, on this machine, and what is wrong with newer ones."""
+        return newest_intact(self._fetched())
+
+    def agree(self, rank: int, device: torch.device) -> tuple[Path | None, list[str]]:
+        """`newest` as worker 0 finds it, on the machine of every worker; called by all.
+
+        Raises UserError on all of them when one does not see what worker 0 sees: their steps would not be the same.
+        """
+        path, problems, chosen = None, list[str](), (0, 0)
+        if rank == 0:
+            with self.storage.alone():
+                self.storage.pull(self.run_dir, skip=("checkpoints", "export"))
+            path, problems = self.newest()
+            chosen = (1 + step_of(path), _mark(path)) if path else chosen
+        # Also a barrier: the others read what worker 0 has replaced.
+        after, mark = sum_over_workers(torch.tensor(chosen, dtype=torch.int64, device=device)).tolist()
+        blind = rank == 0 and not (self.run_dir / "config.yaml").exists()
+        if rank and after:
+            path = self.folder / checkpoint_name(after - 1)
+            with self.storage.alone():
+                if _mark(path) != mark:
+                    self.storage.pull(path)
+                blind = _mark(path) != mark
+        if sum_over_workers(torch.tensor(float(blind), device=device)):
+            raise UserError(
+                f"not all workers see the same files in {self.run_dir}: "
+                "give a --run.storage that all nodes share, or a URI (s3://, gs://)"
+            )
+        return path, problems
+
+    def _fetched(self) -> Iterator[Path]:
+        for name in self.names():
+            self.storage.fetch(self.folder / name)
+            yield self.folder / name
+
+    def last_good(self) -> str:
+        """Half a sentence for errors."""
+        self.wait()
+        path, _ = self.newest()
+        return f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+
+
+def _mark(checkpoint: Path) -> int:
+    """Tells one intact checkpoint from others of its step, in 60 bits; 0 where it is not intact."""
+    try:
+        check_manifest(checkpoint)
+    except UserError:
+        return 0
+    return int(sha256(checkpoint / "manifest.json")[:15], 16)

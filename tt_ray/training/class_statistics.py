@@ -1,0 +1,33 @@
+"""Mean and variance of each class's text targets, for BorLan's Gaussians: one streamed pass, shared by the workers."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tt_ray.data.sampling import Rows
+from tt_ray.data.text_targets import TextTargets
+from tt_ray.training.collectives import sum_over_workers
+
+# Rows that are looked up at a time: 64 MiB of float64 at D = 1024.
+_BLOCK = 8192
+
+
+def class_statistics(
+    targets: TextTargets, labels: Rows, classes: int, device: torch.device, rank: int = 0, world: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Means and population variances of the targets of each class, float32, (classes, D), on the device.
+
+    `labels` (N,) are those that training uses. A class without images gets zeros. All workers must call; each reads
+    its share of the rows.
+    """
+    # Counts, sums and sums of squares; float64 keeps what centred targets have of digits.
+    sums = torch.zeros(classes, 1 + 2 * targets.dim, dtype=torch.float64)
+    first, last = rank * len(labels) // world, (rank + 1) * len(labels) // world
+    for start in range(first, last, _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, last))
+        values = targets[rows].double()
+        block = torch.cat([torch.ones(len(rows), 1, dtype=torch.float64), values, values.square()], 1)
+        sums.index_add_(0, torch.from_numpy(labels[rows]), block)
+    sums = sum_over_workers(sums.to(device))
+    mean, squares = (sums[:, 1:] / sums[:, :1].clamp(min=1)).split(targets.dim, 1)
+    return mean.float(), (squares - mean.square()).clamp(min=0).float()

@@ -1,0 +1,114 @@
+"""Classification plus weighted alignment, with named parts: TextTeacher's total loss (arXiv 2605.22098)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tt_ray.config import Config
+from tt_ray.data.sources.base import NOBODY
+from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE, distillation
+from tt_ray.models.classifier import Outputs
+from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
+
+PARTS = ("loss", "loss_cls", "loss_text", "balance")
+
+
+class Objective(NamedTuple):
+    """L = lambda w L_text + (1 - lambda) L_cls, with w = |dL_cls/dz| / |dL_text/dz| at the features z.
+
+    With a vision teacher L_text is the loss towards its embedding, or its logits.
+    """
+
+    loss: str
+    """Of the alignment; empty distils logits."""
+    balance: bool
+    gather: bool
+    label_smoothing: float
+    eps: float
+    temperature: float = 0.0
+    """Of distilled logits, or of the alignment loss; 0 is the loss's own."""
+    shares: tuple[int, ...] = ()
+    """Images of each worker in a step; empty where all have as many."""
+    labelled: tuple[int, ...] = ()
+    """Labelled images of each worker in a step; empty where all are."""
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and variance of each class's targets, (C, D), where the loss needs them."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Objective":
+        text, optim, teacher = config.text, config.optim, config.teacher
+        logits = bool(teacher.model) and teacher.target == "logits"
+        loss = "" if logits else text.loss
+        gather = text.negatives == "global" and not logits and loss not in PER_IMAGE
+        temperature = teacher.temperature if logits else 0.0 if loss in LEARNED_SCALARS else text.temperature
+        return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, temperature)
+
+    def __call__(
+        self, outputs: Outputs, labels: Tensor, text: Tensor | None, weight: float, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The total loss and its detached parts, in the order of PARTS, shape (4,). Nothing waits for the device.
+
+        Args:
+            outputs: of the model; `features` must take part in the graph of `logits` and `text`.
+            labels: class numbers (B,), -1 for none, or shares of classes (B, C), all 0 for none.
+            text: what the text head is to reach, (B, D), or None without one.
+            weight: lambda.
+            teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with beside `text`.
+        """
+        loss_cls = self._classification(outputs.logits, labels)
+        if weight == 0 or (text is None and teacher is None):
+            # A weight that fell to 0: the head gets zero gradients, which DDP waits for, and the rest is the baseline.
+            # Times 0 before the sum, which overflows in half precision.
+            idle = sum((0 * root).sum() for root in (outputs.text, outputs.scalars) if root is not None)
+            return loss_cls + idle, _parts(loss_cls, loss_cls, None, None)
+        loss_text = self._alignment(outputs, labels, text, teacher)
+        ratio = self._ratio(loss_cls, loss_text, outputs.features) if self.balance else torch.ones_like(loss_cls)
+        total = weight * ratio * loss_text + (1 - weight) * loss_cls
+        return total, _parts(total, loss_cls, loss_text, ratio)
+
+    def _classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # Mixed labels are smoothed where they are mixed.
+        smoothing = self.label_smoothing if labels.ndim == 1 else 0.0
+        if not self.labelled:
+            return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) * self._part(len(labels))
+        total = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, ignore_index=NOBODY, reduction="sum")
+        return total * (len(self.labelled) / sum(self.labelled))
+
+    def _alignment(self, outputs: Outputs, labels: Tensor, text: Tensor | None, teacher: Tensor | None) -> Tensor:
+        if not self.loss:
+            assert teacher is not None
+            return distillation(outputs.logits.float(), teacher, self.temperature) * self._part(len(teacher))
+        assert outputs.text is not None and text is not None
+        pred = outputs.text.float()
+        part = 1.0 if self.gather else self._part(len(pred))
+        if self.gather:
+            pred, text = gather_rows(pred, self.shares), gather_rows(text, self.shares)
+            teacher = None if teacher is None else gather_rows(teacher, self.shares)
+        means, variances = self.statistics or (None, None)
+        known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
+        scalars = () if outputs.scalars is None else outputs.scalars.unbind()
+        needs = [known[name] for name in NEEDS.get(self.loss, ())]
+        options = {"temperature": self.temperature} if self.temperature else {}
+        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars, *needs, **options) * part
+
+    def _part(self, rows: int) -> float:
+        """What a worker's mean counts, so that the mean over workers is that over images."""
+        return rows * len(self.shares) / sum(self.shares) if self.shares else 1.0
+
+    def _ratio(self, loss_cls: Tensor, loss_text: Tensor, features: Tensor) -> Tensor:
+        # Gradients of means shrink with the batch and would vanish in half precision: take them of sums instead.
+        rows = sum(self.shares) or len(features) * world_size()
+        losses = (loss_cls, loss_text)
+        grads = [torch.autograd.grad(loss * rows, features, retain_graph=True)[0].float() for loss in losses]
+        squares = sum_over_workers(torch.stack([grad.square().sum() for grad in grads]))
+        # Each worker's gradient is `world` times its share of the global loss's (see gather_rows).
+        norm_cls, norm_text = (squares.sqrt() / (rows * world_size())).unbind()
+        return (norm_cls + self.eps) / (norm_text + self.eps)
+
+
+def _parts(total: Tensor, loss_cls: Tensor, loss_text: Tensor | None, ratio: Tensor | None) -> Tensor:
+    zero = torch.zeros_like(loss_cls)
+    parts = (total, loss_cls, zero if loss_text is None else loss_text, zero if ratio is None else ratio)
+    return torch.stack([part.detach() for part in parts])

@@ -1,0 +1,72 @@
+"""Optimiser and learning-rate schedule, both timm's."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import param_groups_layer_decay as layer_groups
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from tt_ray.config import OptimConfig
+from tt_ray.terminal.errors import UserError, nearest
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
+    """timm's optimiser of that name over timm's parameter groups; raises UserError on an unknown name."""
+    names = [str(name) for name in list_optimizers()]
+    if config.name not in names:
+        raise UserError(f"optim.name is {config.name!r}; {nearest(config.name, names)}")
+    kwargs: dict[str, Any] = {"eps": config.eps} if get_optimizer_info(config.name).has_eps else {}
+    if config.name in ("lamb", "lambc"):
+        kwargs["max_grad_norm"] = None  # timm's LAMB would clip at 1 by itself, whatever grad_clip says
+    if config.layer_decay < 1:
+        kwargs["param_group_fn"] = lambda whole: _layer_wise(config, whole)
+    return create_optimizer_v2(model, config.name, lr=config.lr, weight_decay=config.weight_decay, **kwargs)
+
+
+def _layer_wise(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """timm's layer-wise groups of the backbone (BEiT's, arXiv 2106.08254), and the text head's at the full rate.
+
+    The schedule multiplies each group's rate by its `lr_scale`: 1 for the last layer, layer_decay for the one before.
+    """
+    backbone: Any = getattr(model, "backbone", model)
+    spared = getattr(backbone, "no_weight_decay", set)()
+    groups = layer_groups(backbone, config.weight_decay, spared, layer_decay=config.layer_decay)
+    taken = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [p for p in model.parameters() if id(p) not in taken and p.requires_grad]
+    for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+        if chosen := [p for p in rest if (p.ndim > 1) is matrices]:
+            groups.append({"params": chosen, "weight_decay": decay, "lr_scale": 1.0})
+    return groups
+
+
+def build_scheduler(config: OptimConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> CosineLRScheduler:
+    """Linear warm-up, then cosine, per step: a function of the step, so there is no state to save."""
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=epochs * steps_per_epoch,
+        lr_min=config.min_lr,
+        warmup_t=round(config.warmup_epochs * steps_per_epoch),
+        warmup_lr_init=config.warmup_lr,
+        t_in_epochs=False,
+    )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scales gradients down to the norm `largest` (0: leaves them); returns the norm before, on the device."""
+    chosen = list(parameters)
+    if largest:
+        norm = nn.utils.clip_grad_norm_(chosen, largest)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The current learning rate, that of the last layer where layers have their own."""
+    first = optimizer.param_groups[0]
+    return float(first["lr"] / first.get("lr_scale", 1.0))

@@ -1,0 +1,1 @@
+"""Search over configurations on Ray Tune."""

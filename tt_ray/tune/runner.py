@@ -1,0 +1,274 @@
+"""Runs a search's trials on Ray Tune (Ray 2.60), as many at a time as the cluster holds, and keeps the journal."""
+
+import logging
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.callback import Callback
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from tt_ray.cluster.ray_errors import ENDED, own_words
+from tt_ray.data.sources.base import Pixels
+from tt_ray.terminal.errors import UserError
+from tt_ray.tune.journal import Journal, Record
+from tt_ray.tune.space import METRICS, Space, Values
+from tt_ray.tune.trial import Plan, run_trial
+
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the command has its own
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a failed trial has none
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the journal knows more
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each trial takes of the cluster."""
+
+    workers: int
+    cpus: int
+    """Of each worker."""
+    gpus: float
+    """Of each worker; a fraction lets several trials of one worker share a GPU."""
+
+    def bundles(self) -> PlacementGroupFactory:
+        """What Tune sets aside for a trial.
+
+        Several workers get their places from Ray Train: what the trial itself took would be missing there, and a
+        cluster full of trials that wait for their workers would wait for ever. A byte of memory stands for nothing.
+        """
+        if self.workers > 1:
+            return PlacementGroupFactory([{"memory": 1.0}])
+        return PlacementGroupFactory([{"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}])
+
+    def slots(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Trials that fit nodes with these resources at a time; raises UserError when not one does."""
+        places = 0
+        for node in nodes:
+            fits = [node.get("CPU", 0) // self.cpus, node.get("GPU", 0) / self.gpus if self.gpus else float("inf")]
+            places += int(min(fits) + 1e-9)
+        if places < self.workers:
+            cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+            each = f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+            raise UserError(
+                f"a trial needs {self.workers} x {each}, but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: "
+                "give lower --workers-per-trial, --gpus-per-trial or --run.cpus_per_worker"
+            )
+        return places // self.workers
+
+
+class Watch(Protocol):
+    """Who is told how the search goes."""
+
+    def began(self, record: Record) -> None: ...
+
+    def changed(self, record: Record) -> None: ...
+
+    def looked(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trials:
+    """A set of trials to run."""
+
+    plan: Plan
+    resources: Resources
+    concurrent: int
+    max_failures: int
+    """Deaths of a trial's process, such as with its node, after which it has failed."""
+    pixels: Mapping[str, Pixels]
+    """Images of the splits `train` and `val` where they are held in memory, for all trials."""
+    folder: Path
+    time_budget_s: float | None = None
+
+
+def run_trials(
+    trials: Trials,
+    jobs: "Sequence[Record] | Suggestions",
+    scheduler: Any,
+    journal: Journal,
+    watch: Watch,
+    stop: threading.Event,
+) -> None:
+    """Until all have ended, `stop` is set, or the time is up; what has not ended then can go on another day."""
+    os.environ.update(_QUIET)
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    random.seed(0)  # population-based training draws from it
+    suggestions = jobs if isinstance(jobs, Suggestions) else None
+    names = [record.job() for record in jobs] if not isinstance(jobs, Suggestions) else []
+    scratch = trials.folder / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, plan=trials.plan, pixels=trials.pixels), trials.resources.bundles()
+        ),
+        param_space={} if suggestions else {"job": tune.grid_search(names)},
+        tune_config=tune.TuneConfig(
+            num_samples=suggestions.count if suggestions else 1,
+            max_concurrent_trials=None if trials.plan.hands_over else trials.concurrent,
+            search_alg=suggestions,
+            scheduler=scheduler,
+            time_budget_s=trials.time_budget_s,
+            # Starting a process and importing torch takes longer than many a trial's epoch. Processes of trials with
+            # several workers end with them, and so free what Ray Train holds.
+            reuse_actors=trials.resources.workers == 1,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(scratch),
+            verbose=0,
+            stop=_Stop(stop),
+            callbacks=[_Keeper(journal, watch)],
+            failure_config=tune.FailureConfig(max_failures=trials.max_failures),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Stop(tune.Stopper):
+    """Ends the search when an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.event.is_set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune wants to write it down; nobody reads that
+
+
+class _Keeper(Callback):
+    """Writes down what happens, and tells whoever watches."""
+
+    def __init__(self, journal: Journal, watch: Watch) -> None:
+        self.journal, self.watch = journal, watch
+        self._looked = 0.0
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.watch.began(self._record(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self._record(trial)
+        if "failed" in result:
+            self.journal.end(record.name, "failed", result["failed"])
+        elif "seeds" in result:
+            names = (*METRICS, "epoch", "seeds", "seconds", "finished", "generation", "donor")
+            row = {name: result[name] for name in names if name in result}
+            self.journal.report(record.name, {**row, "values": trial.config["job"]["values"], "at": time.time()})
+            if result["finished"]:
+                self.journal.end(record.name, "done")
+        self.watch.changed(self._record(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        record = self._record(trial)
+        if not record.ended:
+            self.journal.end(record.name, "stopped")
+            self.watch.changed(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        record = self._record(trial)
+        error = trial.get_pickled_error() or trial.get_error()
+        self.journal.end(record.name, "died", own_words(error) if error else ENDED)
+        self.watch.changed(record)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        now = time.monotonic()
+        if now - self._looked > _LOOK_S:
+            self._looked = now
+            self.watch.looked()
+
+    def _record(self, trial: Trial) -> Record:
+        return self.journal.records[trial.config["job"]["name"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Suggestions(Searcher):
+    """Optuna's proposals as jobs: first those that an earlier command has left unfinished, then new ones.
+
+    Optuna is told of all trials that have ended, those of earlier commands included.
+    """
+
+    def __init__(self, space: Space, records: Sequence[Record], of: int, new: Callable[[Values], Record]) -> None:
+        super().__init__(metric=space.metric, mode=space.mode)
+        self.space, self.new = space, new
+        self.left = [record for record in records if not record.ended]
+        self.count = max(of - len(records), 0) + len(self.left)
+        """Trials that are to run."""
+        self.optuna = _optuna(space)
+        self.running: dict[str, Record] = {}
+        for record in records:
+            if record.ended:
+                self._tell(record)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        record = self.left.pop(0) if self.left else self.new(self._propose(trial_id))
+        self.running[trial_id] = record
+        return {"job": record.job()}
+
+    def _propose(self, trial_id: str) -> Values:
+        values = self.optuna.suggest(trial_id)
+        assert values is not None
+        # Four digits are what anybody will read or type again.
+        return {path: float(f"{value:.4g}") if isinstance(value, float) else value for path, value in values.items()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        record = self.running.pop(trial_id, None)
+        if record is None:
+            return
+        failed = error or bool(result and "failed" in result)
+        if trial_id in self.optuna._ot_trials:
+            told = None if failed or result is None else self.space.comparable(result)
+            self.optuna.on_trial_complete(trial_id, told, failed)
+        else:
+            self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        value = self.space.comparable(record.reports[-1] if record.reports else {}).get(self.space.metric)
+        self.optuna.add_evaluated_point(record.values, value or 0.0, error=value is None or record.status == "failed")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+def _optuna(space: Space) -> Any:
+    from ray.tune.search.optuna import OptunaSearch
+
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("--searcher optuna needs the package optuna: pip install 'tt-ray[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return OptunaSearch(OptunaSearch.convert_search_space(dict(space.domains)), space.metric, space.mode, seed=0)
