@@ -5,9 +5,10 @@
 
 The loop is `tt_ray.training.trainer.train` itself: batches, augmentation, Trainer.step, metrics.jsonl and TensorBoard.
 It calls its context every `run.log_every` steps, and there bare steps (forward, objective, backward, optimiser; no
-clipping) of a second copy of the model run on one batch that is held in memory, with the same number of threads. Validation and
-checkpoints are put off beyond the measured steps. Loader processes work on during bare steps until their queues are
-full; so either block follows on `--settle` steps that do not count. Embeddings are random, which costs the same.
+clipping) of a second copy of the model run on one batch that is held in memory, with the same number of threads.
+Validation and checkpoints are put off beyond the measured steps. Loader processes work on during bare steps until their
+queues are full; so either block follows on `--settle` steps that do not count. Embeddings are random, which costs the
+same.
 """
 
 import argparse

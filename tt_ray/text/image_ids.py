@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.base import NOBODY
+from tt_ray.data.sources.file_listing import list_images
 from tt_ray.data.sources.image_folder import folder_images
 from tt_ray.data.sources.labels import declared_names, text_labels
 from tt_ray.data.sources.metadata import read_metadata
-from tt_ray.io.file_listing import list_images
 from tt_ray.terminal.errors import UserError
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.

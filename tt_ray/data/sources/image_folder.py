@@ -13,9 +13,9 @@ from PIL import Image
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import ImageReader
+from tt_ray.data.sources.file_listing import Listing, list_images
 from tt_ray.data.sources.labels import LabelPlace, Labels, absent, number_classes, some
 from tt_ray.data.sources.metadata import Metadata, read_metadata, unused_metadata
-from tt_ray.io.file_listing import Listing, list_images
 from tt_ray.terminal.errors import UserError, shown
 
 _SPLIT_OPTIONS = "--data.root, --data.train_split or --data.val_split"

@@ -60,7 +60,7 @@ class Listing:
 
 def image_suffixes() -> frozenset[str]:
     """Lower-case suffixes of the formats that Pillow decodes, those of its plug-ins included."""
-    from tt_ray.data import decoding  # noqa: F401 (loads the plug-ins)
+    from tt_ray.data.sources import decoding  # noqa: F401 (loads the plug-ins)
 
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name not in _NO_PIXELS)
 

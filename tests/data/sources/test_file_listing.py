@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFile
 
-from tt_ray.io.file_listing import by_suffix, image_suffixes, list_images
+from tt_ray.data.sources.file_listing import by_suffix, image_suffixes, list_images
 from tt_ray.terminal.errors import UserError
 
 
