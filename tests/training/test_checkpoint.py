@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 import tt_ray.training.checkpoint
 from tt_ray.config import OptimConfig
+from tt_ray.io.files import new_folder
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.checkpoint import (
     Position,
     check_manifest,
     checkpoints,
     load_checkpoint,
-    new_folder,
     newest_intact,
     save_checkpoint,
     snapshot,

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 
 from tt_ray.embeddings.importers import ABOUT, Show
 from tt_ray.embeddings.store import EmbeddingStore
+from tt_ray.io.files import new_folder
 from tt_ray.io.resumable import disk_problems
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import new_folder
 
 # Half of a GiB, as on the hub: large enough to read well, small enough to fetch again.
 _FILE_BYTES = 1 << 29

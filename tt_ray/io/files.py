@@ -1,12 +1,16 @@
-"""Checksums and durability of files, for stores and checkpoints alike."""
+"""Checksums of files, and the one way to write: next to the path, to disk, and then in its place."""
 
 import hashlib
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def sha256(file: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -18,3 +22,55 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a name in the same folder to write to, which takes the place of `path` at the end.
+
+    No reader sees half a file, and two writers do not write to the same name. On an exception the partial file is
+    removed and `path` is what it was. Folders that are missing are created.
+
+    Args:
+        path: The file to write or replace.
+        durable: Wait until file and name are on disk; leave out for what a command writes again anyway.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        if durable:
+            sync(partial)  # before the rename: a name that is on disk must not stand for bytes that are not
+        partial.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder next to `path` to fill; at the end it is on disk and takes the place of `path`.
+
+    On an exception it is removed, and `path` is what it was. One writer at a time: what a killed one has left is
+    removed first.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in [*partial.iterdir(), partial]:
+            sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,6 +1,7 @@
 """Exceptions that commands report in one line, and the help that goes into their text."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 _NEAR = 0.15
@@ -53,6 +54,12 @@ def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 def one_line(error: BaseException) -> str:
     """The error's text, its line breaks spaces, at most 500 characters; its type where it has no text."""
     return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: the system's words for an OSError that has a number, else the error's."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(error, OSError) and number else one_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,9 +1,7 @@
 """The whole training state in a folder: safetensors and JSON, nothing pickled, the manifest last, strict on loading."""
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from tt_ray.io.files import sha256, sync
+from tt_ray.io.files import new_folder, sha256
 from tt_ray.terminal.errors import UserError
 
 FORMAT = 1
@@ -38,24 +36,6 @@ def checkpoint_name(step: int) -> str:
 def step_of(path: Path) -> int:
     """Steps that a checkpoint's folder is named after."""
     return int(path.name.removeprefix("step-"))
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to fill; on success it is made durable and takes `path`'s place, else it is removed."""
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in [*partial.iterdir(), partial]:
-            sync(file)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-        sync(path.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_manifest(folder: Path, **entries: Any) -> None:
