@@ -17,11 +17,11 @@ from PIL import Image
 
 import tt_ray.cluster.launch
 from tt_ray import train
-from tt_ray.cli import run_command
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
 from tt_ray.embeddings.store import write_store
 from tt_ray.recipes import RECIPES
+from tt_ray.terminal.command import run_command
 from tt_ray.training.metrics_log import read_rows
 
 SMALL = ["--train.batch_size", "4", "--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2"]

@@ -14,7 +14,6 @@ import pyarrow as pa
 import tyro
 from PIL import Image
 
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.decoding import VERSION as DECODING
@@ -22,6 +21,7 @@ from tt_ray.data.sources.registry import open_images, open_source
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.stateless_random import seed_of
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, made_of, write_captions

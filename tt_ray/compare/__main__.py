@@ -36,10 +36,11 @@ from typing import Annotated, Any, NamedTuple
 import pyarrow.parquet as pq
 import tyro
 
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.compare.table import Run, summarise, write_table
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import changed_paths, read_result

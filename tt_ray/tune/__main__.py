@@ -20,10 +20,11 @@ from typing import Any
 import pyarrow as pa
 import tyro
 
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.io.one_writer import INSIDE, inside, one_writer
 from tt_ray.io.storage import is_uri
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import Stopped, UserError, nearest
 from tt_ray.terminal.progress import Display
 from tt_ray.training.same_data import check_data, keep_data
@@ -88,7 +89,7 @@ def main(arguments: list[str]) -> None:
 def _search(search: "Search") -> None:
     stop = threading.Event()
     from tt_ray.cluster.launch import join_ray
-    from tt_ray.train import stop_on_signals
+    from tt_ray.terminal.signals import stop_on_signals
 
     with Display() as display:
         display.show("starting Ray", 0, 1)
