@@ -9,7 +9,6 @@ not used, since a winner of many owes something to the luck of its seeds.
 
 import dataclasses
 import json
-import os
 import signal
 import threading
 import time
@@ -20,11 +19,13 @@ from typing import Any
 import pyarrow as pa
 import tyro
 
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.config import Config
+from tt_ray.io.files import new_file
 from tt_ray.io.one_writer import INSIDE, inside, one_writer
 from tt_ray.io.storage import is_uri
-from tt_ray.terminal.errors import Stopped, UserError, nearest
+from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.errors import Stopped, UserError, nearest, reason
 from tt_ray.terminal.progress import Display
 from tt_ray.training.same_data import check_data, keep_data
 from tt_ray.tune.journal import Journal, Record
@@ -88,7 +89,7 @@ def main(arguments: list[str]) -> None:
 def _search(search: "Search") -> None:
     stop = threading.Event()
     from tt_ray.cluster.launch import join_ray
-    from tt_ray.train import stop_on_signals
+    from tt_ray.terminal.signals import stop_on_signals
 
     with Display() as display:
         display.show("starting Ray", 0, 1)
@@ -293,15 +294,12 @@ class Search:
         notes = check_data(self.out, self.record, self.base.run.accept_changed_data) if begun else []
         self.notes += notes
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            partial = self.out / ".search.partial"
-            partial.write_text(json.dumps(self.settings, indent=2))
-            partial.replace(self.out / "search.json")
+            with new_file(self.out / "search.json") as partial:
+                partial.write_text(json.dumps(self.settings, indent=2))
             keep_data(self.out, self.record, notes)
             self.journal = Journal(self.out)
         except OSError as error:
-            problem = os.strerror(error.errno or 0)
-            raise UserError(f"cannot write to {self.out}: {problem}: give another --out") from None
+            raise UserError(f"cannot write to {self.out}: {reason(error)}: choose another --out") from None
 
     def _jobs(self) -> tuple[Any, int]:
         """What is to run, and how many trials there are in all."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Pixels, Source
-from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
+from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, one_line
 from tt_ray.tune.space import METRICS, apply
 
 _POLL_S = 0.5
@@ -67,7 +67,7 @@ def run_trial(config: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels]) 
 def _reason(error: Exception) -> str:
     from tt_ray.models.trial_pass import out_of_memory
 
-    text = " ".join(str(error).split())[:500]
+    text = one_line(error)
     if isinstance(error, UserError | NonFiniteLoss):
         return text
     if out_of_memory(error):
