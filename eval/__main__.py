@@ -32,7 +32,7 @@ from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.io.storage import is_uri
 from tt_ray.terminal.errors import Stopped, UserError
 from tt_ray.terminal.progress import Display
-from tt_ray.train import stop_on_signals
+from tt_ray.terminal.signals import stop_on_signals
 
 _PACKAGES = ("tt-ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "datasets", "ray", "pillow")
 

@@ -1,13 +1,16 @@
-"""How a command ends on Ctrl-C and SIGTERM where nothing is to be saved first."""
+"""How a command ends on Ctrl-C and SIGTERM: at once, or after a checkpoint."""
 
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+from tt_ray.terminal.errors import Stopped
 
 ENDED = {
     signal.SIGINT: "interrupted; the same command goes on from the last checkpoint",
@@ -16,6 +19,7 @@ ENDED = {
 """What a command says that a signal has ended; its exit status is 128 plus the signal's number."""
 # Python acts between two of its instructions; Ray's C++ may keep it from them for much longer.
 _PATIENCE_S = 1.0
+_SAME_SIGNAL_S = 1.0
 _SHOW_CURSOR = "\x1b[?25h"
 
 at_end: "list[Callable[[], None]]" = []
@@ -67,3 +71,37 @@ def end_at_once(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextmanager
+def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterator[list[int]]:
+    """Has the first signal call `ask`, for a checkpoint and the end; a second one ends the command at once.
+
+    Within a second it still counts as the first: `timeout` signals its child, and then the group that the child is in.
+
+    Yields:
+        The signals that have come, in order.
+    """
+    came: list[int] = []
+    first = 0.0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal first
+        came.append(number)
+        if len(came) == 1:
+            first = time.monotonic()
+            ask()
+        elif time.monotonic() > first + _SAME_SIGNAL_S:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped(step: int, number: int) -> Stopped:
+    """The exception that ends a command after a signal and a checkpoint."""
+    return Stopped(f"stopped after step {step}, with a checkpoint; the same command goes on", 128 + number)

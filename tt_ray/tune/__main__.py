@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
 def _search(search: "Search") -> None:
     stop = threading.Event()
     from tt_ray.cluster.launch import join_ray
-    from tt_ray.train import stop_on_signals
+    from tt_ray.terminal.signals import stop_on_signals
 
     with Display() as display:
         display.show("starting Ray", 0, 1)
@@ -250,8 +250,8 @@ class Search:
 
     def _prepare(self, display: Display) -> dict[str, Any]:
         """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""
-        from tt_ray.models.classifier import check_model
-        from tt_ray.train import prepare
+        from tt_ray.training.preflight import prepare
+        from tt_ray.training.trainable import check_model
 
         searched = self.space.domains
         base = self._on(self.base).override("run.storage", self.base.run.storage)
