@@ -124,7 +124,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--lr", "1"], ["no option --lr", "optim.lr"]),
         (["--text.loss", "clop"], ["text.loss is 'clop'", "'clip'"]),
         (["--text.schedule", "lim"], ["text.schedule", "'lim'", "lin"]),
-        (["--data.source", "imagefolders"], ["data.source is 'imagefolders'", "'imagefolder'"]),
+        (["--data.source", "imagefolders"], ["data.source is 'imagefolders'", "did you mean imagefolder?"]),
         (["--model.name", "vit_tini_patch16_224"], ["model.name is 'vit_tini_patch16_224'", "vit_tiny_patch16_224"]),
         (["--optim.name", "adamwx"], ["optim.name", "'adamwx'", "did you mean adamw"]),
         (["--model.kwargs", "dept", "1"], ["timm cannot build vit_tiny_patch16_224", "dept"]),

@@ -32,7 +32,7 @@ def silent(what: str, done: int, of: int) -> None:
     """Shows nothing."""
 
 
-def _npy(array: np.ndarray, pickled: bool = False) -> bytes:
+def _npy(array: Any, pickled: bool = False) -> bytes:
     content = io.BytesIO()
     np.save(content, array, allow_pickle=pickled)
     return content.getvalue()
@@ -244,7 +244,7 @@ def test_what_is_there_stays(archive: Path) -> None:
 
 
 def _dataset(
-    source: Path, split: str = "train", dtype: Any = "float32", columns: Any = ("image_id", "embedding")
+    source: Path, split: str = "train", dtype: Any = "float32", columns: tuple[str, str] = ("image_id", "embedding")
 ) -> Any:
     return import_dataset(str(source), split, *columns, Target(source.with_name("copy"), dtype), silent).store
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from tt_ray.config.ranges import RANGES
+from tt_ray.config.sources import check_source
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError, nearest
 
@@ -22,6 +23,7 @@ _OWN_KWARGS = ("num_classes", "in_chans", "pretrained", "checkpoint_path")
 
 def check_config(config: "Config") -> None:
     """Raises UserError, naming the path, for values that no run could use."""
+    check_source(config.data.source)
     for path, low, high in RANGES:
         value = config.get(path)
         if not low <= value <= high:

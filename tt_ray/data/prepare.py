@@ -10,13 +10,12 @@ import pyarrow as pa
 from tt_ray.config import Config
 from tt_ray.data.label_noise import replace_labels, stratified
 from tt_ray.data.sources.base import NOBODY, Source
-from tt_ray.data.sources.labels import some
 from tt_ray.data.sources.registry import drop_unreadable, open_splits
 from tt_ray.data.text_targets import TextTargets, build_targets
 from tt_ray.embeddings.build import Show
 from tt_ray.embeddings.ensure import ensure_store, fetch_store
 from tt_ray.embeddings.store import EmbeddingStore, open_store
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 
 _CHECK_ROWS = 1024
 
