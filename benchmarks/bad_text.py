@@ -21,11 +21,11 @@ def store(folder: Path, ids: Sequence[str] = IDS) -> None:
     """An embedding store of random numbers, and the images."""
     import pyarrow as pa
 
-    from tt_ray.embeddings.store import write_store
+    from tt_ray.embeddings.build import write_store
 
     images(folder)
     rows = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
-    write_store(folder / "store", pa.array(ids), [rows], len(ids), 8, "float32", {"id": "random", "revision": "0"})
+    write_store(folder / "store", pa.array(ids), [rows], 8, "float32", {"id": "random", "revision": "0"})
 
 
 def spoilt(name: str, change: Callable[[bytes], bytes | None]) -> Make:

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tt_ray.embeddings.store import open_store, write_store
+from tt_ray.embeddings.build import write_store
+from tt_ray.embeddings.store import open_store
 
 _BLOCK = 8192
 _SPAWN = multiprocessing.get_context("spawn")
@@ -52,7 +53,7 @@ def make_store(path: Path, rows: int, dim: int) -> None:
         for start in range(0, rows, _BLOCK):
             yield np.roll(block, start // _BLOCK, axis=1)[: rows - start]
 
-    write_store(path, image_ids(rows), blocks(), rows, dim, "float16", {"id": "random"})
+    write_store(path, image_ids(rows), blocks(), dim, "float16", {"id": "random"})
 
 
 def make_zip(path: Path, rows: int, dim: int) -> None:

@@ -29,7 +29,8 @@ from tt_ray.data.augment import normalize
 from tt_ray.data.loader import Batch, TrainBatches
 from tt_ray.data.prepare import Data, join, open_images
 from tt_ray.data.sources.base import Source
-from tt_ray.embeddings.store import EmbeddingStore, write_store
+from tt_ray.embeddings.build import write_store
+from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Standing
@@ -105,7 +106,7 @@ def random_store(source: Source, dim: int, path: Path) -> EmbeddingStore:
     """An embedding store of random embeddings for all images of a split."""
     table = np.random.default_rng(0).standard_normal((len(source), dim)).astype(np.float16)
     about = {"id": "random", "revision": "", "pooling": "none", "max_tokens": 0}
-    return write_store(path, source.ids, [table], len(source), dim, "float16", about)
+    return write_store(path, source.ids, [table], dim, "float16", about)
 
 
 def configure(given: argparse.Namespace, folder: Path) -> Config:

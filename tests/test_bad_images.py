@@ -21,7 +21,7 @@ from eval.tasks.registry import folder_task, tasks
 from tests.test_bad_input import SMALL, TRAINING, Command, command, draw, last_line, without_ray
 from tt_ray import caption_images, convert_captions
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.registry import drop_unreadable, open_images, open_source
+from tt_ray.data.sources.registry import drop_unreadable, open_source, open_unlabelled
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 
@@ -83,7 +83,7 @@ def test_captioning_says_what_is_left_out(command: Command, tmp_path: Path) -> N
     made = ["--template", "a {label}", "--out", str(tmp_path / "captions.parquet")]
     code, _, err = run(command, caption_images.main, ["--data.root", str(command.root), *made])
     assert code == 0 and err.splitlines() == [f"note: {note}" for note in expected("train")]
-    assert list(open_images(folder(command.root), "train").left_out) == expected("train")
+    assert list(open_unlabelled(folder(command.root), "train").left_out) == expected("train")
 
 
 def test_evaluation_says_what_is_left_out(command: Command) -> None:

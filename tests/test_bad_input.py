@@ -19,7 +19,7 @@ import tt_ray.cluster.launch
 from tt_ray import train
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
-from tt_ray.embeddings.store import write_store
+from tt_ray.embeddings.build import write_store
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.command import run_command
 from tt_ray.training.metrics_log import read_rows
@@ -104,7 +104,7 @@ def draw(path: Path, number: int = 0) -> None:
 
 def embed(path: Path, ids: list[str], dim: int = 8) -> None:
     rows = np.random.default_rng(0).normal(size=(len(ids), dim)).astype(np.float32)
-    write_store(path, pa.array(ids), [rows], len(ids), dim, "float32", {"id": "random", "revision": "0"})
+    write_store(path, pa.array(ids), [rows], dim, "float32", {"id": "random", "revision": "0"})
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--lr", "1"], ["no option --lr", "optim.lr"]),
         (["--text.loss", "clop"], ["text.loss is 'clop'", "'clip'"]),
         (["--text.schedule", "lim"], ["text.schedule", "'lim'", "lin"]),
-        (["--data.source", "imagefolders"], ["data.source is 'imagefolders'", "'imagefolder'"]),
+        (["--data.source", "imagefolders"], ["data.source is 'imagefolders'", "did you mean imagefolder?"]),
         (["--model.name", "vit_tini_patch16_224"], ["model.name is 'vit_tini_patch16_224'", "vit_tiny_patch16_224"]),
         (["--optim.name", "adamwx"], ["optim.name", "'adamwx'", "did you mean adamw"]),
         (["--model.kwargs", "dept", "1"], ["timm cannot build vit_tiny_patch16_224", "dept"]),

@@ -346,7 +346,7 @@ def test_embeddings_that_are_not_finite_are_left_out_when_asked_for(
 
 def test_what_a_kill_left_of_a_store_is_deleted(tmp_path: Path, encoder: str, no_ray: None) -> None:
     given, display = arguments(tmp_path, encoder), Recorder()
-    half, other = tmp_path / ".store.tmp-abc", tmp_path / ".store2.tmp-abc"
+    half, other = tmp_path / ".store.1-0123abcd.partial", tmp_path / ".store2.1-0123abcd.partial"
     for folder in (half, other):
         folder.mkdir()
         (folder / "embeddings.npy").write_bytes(b"half")

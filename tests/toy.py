@@ -12,7 +12,7 @@ import torch
 
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
-from tt_ray.embeddings.store import write_store
+from tt_ray.embeddings.build import write_store
 from tt_ray.models.export import export_model
 from tt_ray.recipes import RECIPES
 from tt_ray.training.context import LocalContext
@@ -53,7 +53,7 @@ def random_store(config: Config, path: Path) -> Path:
     if not path.exists():
         ids = pa.array(open_images(config)[0].ids.to_pylist()[::-1])
         rows = np.random.default_rng(0).normal(1, 1, (len(ids), DIM)).astype(np.float32)
-        write_store(path, ids, [rows], len(ids), DIM, "float32", {"id": "random", "revision": "0"})
+        write_store(path, ids, [rows], DIM, "float32", {"id": "random", "revision": "0"})
     return path
 
 

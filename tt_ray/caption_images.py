@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 import tyro
@@ -17,7 +17,8 @@ from PIL import Image
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.decoding import VERSION as DECODING
-from tt_ray.data.sources.registry import open_images, open_source
+from tt_ray.data.sources.decoding import UnreadableImage
+from tt_ray.data.sources.registry import open_source, open_unlabelled
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.stateless_random import seed_of
@@ -41,8 +42,8 @@ Read = Callable[[int], Image.Image]
 class Images:
     """Where the images are; fields mean what they mean in a training's configuration."""
 
-    source: Literal["imagefolder", "datasets", "torchvision"] = "imagefolder"
-    """Split folders, Parquet/Arrow/hub data sets, or torchvision."""
+    source: str = "imagefolder"
+    """imagefolder (split folders), datasets (Parquet, Arrow or hub data sets), torchvision, or MODULE:NAME."""
     root: str = ""
     """Folder, file or hub id of the images."""
     name: str = ""
@@ -119,8 +120,10 @@ def _try(read: Read, row: int) -> Image.Image | str:
     """The image, or why it cannot be read."""
     try:
         return read(row)
+    except UnreadableImage as error:
+        return error.problem
     except UserError as error:
-        return str(error).split(": mend or remove", 1)[0]
+        return str(error)
 
 
 def caption(given: Arguments, display: Display) -> str:
@@ -142,7 +145,7 @@ def caption(given: Arguments, display: Display) -> str:
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: give at least 1")
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
-    ids, read, left_out = open_images(config, "train")
+    ids, read, left_out = open_unlabelled(config, "train")
     display.notes(left_out)
     items = [range(start, min(start + _SHARD, len(ids))) for start in range(0, len(ids), _SHARD)]
     work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}

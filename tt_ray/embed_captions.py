@@ -14,7 +14,8 @@ import pyarrow as pa
 import tyro
 
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
-from tt_ray.embeddings.store import describe, open_store, write_distinct
+from tt_ray.embeddings.build import describe, write_distinct
+from tt_ray.embeddings.store import open_store
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.terminal.command import read_arguments, run_command

@@ -36,8 +36,7 @@ from eval.protocols.logistic_design import Design, Matrix, Moments, Rows, moment
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
 from eval.tasks.origins import stratified
 from eval.tasks.registry import Task
-from tt_ray.data.sources.labels import some
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 
 VERSION = 2
 _VALIDATION_SHARE = 0.2

@@ -17,8 +17,7 @@ from eval.jobs.results import Row, Table, read_predictions
 from eval.protocols.base import PROTOCOLS
 from eval.report.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
 from eval.report.content import Cell, Counted, Difference, Failure, Place, Report, Section, Source
-from tt_ray.data.sources.labels import some
-from tt_ray.terminal.errors import UserError, nearest
+from tt_ray.terminal.errors import UserError, nearest, some
 
 BASELINES = ("baseline", "base")
 # Points of per cent by which the stored metric may differ from the one of the stored predictions.

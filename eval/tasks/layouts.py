@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from eval.tasks.origins import Missing, Opened, Place, Rows, Split, files_source, places, stratified
 from tt_ray.data.sources.file_listing import image_suffixes, is_set_aside, list_images
-from tt_ray.data.sources.labels import some
 from tt_ray.stateless_random import uniform
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 
 Subset = Literal["imagenet", "imagenet_a", "imagenet_r"]
 

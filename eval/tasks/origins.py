@@ -22,9 +22,9 @@ from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.data.sources.decoding import ImageReader, square
 from tt_ray.data.sources.image_folder import FolderImages, folder_source
 from tt_ray.data.sources.labels import common_classes
+from tt_ray.data.sources.metadata import METADATA_NAMES
 from tt_ray.stateless_random import uniform
 from tt_ray.terminal.errors import UserError
-from tt_ray.text.caption_table import METADATA_NAMES
 
 Rows = npt.NDArray[np.int64]
 Split = Literal["train", "val", "test"]

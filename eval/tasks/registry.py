@@ -19,8 +19,7 @@ from eval.tasks.origins import Files, Hub, Missing, Opened, Origin, Place, Shape
 from eval.tasks.table import SUITES, TABLE, Metric
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
-from tt_ray.data.sources.labels import some
-from tt_ray.terminal.errors import UserError, nearest
+from tt_ray.terminal.errors import UserError, nearest, some
 
 Rows = npt.NDArray[np.int64]
 _LAYOUT = "give a folder with train/ and test/, or say in a task file what they are called"

@@ -19,7 +19,8 @@ from tt_ray.compare import step_times as arm_times
 from tt_ray.compare.__main__ import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
 from tt_ray.compare.table import Run, figure, summarise
 from tt_ray.config import Config
-from tt_ray.embeddings.store import open_store, write_store
+from tt_ray.embeddings.build import write_store
+from tt_ray.embeddings.store import open_store
 from tt_ray.terminal.command import read_arguments
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.same_data import keep_data, open_record
@@ -86,7 +87,7 @@ def test_finished_runs_are_kept_while_the_data_are_theirs(tmp_path: Path) -> Non
     store = Path(arms[1].config.text.embeddings)
     ids = open_store(store).ids
     shutil.rmtree(store)
-    write_store(store, ids, [np.ones((len(ids), 3), np.float32)], len(ids), 3, "float32", {"id": "x", "revision": "1"})
+    write_store(store, ids, [np.ones((len(ids), 3), np.float32)], 3, "float32", {"id": "x", "revision": "1"})
     with pytest.raises(UserError, match="textteacher-2-0 was begun on other data: captions or embedding store differ"):
         compare.train_arms(arms, [0], epochs, out, train)
 

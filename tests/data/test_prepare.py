@@ -6,7 +6,8 @@ import pytest
 from tests.text.test_encoder import _bert
 from tests.toy import DIM, toy_config
 from tt_ray.data.prepare import find_store, open_data, open_images
-from tt_ray.embeddings.store import open_store, write_store
+from tt_ray.embeddings.build import write_store
+from tt_ray.embeddings.store import open_store
 from tt_ray.terminal.errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_images_without_an_embedding_change_no_label_of_the_others(tmp_path: Pat
     taught = toy_config(tmp_path, data__label_noise=0.5, text__max_missing=0.7)
     ids = open_images(taught)[0].ids[::3]
     rows = np.zeros((len(ids), DIM), np.float32)
-    write_store(tmp_path / "some", ids, [rows], len(ids), DIM, "float32", {"id": "random", "revision": "0"})
+    write_store(tmp_path / "some", ids, [rows], DIM, "float32", {"id": "random", "revision": "0"})
     some, every = open_data(taught, tmp_path / "some"), open_data(taught.override("text.weight", 0.0), None)
     assert len(some.train) == 16 and some.train.ids.equals(ids)
     assert (some.train.labels == every.train.labels[::3]).all()

@@ -12,7 +12,8 @@ from PIL import Image
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Source
 from tt_ray.data.text_targets import TextTargets, build_targets
-from tt_ray.embeddings.store import EmbeddingStore, write_store
+from tt_ray.embeddings.build import write_store
+from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.terminal.errors import UserError
 
 ROWS, DIM, CLASSES = 40, 5, 4
@@ -23,7 +24,7 @@ LABELS = np.arange(ROWS) % CLASSES
 @pytest.fixture
 def store(tmp_path: Path) -> EmbeddingStore:
     ids = pa.array([f"i{row}" for row in range(ROWS)], pa.string())
-    return write_store(tmp_path / "store", ids, [VALUES], ROWS, DIM, "float32", {"id": "toy"})
+    return write_store(tmp_path / "store", ids, [VALUES], DIM, "float32", {"id": "toy"})
 
 
 def _source(ids: list[str]) -> Source:
@@ -111,7 +112,7 @@ def test_normalisation(store: EmbeddingStore, mean: bool, std: str, expected: np
 
 def test_full_std_of_a_constant_dimension(tmp_path: Path) -> None:
     ids = pa.array(["a", "b"], pa.string())
-    store = write_store(tmp_path / "s", ids, [np.array([[1, 5], [3, 5]])], 2, 2, "float16", {})
+    store = write_store(tmp_path / "s", ids, [np.array([[1, 5], [3, 5]])], 2, "float16", {})
     targets, _ = build_targets(store, _source(["a", "b"]), LABELS[:2], _config(text__normalize_std="full"))
     np.testing.assert_allclose(_all(targets), [[-1, 0], [1, 0]], atol=1e-5)
 

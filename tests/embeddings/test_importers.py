@@ -14,10 +14,11 @@ import pytest
 
 from tests.test_bad_input import fill
 from tt_ray.embeddings import __main__ as store_commands
-from tt_ray.embeddings import importers as import_store
+from tt_ray.embeddings import importers
 from tt_ray.embeddings.exporter import export_dataset
-from tt_ray.embeddings.importers import Imported, import_dataset, import_zip
+from tt_ray.embeddings.importers import Imported, Target, import_dataset, import_zip
 from tt_ray.embeddings.store import open_store
+from tt_ray.embeddings.zip_archive import Archive
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
@@ -31,7 +32,7 @@ def silent(what: str, done: int, of: int) -> None:
     """Shows nothing."""
 
 
-def _npy(array: np.ndarray, pickled: bool = False) -> bytes:
+def _npy(array: Any, pickled: bool = False) -> bytes:
     content = io.BytesIO()
     np.save(content, array, allow_pickle=pickled)
     return content.getvalue()
@@ -52,13 +53,13 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_store, "_SHARD", 4)
-    monkeypatch.setattr(import_store, "_BLOCK", 3)
+    monkeypatch.setattr(importers, "_SHARD", 4)
+    monkeypatch.setattr(importers, "_BLOCK", 3)
 
 
 def _import(archive: Path, ids: list[str] | None = None, stats: Path | None = None, dtype: Any = "float32") -> Imported:
     given = None if ids is None else pa.array(ids, pa.string())
-    return import_zip(archive, archive.with_name("store"), given, stats, dtype, "bert", silent)
+    return import_zip(archive, Target(archive.with_name("store"), dtype, "bert"), given, stats, silent)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -115,15 +116,15 @@ def test_bad_statistics(archive: Path, tmp_path: Path, stats: np.ndarray | None)
 
 
 def test_a_killed_import_goes_on(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, seen = import_store._read, []
+    read, seen = Archive.read, []
 
-    def dying(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> Any:
+    def dying(self: Archive, member: zipfile.ZipInfo) -> Any:
         seen.append(member.filename)
         if len(seen) == 7:
             raise KeyboardInterrupt
-        return read(file, member, path)
+        return read(self, member)
 
-    monkeypatch.setattr(import_store, "_read", dying)
+    monkeypatch.setattr(Archive, "read", dying)
     with pytest.raises(KeyboardInterrupt):
         _import(archive)
     assert not (archive.parent / "store").exists() and (archive.parent / "store.unfinished").is_dir()
@@ -135,7 +136,7 @@ def test_a_killed_import_goes_on(archive: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_finished_import_is_left_alone(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (archive.parent / ".store.tmp-abc").mkdir()
+    (archive.parent / ".store.1-0123abcd.partial").mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Shards, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         _import(archive)
@@ -159,7 +160,7 @@ def test_classes_that_become_image_ids_are_told(tmp_path: Path) -> None:
 
 def test_another_archive_does_not_go_on(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(import_store, "write_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(importers, "write_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         _import(archive)
     members = {f"{name}.emb.npy": _npy(vector) for name, vector in zip(NAMES, VALUES[::-1], strict=True)}
     _zip(archive, members)
@@ -243,9 +244,9 @@ def test_what_is_there_stays(archive: Path) -> None:
 
 
 def _dataset(
-    source: Path, split: str = "train", dtype: Any = "float32", columns: Any = ("image_id", "embedding")
+    source: Path, split: str = "train", dtype: Any = "float32", columns: tuple[str, str] = ("image_id", "embedding")
 ) -> Any:
-    return import_dataset(str(source), split, *columns, source.with_name("copy"), dtype, "", silent).store
+    return import_dataset(str(source), split, *columns, Target(source.with_name("copy"), dtype), silent).store
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -284,7 +285,7 @@ def test_other_data_sets(tmp_path: Path, saved: bool, fixed: bool) -> None:
     np.testing.assert_array_equal(store.embeddings, VALUES)
     assert store.ids.to_pylist() == [str(number) for number in range(len(NAMES))]
     with pytest.raises(UserError, match="train"):
-        import_dataset(str(tmp_path / "data"), "train", "key", "vector", tmp_path / "other", "float16", "", silent)
+        import_dataset(str(tmp_path / "data"), "train", "key", "vector", Target(tmp_path / "other"), silent)
 
 
 ROWS: list[tuple[dict[str, Any], str]] = [

@@ -10,8 +10,9 @@ from PIL import Image
 
 from tt_ray.embeddings import __main__ as store_commands
 from tt_ray.embeddings import inspection as inspect_store
+from tt_ray.embeddings.build import write_store
 from tt_ray.embeddings.inspection import count_duplicates, draw_sample, inspect, nearest, plot
-from tt_ray.embeddings.store import EmbeddingStore, write_store
+from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 
@@ -24,7 +25,7 @@ def silent(what: str, done: int, of: int) -> None:
 
 def _store(path: Path, values: np.ndarray, ids: list[str] | None = None) -> EmbeddingStore:
     names = ids or [f"{row}.png" for row in range(len(values))]
-    return write_store(path, pa.array(names), [values], len(values), values.shape[1], "float32", ENCODER)
+    return write_store(path, pa.array(names), [values], values.shape[1], "float32", ENCODER)
 
 
 def _labels(values: list[str | None] | list[str]) -> pa.StringArray:

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tt_ray.embeddings import store as embeddings
-from tt_ray.embeddings.store import EmbeddingStore, embed_captions, open_store, write_store
+from tt_ray.embeddings import build
+from tt_ray.embeddings.build import embed_captions, write_store
+from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.terminal.errors import UserError
 
 ENCODER = {"id": "toy", "revision": "0", "pooling": "mean", "max_tokens": 8}
@@ -30,12 +31,12 @@ def _ids(rows: int = ROWS) -> pa.StringArray:
 
 def make_store(path: Path, dtype: Literal["float16", "float32"] = "float32") -> EmbeddingStore:
     values = toy_values()
-    return write_store(path, _ids(), iter([values[:7], values[7:7], values[7:]]), ROWS, DIM, dtype, ENCODER)
+    return write_store(path, _ids(), iter([values[:7], values[7:7], values[7:]]), DIM, dtype, ENCODER)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_round_trip(tmp_path: Path, dtype: Literal["float16", "float32"], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "_BLOCK", 9)  # statistics are merged from several blocks
+    monkeypatch.setattr(build, "_BLOCK", 9)  # statistics are merged from several blocks
     store = make_store(tmp_path / "new" / "store", dtype)
     written = toy_values().astype(dtype)
     assert isinstance(store.embeddings, np.memmap) and not store.embeddings.flags.writeable
@@ -149,20 +150,20 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("encoder died")
 
     with pytest.raises(RuntimeError, match="encoder died"):
-        write_store(tmp_path / "store", _ids(), blocks(), ROWS, DIM, "float16", ENCODER)
+        write_store(tmp_path / "store", _ids(), blocks(), DIM, "float16", ENCODER)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_write_refuses(tmp_path: Path) -> None:
     path = make_store(tmp_path / "store").path
     with pytest.raises(UserError, match="exists already"):
-        write_store(path, _ids(), [toy_values()], ROWS, DIM, "float32", ENCODER)
+        write_store(path, _ids(), [toy_values()], DIM, "float32", ENCODER)
     with pytest.raises(UserError, match="none twice"):
-        write_store(tmp_path / "b", pa.array(["a", "a"]), [toy_values()[:2]], 2, DIM, "float32", ENCODER)
+        write_store(tmp_path / "b", pa.array(["a", "a"]), [toy_values()[:2]], DIM, "float32", ENCODER)
     with pytest.raises(UserError, match="none twice"):
-        write_store(tmp_path / "b", pa.array(["a", None]), [toy_values()[:2]], 2, DIM, "float32", ENCODER)
+        write_store(tmp_path / "b", pa.array(["a", None]), [toy_values()[:2]], DIM, "float32", ENCODER)
     with pytest.raises(AssertionError, match="49 embeddings for 50 ids"):
-        write_store(tmp_path / "b", _ids(), [toy_values()[:-1]], ROWS, DIM, "float32", ENCODER)
+        write_store(tmp_path / "b", _ids(), [toy_values()[:-1]], DIM, "float32", ENCODER)
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
 
 
@@ -170,11 +171,11 @@ def test_write_refuses(tmp_path: Path) -> None:
 def test_the_image_whose_embedding_is_not_finite_is_named(
     tmp_path: Path, value: float, dtype: Literal["float16", "float32"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "_BLOCK", 9)
+    monkeypatch.setattr(build, "_BLOCK", 9)
     values = toy_values()
     values[31, 2] = value
     with pytest.raises(UserError, match=f"the embedding of image image 31 is not finite as {dtype}") as caught:
-        write_store(tmp_path / "b", _ids(), [values[:20], values[20:]], ROWS, DIM, dtype, ENCODER)
+        write_store(tmp_path / "b", _ids(), [values[:20], values[20:]], DIM, dtype, ENCODER)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -186,7 +187,7 @@ def test_a_store_that_is_being_written_cannot_be_opened(tmp_path: Path) -> None:
                 open_store(tmp_path / "store", verify)
         yield toy_values()[5:]
 
-    assert len(write_store(tmp_path / "store", _ids(), blocks(), ROWS, DIM, "float32", ENCODER)) == ROWS
+    assert len(write_store(tmp_path / "store", _ids(), blocks(), DIM, "float32", ENCODER)) == ROWS
     (tmp_path / "other.unfinished").mkdir()
     with pytest.raises(UserError, match="it is being written"):
         open_store(tmp_path / "other")
@@ -196,13 +197,13 @@ def test_a_full_disk_leaves_nothing(mounted: Path) -> None:
     rows = 700_000  # 5.6 MB for 4 MiB
     blocks = (np.zeros((7000, 4), np.float32) for _ in range(100))
     with pytest.raises(OSError, match="No space left on device"):
-        write_store(mounted / "store", _ids(rows), blocks, rows, 4, "float16", ENCODER)
+        write_store(mounted / "store", _ids(rows), blocks, 4, "float16", ENCODER)
     assert list(mounted.iterdir()) == []
 
 
 def test_statistics_can_be_given(tmp_path: Path) -> None:
     stats = np.arange(2.0 * DIM).reshape(2, DIM)
-    store = write_store(tmp_path / "s", _ids(), [toy_values()], ROWS, DIM, "float32", ENCODER, stats)
+    store = write_store(tmp_path / "s", _ids(), [toy_values()], DIM, "float32", ENCODER, stats)
     np.testing.assert_array_equal([store.mean, store.std], stats)
 
 
@@ -211,7 +212,7 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
         make_store(tmp_path / "store")
         yield np.zeros((ROWS, DIM), np.float32)
 
-    store = write_store(tmp_path / "store", _ids(), slow(), ROWS, DIM, "float32", ENCODER)
+    store = write_store(tmp_path / "store", _ids(), slow(), DIM, "float32", ENCODER)
     np.testing.assert_array_equal(store.embeddings, toy_values())
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
 
@@ -231,7 +232,7 @@ class ToyEncoder:
 
 @pytest.mark.parametrize("captions", [["cat", "a dog", "cat", None, "bird", "a dog"], ["one", "two", "three"]])
 def test_embed_captions(tmp_path: Path, captions: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "_BLOCK", 2)
+    monkeypatch.setattr(build, "_BLOCK", 2)
     encoder, calls = ToyEncoder(), []
     ids = _ids(len(captions))
     texts = pa.array(captions, pa.string())
@@ -248,7 +249,7 @@ def test_embed_captions(tmp_path: Path, captions: list[str | None], monkeypatch:
 
 
 def test_several_captions_of_an_image_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "_BLOCK", 2)
+    monkeypatch.setattr(build, "_BLOCK", 2)
     ids = pa.array(["a", "b", "a", "c", "a", "d", "c"])
     captions = ["cat", "a dog", "bird", "cat", "cat", None, "no"]
     encoder = ToyEncoder()

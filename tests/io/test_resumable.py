@@ -35,20 +35,20 @@ def test_finished_shards_stay(tmp_path: Path) -> None:
 def test_a_torn_shard_is_not_taken_for_one(tmp_path: Path, damage: object) -> None:
     torn = _finish(tmp_path)[2]
     torn.write_bytes(damage(torn.read_bytes()))  # type: ignore[operator]
-    (tmp_path / ".tmp-0000003-0.shard").write_bytes(b"half")
+    (tmp_path / ".0000003-0.shard.1-0123abcd.partial").write_bytes(b"half")
     with open_shards(tmp_path, WORK, 4) as shards:
         assert shards.missing() == [2, 3]
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".shard") == [
         path.name for path in sorted(tmp_path.glob("000000[01]*"))
     ]
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_damage_after_opening_is_told(tmp_path: Path) -> None:
     torn = _finish(tmp_path)[2]
     with open_shards(tmp_path, WORK, 4) as shards:
         torn.write_bytes(b"y" * 100_000)
-        with pytest.raises(UserError, match="is damaged: give the same command again"):
+        with pytest.raises(UserError, match="is damaged: run the same command again"):
             shards.read(2)
 
 
@@ -98,10 +98,10 @@ def test_a_full_disk(mounted: Path) -> None:
     folder = mounted / "work"
     with open_shards(folder, WORK, 4) as shards:
         shards.add(0, ABOUT, b"a" * 2**20)
-        with pytest.raises(UserError, match=f"cannot write {folder}.*: No space left on device; mend this") as caught:
+        with pytest.raises(UserError, match=f"cannot write {folder}.*: No space left on device; fix this") as caught:
             shards.add(1, ABOUT, b"b" * 2**23)
         assert "\n" not in str(caught.value)
         shards.add(1, ABOUT, b"b")  # there is room again
-    assert not list(folder.glob(".tmp-*"))
+    assert not list(folder.glob(".*.partial"))
     with open_shards(folder, WORK, 4) as shards:
         assert shards.missing() == [2, 3]

@@ -79,7 +79,7 @@ def test_a_parquet_row_that_is_not_utf8_costs_itself(tmp_path: Path, kind: pa.Da
 
 def test_a_parquet_column_of_lists_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": ["a"], "caption": [["x"]]}), tmp_path / "c.parquet")
-    with pytest.raises(UserError, match="cannot read .*c.parquet: .*list") as caught:
+    with pytest.raises(UserError, match=r"c.parquet:1: caption is \['x'\], not a text") as caught:
         read_captions(tmp_path / "c.parquet")
     assert "\n" not in str(caught.value)
 
@@ -203,7 +203,7 @@ def test_a_numeric_image_id_is_its_text_in_every_format(tmp_path: Path, suffix: 
 
 def test_decimals_are_no_image_ids(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": [7.0, None], "caption": ["one", "two"]}), tmp_path / "c.parquet")
-    with pytest.raises(UserError, match="column image_id holds decimals"):
+    with pytest.raises(UserError, match="c.parquet:1: image_id is 7.0, not a text or an integer"):
         read_captions(tmp_path / "c.parquet")
 
 
@@ -217,7 +217,7 @@ def test_a_folder_with_metadata(tmp_path: Path, name: str) -> None:
         pq.write_table(pa.table({"file_name": ["a.png"], "caption": ["one"]}), tmp_path / name)
     assert _pairs(read_captions(tmp_path)) == {"a.png": "one"}
     (tmp_path / f"metadata.{'jsonl' if name.endswith('csv') else 'csv'}").touch()
-    with pytest.raises(UserError, match=r"has metadata.csv and metadata.\w+: give one"):
+    with pytest.raises(UserError, match=r"has metadata.csv and metadata.\w+: name one"):
         read_captions(tmp_path)
 
 

@@ -14,9 +14,9 @@ import torch
 
 from tt_ray.terminal.errors import UserError
 from tt_ray.text import encoder_files
-from tt_ray.text.dense_module import load_dense
 from tt_ray.text.encoder import load_text_encoder
 from tt_ray.text.encoder_files import MINILM, find_encoder
+from tt_ray.text.pooling import load_dense
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
@@ -42,7 +42,7 @@ def _tokenizer(folder: Path, special: bool, limit: int = 8) -> Any:
     return tokenizer
 
 
-def _save(model: Any, folder: Path, special: bool = True) -> Any:
+def save_encoder(model: Any, folder: Path, special: bool = True) -> Any:
     """Saves a toy model with a tokenizer; returns it in evaluation mode."""
     with torch.no_grad():  # random norms and biases too, so that a forgotten layer shows
         for parameter in model.parameters():
@@ -58,7 +58,7 @@ SMALL |= {"vocab_size": len(WORDS)}
 
 def _bert(folder: Path, model_class: str = "BertModel") -> Any:
     config = transformers.BertConfig(**SMALL, max_position_embeddings=16)
-    return _save(getattr(transformers, model_class)(config), folder)
+    return save_encoder(getattr(transformers, model_class)(config), folder)
 
 
 def _states(model: Any, caption: str, special: bool = True, limit: int = 8) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_masked_language_model_without_pooler(tmp_path: Path) -> None:
 
 def test_other_encoders_take_the_mean(tmp_path: Path) -> None:
     config = transformers.ElectraConfig(**SMALL, embedding_size=16, max_position_embeddings=16)
-    model = _save(transformers.ElectraModel(config), tmp_path)
+    model = save_encoder(transformers.ElectraModel(config), tmp_path)
     encoder = load_text_encoder(str(tmp_path))
     assert encoder.pooling == "mean"
     for vector, caption in zip(encoder.encode(CAPTIONS), CAPTIONS, strict=True):
@@ -114,10 +114,10 @@ def _decoder(folder: Path, family: str, **more: Any) -> Any:
     if family == "gpt2":  # learned positions: padding must not shift them
         config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=8, vocab_size=len(WORDS))
         config.bos_token_id = config.eos_token_id = 3
-        return _save(transformers.GPT2LMHeadModel(config), folder, special=False)
+        return save_encoder(transformers.GPT2LMHeadModel(config), folder, special=False)
     sizes = {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 8}
     config = transformers.AutoConfig.for_model(family, **sizes, **more)
-    return _save(getattr(transformers, DECODERS[family])(config), folder, special=False)
+    return save_encoder(getattr(transformers, DECODERS[family])(config), folder, special=False)
 
 
 @pytest.mark.parametrize("family", ["gpt2", *DECODERS])
@@ -188,7 +188,7 @@ def test_bidirectional_decoders(tmp_path: Path, pooling: str) -> None:
 
 def test_attention_that_transformers_would_not_do_is_refused(tmp_path: Path) -> None:
     config = transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=len(WORDS))
-    model = _save(transformers.MambaForCausalLM(config), tmp_path, special=False)
+    model = save_encoder(transformers.MambaForCausalLM(config), tmp_path, special=False)
     encoder = load_text_encoder(str(tmp_path))
     assert encoder.pooling == "last"
     np.testing.assert_allclose(
@@ -216,7 +216,7 @@ def test_t5_encoders_take_the_mean(tmp_path: Path, family: str, whole: bool) -> 
     config = transformers.AutoConfig.for_model(family, **sizes, feed_forward_proj="gated-gelu")
     name = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[family]
     kind = "ForConditionalGeneration" if whole else "EncoderModel"
-    model = _save(getattr(transformers, name + kind)(config), tmp_path)
+    model = save_encoder(getattr(transformers, name + kind)(config), tmp_path)
     encoder = load_text_encoder(str(tmp_path))
     assert (encoder.pooling, encoder.max_tokens) == ("mean", 8)
     for vector, caption in zip(encoder.encode(CAPTIONS), CAPTIONS, strict=True):
@@ -230,11 +230,11 @@ CLIP_TEXT = {**SMALL, "max_position_embeddings": 8, "bos_token_id": 2, "eos_toke
 def _clip(folder: Path, model_class: str) -> Any:
     text = {**CLIP_TEXT, "projection_dim": 4}
     if model_class != "CLIPModel":
-        return _save(getattr(transformers, model_class)(transformers.CLIPTextConfig(**text)), folder)
+        return save_encoder(getattr(transformers, model_class)(transformers.CLIPTextConfig(**text)), folder)
     vision = {**SMALL, "image_size": 8, "patch_size": 4}
     vision.pop("vocab_size")
     config = transformers.CLIPConfig(text_config=CLIP_TEXT, vision_config=vision, projection_dim=4)
-    return _save(transformers.CLIPModel(config), folder)
+    return save_encoder(transformers.CLIPModel(config), folder)
 
 
 @pytest.mark.parametrize("model_class", ["CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection"])
@@ -342,7 +342,7 @@ def test_dense_modules_follow_in_order(tmp_path: Path, mode: str) -> None:
     [
         ({"activation_function": "mine.Tanh"}, "mine.Tanh, which is none of torch.nn"),
         ({"activation_function": "torch.nn.Linear"}, "torch.nn.Linear, which is none"),
-        ({"activation_function": "torch.nn.Threshold"}, "whose settings it does not tell"),
+        ({"activation_function": "torch.nn.Threshold"}, "but does not say with which settings"),
         ({"in_features": 8}, "does not fit its config.json"),
         ({"module_input_name": "token_embeddings"}, "of tokens or with a residual"),
         ({"use_residual": True}, "of tokens or with a residual"),
@@ -393,7 +393,7 @@ def test_models_of_images_are_refused(tmp_path: Path, family: str) -> None:
     vision.pop("vocab_size")
     both = {"text_config": {**SMALL, "max_position_embeddings": 8}, "vision_config": vision}
     config = transformers.AutoConfig.for_model(family, **(both if family == "siglip" else vision))
-    _save(transformers.AutoModel.from_config(config), tmp_path)
+    save_encoder(transformers.AutoModel.from_config(config), tmp_path)
     with pytest.raises(UserError, match=f"of type {family}, cannot be used as a text encoder|cannot load") as caught:
         load_text_encoder(str(tmp_path))
     assert "\n" not in str(caught.value)
@@ -521,7 +521,7 @@ def test_minilm_equals_sentence_transformers(minilm: Path) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     config = transformers.BertConfig(**{**SMALL, "vocab_size": len(WORDS) - 1}, max_position_embeddings=16)
-    _save(transformers.BertModel(config), tmp_path)
+    save_encoder(transformers.BertModel(config), tmp_path)
     message = "tokenizer of 10 tokens, with ids up to 9, but a model of 9 embedding rows: give the folder"
     with pytest.raises(UserError, match=message):
         load_text_encoder(str(tmp_path))

@@ -83,7 +83,7 @@ def test_decimals_are_neither_ids_nor_labels(tmp_path: Path, column: str, suffix
     else:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=f"column {column} holds decimals"):
+    with pytest.raises(UserError, match=f":1: column {column} holds 1.0, not a text or an integer"):
         read_labels(tmp_path / f"t.{suffix}", _strings(["1"]))
 
 
@@ -112,10 +112,10 @@ def test_paths_that_look_like_patterns(tmp_path: Path) -> None:
         ("t.csv", "image_id,class\na,b\n", "needs columns image_id and label, but has image_id, class"),
         ("t.csv", "image_id,label\na,b\na,c\n", "1 rows repeat an image id"),
         ("t.csv", "image_id,label\nx,b\n", "has no label for image ids such as a, b"),
-        ("t.csv", "", "cannot read"),
+        ("t.csv", "", "needs columns image_id and label, but has none"),
         ("t.txt", "image_id", "neither a folder nor a table"),
         ("none.csv", None, "cannot read"),
-        ("t.csv", b"image_id,label\na,\xff\n", "cannot read"),
+        ("t.csv", b"image_id,label\na,\xff\n", "t.csv:2: not UTF-8"),
     ],
 )
 def test_bad_labels(tmp_path: Path, name: str, text: str | bytes | None, message: str) -> None:

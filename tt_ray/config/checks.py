@@ -19,6 +19,7 @@ from tt_ray.config.sections import (
     TextConfig,
     TrainConfig,
 )
+from tt_ray.config.sources import check_source
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError, nearest
 
@@ -68,6 +69,7 @@ def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: 
     Raises:
         UserError: A value is one that no run can use.
     """
+    check_source(data.source)
     for path, values, low in (("data.mean", data.mean, -inf), ("data.std", data.std, 0)):
         if not all(low < value < inf for value in values):
             raise UserError(f"{path} is {values}, but all must be between {low:g} and inf")

@@ -43,8 +43,9 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    source: Literal["shapes", "imagefolder", "datasets", "torchvision"] = "shapes"
-    """Where images come from: built-in shapes, split folders, Parquet/Arrow/hub data sets, torchvision."""
+    source: str = "shapes"
+    """Where images come from: shapes (built in), imagefolder (split folders), datasets (Parquet, Arrow, hub),
+    torchvision, or MODULE:NAME of a DataSource of your own."""
     root: str = ""
     """Folder, file, URI of Parquet or hub id of the data; for torchvision the folder that holds or receives the set."""
     name: str = ""

@@ -1,6 +1,5 @@
 """From a configuration to data that is ready to train on: splits, label noise, captions, embedding store, join."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +10,14 @@ import pyarrow as pa
 from tt_ray.config import Config
 from tt_ray.data.label_noise import replace_labels, stratified
 from tt_ray.data.sources.base import NOBODY, Source
-from tt_ray.data.sources.labels import some
 from tt_ray.data.sources.registry import drop_unreadable, open_splits
 from tt_ray.data.text_targets import TextTargets, build_targets
-from tt_ray.embeddings.store import EmbeddingStore, embed_captions, open_store
-from tt_ray.io.storage import Storage, is_uri
-from tt_ray.terminal.errors import UserError
-from tt_ray.text.caption_table import read_captions
-from tt_ray.text.encoder import load_text_encoder
-from tt_ray.text.encoder_files import local_revision
+from tt_ray.embeddings.build import Show
+from tt_ray.embeddings.ensure import ensure_store, fetch_store
+from tt_ray.embeddings.store import EmbeddingStore, open_store
+from tt_ray.terminal.errors import UserError, some
 
 _CHECK_ROWS = 1024
-
-Show = Callable[[str, int, int], None]
-"""Called with what is going on, how much is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ def open_data(config: Config, store_path: Path | None) -> Data:
     """Opens the splits and joins them with the store; raises UserError on anything that is wrong with them."""
     train, val, notes = open_images(config)
     if store_path is not None and not config.text.embeddings:
-        _fetch_store(config, store_path)
+        fetch_store(config.run.storage, store_path)
     return join(config, train, val, None if store_path is None else open_store(store_path), notes)
 
 
@@ -143,73 +136,5 @@ def find_store(
     before: Callable[[], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path | None:
-    """The run's embedding store, its checksum verified; embeds the captions first where that has not been done.
-
-    `before` is called where they are about to be embedded, which can take long; `say` is told of rows of the caption
-    table that are left out.
-
-    None when no text is read: the text weight is 0, or a vision teacher takes its place. Stores made here live in
-    <run.storage>/embeddings, named by encoder and captions, and serve every run with the same captions.
-    """
-    if not config.reads_text:
-        return None
-    if config.text.embeddings:
-        path = Path(config.text.embeddings).expanduser().absolute()
-        open_store(path, verify=True)
-        return path
-    ids, captions = _captions(config, train, say)
-    storage = Storage.open(config.run.storage)
-    folder = storage.root / "embeddings"
-    encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
-    revision = local_revision(config.text.encoder)
-    path = folder / f"{encoder_name}-{_digest(config.text.encoder + revision, ids, captions)}"
-    if _fetch_store(config, path):
-        open_store(path, verify=True)
-        return path
-    if before is not None:
-        before()
-    encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
-    try:
-        embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
-        storage.push(path)
-    except OSError as error:
-        problem = error.strerror or " ".join(str(error).split())
-        raise UserError(f"cannot write embedding store {path}: {problem}: give another --run.storage") from None
-    return path
-
-
-def _fetch_store(config: Config, path: Path) -> bool:
-    """Whether the store is on this machine, after bringing it from where the runs live if need be."""
-    if is_uri(config.run.storage):
-        Storage.open(config.run.storage).fetch(path)
-    return (path / "manifest.json").exists()
-
-
-def _captions(
-    config: Config, train: Source, say: Callable[[str], None] | None
-) -> tuple[pa.StringArray, pa.StringArray]:
-    if config.text.captions:
-        table = read_captions(Path(config.text.captions).expanduser())
-        if table.problems and say is not None:
-            count, first = len(table.problems), table.problems[0]
-            say(f"{count} rows of {config.text.captions} are left out, the first: {first}")
-        return table.ids, table.captions
-    assert train.captions is not None, "open_splits refuses sources without captions"
-    present = train.captions.is_valid()
-    if not present.true_count:
-        raise UserError("no training image has a caption: give --data.caption_column or --text.captions")
-    return train.ids.filter(present), train.captions.filter(present)
-
-
-def _digest(encoder: str, ids: pa.StringArray, captions: pa.StringArray) -> str:
-    digest = hashlib.blake2b(encoder.encode(), digest_size=6)
-    for column in (ids, captions):
-        for buffer in pa.concat_arrays([column]).buffers():
-            digest.update(b"" if buffer is None else buffer)
-    return digest.hexdigest()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    """The run's embedding store, as `ensure_store` makes it of the training images' ids and captions."""
+    return ensure_store(config, train.ids, train.captions, show, before, say)

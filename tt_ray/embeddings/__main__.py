@@ -1,4 +1,4 @@
-"""Looks at embedding stores, makes them of others' embeddings, and gives them away: `python -m tt_ray.embeddings`."""
+"""Inspects, imports and exports embedding stores: `python -m tt_ray.embeddings COMMAND`."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
+from tt_ray.embeddings.build import Dtype
 from tt_ray.embeddings.exporter import export_dataset
-from tt_ray.embeddings.importers import Dtype, Imported, import_dataset, import_zip
+from tt_ray.embeddings.importers import Imported, Target, import_dataset, import_zip
 from tt_ray.embeddings.inspection import NEIGHBOURS, Report, Sample, draw_sample, inspect, nearest, plot
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.io.one_writer import beside, one_writer
@@ -23,38 +24,38 @@ from tt_ray.text.image_ids import read_ids, read_labels
 
 @dataclass(frozen=True)
 class Inspect:
-    """Print what a store's embeddings are like."""
+    """Print figures on a store's embeddings, and their nearest others."""
 
     store: tyro.conf.Positional[Path]
     """Embedding store."""
     labels: Path | None = None
-    """Classes of images: a table (Parquet, CSV, TSV, JSONL) with image_id and label, or a split's folder: of its
-    metadata.jsonl, or of its class folders."""
+    """Classes of images: a table (Parquet, CSV, TSV, JSONL) with image_id and label, or a split's folder, whose
+    metadata.jsonl or class folders are then read."""
     captions: Path | None = None
     """Caption table, to show the captions of near embeddings; without it their image ids are shown."""
     sample: int = 20_000
-    """Rows that all but the size and the duplicates are measured on, drawn at random."""
+    """Number of rows, drawn at random, on which everything but size and duplicates is measured."""
     examples: int = 3
-    """Embeddings whose nearest others are shown."""
+    """Number of embeddings whose nearest others are shown."""
     plot: Path | None = None
     """PNG to write: the sample on its first two principal components, coloured by class."""
 
 
 @dataclass(frozen=True)
 class ImportZip:
-    """Make a store of TextTeacher's all_encodings.zip. Killed, the same command goes on where it stopped."""
+    """Make a store of TextTeacher's all_encodings.zip. Killed, the same command continues where it stopped."""
 
     archive: tyro.conf.Positional[Path]
     """Zip file of <image file name>.emb.npy."""
     out: Path
     """Folder of the new store."""
     ids: Path | None = None
-    """A split's folder of images, or a table with image_id, to give embeddings to by file name; without it the names in
-    the archive are the image ids. Images without an embedding of their own get their class's, if there is one."""
+    """A split's folder of images, or a table with image_id, whose images get embeddings by file name; without it the
+    names in the archive are the image ids. Images without an embedding of their own get their class's, if any."""
     stats: Path | None = None
-    """Mean and standard deviation to keep; by default the stats.npy beside the archive, else they are computed."""
+    """Mean and standard deviation to keep; by default the stats.npy next to the archive, else they are computed."""
     dtype: Dtype = "float16"
-    """Of the store."""
+    """Kind of number in the store."""
     encoder: str = ""
     """Name of the text encoder, for the store's manifest."""
 
@@ -68,15 +69,15 @@ class ImportDataset:
     out: Path
     """Folder of the new store."""
     split: str = "train"
-    """Which split."""
+    """Split of the data set."""
     id_column: str = "image_id"
     """Column of image ids."""
     embedding_column: str = "embedding"
     """Column of embeddings: lists of equally many floats."""
     dtype: Dtype = "float16"
-    """Of the store."""
+    """Kind of number in the store."""
     encoder: str = ""
-    """Name of the text encoder, for the store's manifest; exported stores tell it."""
+    """Name of the text encoder, for the store's manifest; exported stores have it with them."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ Command = (
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
     form: Any = Command
     given = read_arguments(form, arguments, "python -m tt_ray.embeddings")
     with Display() as display, ExitStack() as alone:
@@ -115,14 +116,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _import(given: ImportZip | ImportDataset, display: Display) -> list[str]:
-    out = _absolute(given.out)
+    target = Target(_absolute(given.out), given.dtype, given.encoder)
     if isinstance(given, ImportZip):
         ids = None if given.ids is None else read_ids(given.ids)
         archive, stats = _absolute(given.archive), given.stats and _absolute(given.stats)
-        made = import_zip(archive, out, ids, stats, given.dtype, given.encoder, display.show)
+        made = import_zip(archive, target, ids, stats, display.show)
     else:
         columns = (given.split, given.id_column, given.embedding_column)
-        made = import_dataset(given.source, *columns, out, given.dtype, given.encoder, display.show)
+        made = import_dataset(given.source, *columns, target, display.show)
     return [_size(made), *(f"note: {note}" for note in made.notes)]
 
 

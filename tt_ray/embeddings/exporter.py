@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tt_ray.embeddings.importers import ABOUT, Show
+from tt_ray.embeddings.build import Show
+from tt_ray.embeddings.importers import ABOUT
 from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.io.files import new_folder
 from tt_ray.io.resumable import disk_problems
@@ -29,13 +30,19 @@ configs:
 
 
 def export_dataset(store: EmbeddingStore, out: Path, show: Show) -> int:
-    """Writes `data/train-<i>-of-<n>.parquet`, a card, and what made the embeddings; returns the number of files.
+    """Writes a store as `data/train-<i>-of-<n>.parquet`, a card, and the manifest's entry about the encoder.
 
     `datasets.load_dataset(OUT)` reads it, and `import_dataset` makes an equal store of it. The folder appears complete
-    or not at all. Raises UserError when `out` is taken or the disk is full.
+    or not at all.
+
+    Returns:
+        The number of Parquet files.
+
+    Raises:
+        UserError: `out` is taken, or the disk is full.
     """
     if out.exists():
-        raise UserError(f"{out} exists already: give another --out")
+        raise UserError(f"{out} exists already: choose another --out")
     per_file = max(_FILE_BYTES // (store.dim * store.embeddings.itemsize), 1)
     files, ids = -(-len(store) // per_file), store.ids
     with disk_problems(out), new_folder(out) as folder:

@@ -1,6 +1,5 @@
-"""What a store's embeddings are like: size, norms, effective rank, duplicates, classes told apart, nearest captions."""
+"""Figures on a store's embeddings: norms, effective rank, duplicates, classes of nearest embeddings, and a plot."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tt_ray.embeddings.build import Show
 from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.terminal.errors import UserError
 
@@ -19,8 +19,6 @@ _COLOURS = 10
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Show = Callable[[str, int, int], None]
-"""Called with what is going on, how much is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` finds."""
+    """The figures that `inspect` measures."""
 
     norms: tuple[float, ...]
     """Length of the sample's embeddings as stored: minimum, quartiles, maximum."""
@@ -54,17 +52,27 @@ class Report:
     duplicates: int
     """Embeddings, of all, that an earlier row has already, bit for bit."""
     knn: float | None
-    """Share of the sample whose class the 10 nearest others name; None without labels."""
+    """Share of the sample whose class is that of most of its 10 nearest others; None without labels."""
     knn_distinct: float | None
     """The same among other embeddings alone: equal captions may well be of the same thing."""
     chance: float | None
-    """What naming the most frequent class gives."""
+    """Share of the sample that has the most frequent class."""
 
 
 def draw_sample(store: EmbeddingStore, labels: pa.StringArray | None, size: int, seed: int = 0) -> Sample:
-    """Up to `size` rows; with labels (one per row, or null), rows that have one. Raises UserError when `size` < 3."""
+    """Draws rows at random.
+
+    Args:
+        store: The store.
+        labels: One per row, null where there is none; rows without one are not drawn.
+        size: Most rows to draw, at least 3.
+        seed: Seed of the draw.
+
+    Raises:
+        UserError: `size` is below 3.
+    """
     if size < 3:
-        raise UserError(f"--sample is {size}: give at least 3")
+        raise UserError(f"--sample is {size}, but must be at least 3")
     known = np.arange(len(store)) if labels is None else np.flatnonzero(labels.is_valid().to_numpy(False))
     chosen = np.random.default_rng(seed).choice(len(known), min(size, len(known)), replace=False)
     rows = known[np.sort(chosen)]
@@ -80,7 +88,7 @@ def draw_sample(store: EmbeddingStore, labels: pa.StringArray | None, size: int,
 
 
 def inspect(store: EmbeddingStore, sample: Sample, show: Show) -> Report:
-    """Reads the whole store once, for duplicates; the rest is about the sample and takes memory for that alone."""
+    """Measures a store; the whole of it is read once, for duplicates, all other figures are those of the sample."""
     lengths = np.linalg.norm(sample.centred + store.mean, axis=1)
     norms = tuple(float(value) for value in np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]))
     rest = sample.centred - sample.centred.mean(0)
@@ -99,7 +107,7 @@ def inspect(store: EmbeddingStore, sample: Sample, show: Show) -> Report:
 
 
 def count_duplicates(store: EmbeddingStore, show: Show) -> int:
-    """Embeddings that an earlier row has already. By 64-bit hashes: of 10^7 stores of 10^6 rows one errs."""
+    """Counts embeddings that an earlier row has already, by hashes: of 10^7 stores of 10^6 rows one errs."""
     hashes = np.empty(len(store), np.int64)
     for start in range(0, len(store), _BLOCK):
         block = np.ascontiguousarray(store.embeddings[start : start + _BLOCK])
@@ -109,9 +117,11 @@ def count_duplicates(store: EmbeddingStore, show: Show) -> int:
 
 
 def nearest(units: Floats, groups: Ints, queries: Ints, count: int) -> tuple[Ints, Floats]:
-    """For rows `queries` the `count` rows of other groups with the largest cosines, and these, (len(queries), count).
+    """Finds for rows `queries` the `count` rows of other groups with the largest cosines.
 
-    Where other groups have fewer, the cosines of what stands in are minus infinity.
+    Returns:
+        Rows and cosines, both (len(queries), count). Where other groups have fewer rows, others fill the places, with
+        cosines of minus infinity.
     """
     similarity = units[queries] @ units.T
     similarity[groups[queries][:, None] == groups] = -np.inf

@@ -4,8 +4,6 @@ Mean and standard deviation cost nothing when a store is written, as each value 
 2 N D^2 operations, minutes at D = 4096, so it is left to the runs that reduce: one pass over the written store.
 """
 
-import os
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tt_ray.embeddings.store import EmbeddingStore
+from tt_ray.io.files import new_file
 from tt_ray.terminal.errors import UserError
 
 # Rows that are turned into float64 at a time: 64 MiB at D = 1024.
@@ -40,8 +39,8 @@ def fit_pca(store: EmbeddingStore, out_dim: int, std: Literal["none", "full"] = 
 
     With std `full` each dimension is divided by its own standard deviation (plus 1e-6) first; mean and components are
     then those of the divided embeddings. The sign is fixed: a component's largest entry is positive. All D components
-    are kept in the store's folder, named after its content; a file that does not fit is made anew. The first call
-    takes 2 N D^2 operations, so make it before processes are started that need it. Raises UserError when out_dim is
+    are kept in the store's folder, named after its content; a file that does not fit is made again. The first call
+    takes 2 N D^2 operations: make it before starting processes that need it. Raises UserError when out_dim is
     not within 1..D.
     """
     dim = store.dim
@@ -52,8 +51,9 @@ def fit_pca(store: EmbeddingStore, out_dim: int, std: Literal["none", "full"] = 
     table = _load_pca(cache, dim, out_dim)
     if table is None:
         table = _principal_axes(store, scale)
-        with suppress(OSError):  # a store that cannot be written to is read all the same
-            _save_whole(cache, table)
+        # A store that cannot be written to is read all the same.
+        with suppress(OSError), new_file(cache) as partial, partial.open("wb") as file:
+            np.save(file, table)
     return Pca(store.mean / scale, table[1 : out_dim + 1], table[0, :out_dim])
 
 
@@ -83,17 +83,3 @@ def _load_pca(cache: Path, dim: int, out_dim: int) -> F64 | None:
         return None
     head = np.array(table[: out_dim + 1])
     return head if np.allclose(np.linalg.norm(head[1:], axis=1), 1) else None
-
-
-def _save_whole(path: Path, array: np.ndarray) -> None:
-    """Saves to a temporary name and renames."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

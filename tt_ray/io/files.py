@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
         OSError: The disk is full, or the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = _own_partial(path)
     try:
         yield partial
         if durable:
@@ -52,25 +53,52 @@ def new_file(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, first_wins: bool = False) -> Iterator[Path]:
     """Yields a folder next to `path` to fill; at the end it is on disk and takes the place of `path`.
 
-    On an exception it is removed, and `path` is what it was. One writer at a time: what a killed one has left is
-    removed first.
+    On an exception it is removed, and `path` is what it was.
+
+    Args:
+        path: The folder to write or replace.
+        first_wins: Several writers may write it at once, and a `path` that another one has filled meanwhile stays;
+            `partials` finds what killed ones have left. Otherwise there is one writer at a time, and what a killed one
+            has left is removed first.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _own_partial(path) if first_wins else path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in [*partial.iterdir(), partial]:
+        for file in [*partial.iterdir(), partial]:  # before the rename, as in new_file
             sync(file)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
+        if first_wins:
+            _rename_unless_filled(partial, path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
         sync(path.parent)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+
+def partials(path: Path) -> list[Path]:
+    """What writers of `path` are writing to, or have left when they were killed: files and folders next to it."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+-[0-9a-f]{{8}}\.)?partial")
+    return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)] if path.parent.is_dir() else []
+
+
+def _own_partial(path: Path) -> Path:
+    """A name next to `path` that no other writer has."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _rename_unless_filled(partial: Path, path: Path) -> None:
+    """Gives the folder its name; where another one with something in it has the name, that one stays."""
+    try:
+        partial.rename(path)
+    except OSError:
+        if not path.is_dir() or not any(path.iterdir()):
+            raise

@@ -1,9 +1,7 @@
-"""Work that goes on where it was killed: a folder with a plan and one file for each finished shard."""
+"""Work that continues where it was killed: a folder with a plan and one file for each finished shard."""
 
-import glob
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tt_ray.io.files import sync
+from tt_ray.io.files import new_file, partials
 from tt_ray.io.one_writer import beside, one_writer
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, reason
 
 _SHARD = re.compile(r"(\d{7})-([0-9a-f]{32})\.shard")
 _PLAN = "plan.json"
@@ -58,7 +56,8 @@ class Shards:
         with disk_problems(self.folder):
             if self.about is None:
                 self._write_plan(about)
-            _write_whole(path, content)
+            with new_file(path) as partial:
+                partial.write_bytes(content)
         self._files[shard] = path
 
     def read(self, shard: int) -> bytes:
@@ -66,7 +65,7 @@ class Shards:
         path = self._files[shard]
         content = path.read_bytes()
         if _hash(content) != _SHARD.fullmatch(path.name)[2]:  # type: ignore[index]
-            raise UserError(f"{path} is damaged: give the same command again, which makes it anew")
+            raise UserError(f"{path} is damaged: run the same command again, which makes it again")
         return content
 
     def remove(self) -> None:
@@ -85,26 +84,27 @@ class Shards:
             match = _SHARD.fullmatch(path.name)
             if match and int(match[1]) < self.count and self.about and _hash(path.read_bytes()) == match[2]:
                 self._files[int(match[1])] = path
-            elif match or path.name.startswith(".tmp-"):
+            elif match or path.suffix == ".partial":
                 path.unlink()
 
     def _write_plan(self, about: dict[str, Any] | None) -> None:
         plan = {"format_version": _FORMAT_VERSION, "work": self.work, "about": about}
-        _write_whole(self.folder / _PLAN, json.dumps(plan, indent=2).encode())
+        with new_file(self.folder / _PLAN) as partial:
+            partial.write_text(json.dumps(plan, indent=2))
         self.about = about
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         for key in old | new:
             if old.get(key) != new.get(key):
                 raise UserError(
-                    f"{self.folder} was begun with other {key} ({old.get(key)}, now {new.get(key)}): give what it was "
-                    "begun with, delete the folder to start anew, or give another --out"
+                    f"{self.folder} was begun with other {key} ({old.get(key)}, now {new.get(key)}): pass what it was "
+                    "begun with, delete the folder to start again, or choose another --out"
                 )
 
 
 @contextmanager
 def open_shards(folder: Path, work: dict[str, Any], count: int) -> Iterator[Shards]:
-    """Begins `count` shards of some work in `folder`, or goes on with them; nobody else may meanwhile.
+    """Begins `count` shards of some work in `folder`, or continues them; no other process may do so meanwhile.
 
     `work` says, in JSON's types, what there is to do. Raises UserError when the folder was begun for other work, when
     another process writes it, or cannot be written.
@@ -123,8 +123,8 @@ def open_shards(folder: Path, work: dict[str, Any], count: int) -> Iterator[Shar
 
 
 def remove_halves(path: Path) -> None:
-    """Deletes what a kill left of writing `path`; for whoever holds the shards that it is written from."""
-    for half in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+    """Deletes what a kill left of writing `path`; for the one writer that holds the shards that it is written from."""
+    for half in partials(path):
         if half.is_dir():
             shutil.rmtree(half)
         else:
@@ -133,18 +133,17 @@ def remove_halves(path: Path) -> None:
 
 @contextmanager
 def disk_problems(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with a disk into a UserError that says where, and how to go on."""
+    """Turns what goes wrong with a disk into a UserError that says where, and how to continue."""
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise UserError(
-            f"cannot write {error.filename or path}: {reason}; mend this and give the same command to go on"
+            f"cannot write {error.filename or path}: {reason(error)}; fix this and run the same command to continue"
         ) from error
 
 
 def digest_of(*columns: pa.StringArray) -> str:
-    """Of all strings, in their order: 32 hex digits."""
+    """A hash of all strings in their order: 32 hex digits."""
     digest = hashlib.sha256()
     for column in columns:
         for buffer in pa.concat_arrays([column]).buffers():
@@ -162,20 +161,7 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
             return plan
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"{path} is not a plan of this tt-ray: delete its folder to start anew, or give another --out")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Appears complete or not at all, and outlives a power cut."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    raise UserError(f"{path} is not a plan of this tt-ray: delete its folder to start again, or choose another --out")
 
 
 def _hash(content: bytes) -> str:

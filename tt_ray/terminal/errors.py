@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _NEAR = 0.15
 """How much less like the name than the nearest one another may be to be offered beside it."""
@@ -75,3 +75,17 @@ def shown(value: object, limit: int = 200) -> str:
     except UnicodeEncodeError:  # half a surrogate pair, of JSON
         text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]} ({len(text)} characters)"
+
+
+def absent(kind: str, name: str, names: Iterable[str], where: str, options: str) -> UserError:
+    """The error about a column, folder or split `name` that is not among `names`; `options` can change it."""
+    known = sorted(names)
+    close = nearest(name, known)
+    hint = f", {close}" if close.startswith("did") else "."
+    return UserError(f"{where} has no {kind} {name!r}{hint} There are: {some(known, 20) or 'none'}; set {options}")
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names in one line."""
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name) for name in names[:limit]) + more

@@ -148,7 +148,7 @@ def load_captioner(options: CaptionerOptions, device: str = "cpu") -> Captioner:
 def find_captioner(name: str) -> Path:
     """The folder of a captioner: a local folder, the Hugging Face cache, or a hub download.
 
-    Raises UserError when it cannot be had.
+    Raises UserError when it cannot be found.
     """
     return find_model(name, _HUB_FILES, f"captioner {name}", "a local folder as --model")
 

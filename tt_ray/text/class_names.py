@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tt_ray.data.sources.labels import some
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 
 _WORDNET = re.compile(r"n\d{8}")
 

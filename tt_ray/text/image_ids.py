@@ -1,4 +1,4 @@
-"""Image ids and labels from folders and tables, and how official file names meet image ids."""
+"""Image ids and labels from folders and tables, and how official file names match image ids."""
 
 from pathlib import Path
 from typing import Any
@@ -7,26 +7,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import NOBODY
 from tt_ray.data.sources.file_listing import list_images
+from tt_ray.data.sources.id_tables import ID_NAMES, SUFFIXES, IdTable, id_text
 from tt_ray.data.sources.image_folder import folder_images
-from tt_ray.data.sources.labels import declared_names, text_labels
+from tt_ray.data.sources.labels import text_labels
 from tt_ray.data.sources.metadata import read_metadata
 from tt_ray.terminal.errors import UserError
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
-_ID_NAMES = ("image_id", "file_name")
 _LABEL_NAMES = ("label_name", "label")
 
 
 def read_ids(path: str | Path) -> pa.StringArray:
-    """Image ids: of the images below a split's folder, or a table's column image_id (or file_name).
+    """Reads image ids: those of the images below a split's folder, or a table's column image_id (or file_name).
 
     Raises UserError when there is no such folder or table, or no id in it.
     """
@@ -34,9 +30,9 @@ def read_ids(path: str | Path) -> pa.StringArray:
     if path.is_dir():
         ids = folder_images(DataConfig(root=str(path.parent)), path.name).ids
     else:
-        ids = _columns(path, _ID_NAMES)[0]
+        ids = _columns(path, ID_NAMES)[0]
     if not len(ids):
-        raise UserError(f"{path} has no images: give a split's folder, or a table with image_id")
+        raise UserError(f"{path} has no images: name a split's folder, or a table with image_id")
     return ids
 
 
@@ -49,7 +45,7 @@ def read_labels(path: str | Path, ids: pa.StringArray) -> pa.StringArray:
     id of the table repeats, or no id has a label.
     """
     path = Path(path).expanduser()
-    table = _metadata_labels(path) if path.is_dir() else tuple(_columns(path, _ID_NAMES, _LABEL_NAMES))
+    table = _metadata_labels(path) if path.is_dir() else tuple(_columns(path, ID_NAMES, _LABEL_NAMES))
     if table is None:
         parts = pc.split_pattern(ids, "/", max_splits=1)
         inside = pc.equal(pc.list_value_length(parts), 2)
@@ -98,7 +94,7 @@ def _check_ambiguity(ids: pa.StringArray, names: pa.StringArray) -> None:
         if len(several):
             raise UserError(
                 f"{len(several)} file names are those of several {what}, such as {', '.join(several[:3].to_pylist())}: "
-                "which image each belongs to cannot be told; write whole image ids instead"
+                "which image each belongs to is not known; write whole image ids instead"
             )
 
 
@@ -117,48 +113,27 @@ def _metadata_labels(folder: Path) -> tuple[pa.StringArray, pa.StringArray] | No
 
 def _columns(path: Path, *wanted: tuple[str, ...]) -> list[pa.StringArray]:
     """Columns as text, each the first that the table has of several names; rows without any of them are left out."""
-    try:
-        table, there = _read_table(path, [name for some in wanted for name in some])
-        names = [next((name for name in some if name in there), "") for some in wanted]
-        if not all(names):
-            needed = " and ".join(some[0] if some is _ID_NAMES else some[-1] for some in wanted)
-            raise UserError(f"{path} needs columns {needed}, but has {', '.join(there) or 'none'}")
-        if decimal := next((name for name in names if pa.types.is_floating(table[name].type)), ""):
-            raise UserError(f"{path}: column {decimal} holds decimals: write texts or integers")
-        columns = {name: pc.cast(_by_name(path, table, name), pa.string()) for name in names}
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    table = pa.table(columns).drop_null()
-    return [table[name].combine_chunks() for name in names]
-
-
-def _by_name(path: Path, table: pa.Table, column: str) -> pa.ChunkedArray:
-    """A column, with class names in place of numbers where the file declares them."""
-    names = declared_names(path, table.schema, column)
-    if names is None or not len(table):
-        return table[column]
-    values = pc.cast(table[column], pa.int64())
-    low, high = pc.min_max(values).as_py().values()
-    if low is not None and (low < NOBODY or high >= len(names)):
-        wrong = low if low < NOBODY else high
-        row = pc.index(values, wrong).as_py() + 1
-        raise UserError(f"{path}:{row}: {column} is {wrong}, but it names {len(names)} classes, 0 to {len(names) - 1}")
-    return pa.array(names, pa.string()).take(pc.if_else(pc.less(values, 0), pa.scalar(None, pa.int64()), values))
-
-
-def _read_table(path: Path, wanted: list[str]) -> tuple[pa.Table, list[str]]:
-    """The table, at least its wanted columns, and the names of all."""
-    suffix = path.suffix.lower()
-    if suffix in (".parquet", ".pq"):
-        there = pq.read_schema(path).names
-        return pq.ParquetFile(path).read(columns=[name for name in there if name in wanted]), there
-    if suffix in (".csv", ".tsv"):
-        parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-        # Texts, whatever they look like: as numbers, 01 and 1 would be the same image.
-        types = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in wanted})
-        table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=types)
-        return table, table.column_names
-    if suffix in (".jsonl", ".ndjson"):
-        table = pyarrow.json.read_json(path)
-        return table, table.column_names
-    raise UserError(f"{path} is neither a folder nor a table: known are .parquet, .csv, .tsv and .jsonl")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} is neither a folder nor a table: known are .parquet, .csv, .tsv and .jsonl")
+    table = IdTable(path)
+    known = {name for names in wanted for name in names if name in table.columns or not table.has_header}
+    lines, values = list[int](), {name: list[Any]() for name in known}
+    for line, row in table.good_rows(known.__contains__):
+        lines.append(line)
+        for name, column in values.items():
+            column.append(row.get(name))
+    chosen = [next((name for name in names if name in table.columns), "") for names in wanted]
+    if not all(chosen):
+        needed = " and ".join(names[0] if names is ID_NAMES else names[-1] for names in wanted)
+        raise UserError(f"{path} needs columns {needed}, but has {', '.join(table.columns) or 'none'}")
+    texts = [[None if value is None else id_text(value) for value in values[name]] for name in chosen]
+    for name, column in zip(chosen, texts, strict=True):
+        if column.count(None) > values[name].count(None):
+            line, value = next(
+                (line, value)
+                for line, text, value in zip(lines, column, values[name], strict=True)
+                if text is None and value is not None
+            )
+            raise UserError(f"{path}:{line}: column {name} holds {value!r:.40}, not a text or an integer")
+    kept = pa.table({str(place): pa.array(column, pa.string()) for place, column in enumerate(texts)}).drop_null()
+    return [column.combine_chunks() for column in kept.columns]

@@ -152,14 +152,14 @@ def test_metadata_in_another_encoding(tmp_path: Path) -> None:
     with (tmp_path / "train/metadata.jsonl").open("ab") as file:
         file.write('{"file_name": "x.png", "label": 0, "caption": "ein Käfer"}\n'.encode("latin-1"))
     text = message(lambda: open_source(folder_config(tmp_path), "train", False))
-    assert "train/metadata.jsonl:4 is not UTF-8" in text
+    assert "train/metadata.jsonl:4: not UTF-8" in text
 
 
 def test_metadata_with_a_broken_line(tmp_path: Path) -> None:
     write_split(tmp_path / "train", rows_of([0, 1, 1]))
     with (tmp_path / "train/metadata.jsonl").open("a") as file:
         file.write('\n{"file_name": "a/')
-    assert "metadata.jsonl:5 is not" in message(lambda: open_source(folder_config(tmp_path), "train", False))
+    assert "metadata.jsonl:5: not JSON" in message(lambda: open_source(folder_config(tmp_path), "train", False))
 
 
 def test_loose_images_have_no_class(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.registry import open_images, open_source, open_splits
+from tt_ray.data.sources.registry import open_source, open_splits, open_unlabelled
 from tt_ray.data.sources.table_files import load_table, read_file
 from tt_ray.terminal.errors import UserError
 
@@ -173,7 +173,7 @@ def test_numbers_outside_the_names(tmp_path: Path, split: str, kind: str, wrong:
     assert expected in text and "row 1, id 1" in text, text
     assert kind == "saved" or f"{'train' if split == 'train' else 'test'}.{kind}, row 1" in text
     if split == "train":
-        assert len(open_images(tables(root), "train")[0]) == 3, "captioning needs no labels"
+        assert len(open_unlabelled(tables(root), "train")[0]) == 3, "captioning needs no labels"
 
 
 def test_the_row_is_that_of_its_file(tmp_path: Path) -> None:

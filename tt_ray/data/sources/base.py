@@ -1,17 +1,20 @@
-"""What every data source gives: one split as ids, labels, captions, and a way to read images."""
+"""What a data source is, and what it opens: one split as ids, labels, captions, and a way to read images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from tt_ray.config import DataConfig
+
 Pixels = npt.NDArray[np.uint8]
 # The label of an image that has none, or does not count.
 NOBODY = -1
+Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Source:
     tasks: dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]] | None = None
     """Further labels of the same images, by name: class numbers and class names."""
     groups: pa.StringArray | None = None
-    """What data.group_column says of each image; None where that is empty."""
+    """The value of data.group_column for each image; None where that is empty."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,3 +62,32 @@ class Source:
             pixels=lambda chosen, size: pixels(rows[chosen], size),
             **changes,
         )
+
+
+class Unlabelled(NamedTuple):
+    """A split without its labels."""
+
+    ids: pa.StringArray
+    read: Callable[[int], Image.Image]
+    """Reads the image of a row as `Source.read` does."""
+    left_out: tuple[str, ...] = ()
+    """Sentences on files that lie with the images and are not read."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A way to get images that `data.source` can name."""
+
+    open: Callable[[DataConfig, Split, bool], Source]
+    """Opens a split; true where captions are needed. Raises UserError when there is no such split, or it lacks them."""
+    open_unlabelled: Callable[[DataConfig, Split], Unlabelled] | None = None
+    """Opens a split whether its images have labels or not; None where all have."""
+    declares_classes: bool = False
+    """The source lists its classes, so that one may have no training image."""
+    takes_uris: bool = False
+    """data.root may be a URI, such as s3://bucket/folder."""
+
+
+def split_name(config: DataConfig, split: Split) -> str:
+    """The name of a split in the source: data.train_split or data.val_split."""
+    return config.train_split if split == "train" else config.val_split

@@ -6,10 +6,10 @@ Training, captioning, evaluation and vision teachers all read through an `ImageR
 import importlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ _PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 
 Box = tuple[float, float, float, float]
 Levels = Callable[[npt.NDArray[Any]], Pixels]
+T = TypeVar("T")
 
 for _name in _PLUGINS:
     with suppress(ImportError, OSError):
@@ -47,6 +48,15 @@ PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugi
 # Pillow warns of large images, which are refused by name here, and of damaged metadata, which does no harm.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class UnreadableImage(UserError):
+    """An image that cannot be read. Made of its text alone as well, as torch's loader processes do."""
+
+    def __init__(self, text: str, problem: str = "") -> None:
+        super().__init__(text)
+        self.problem = problem or text
+        """Which image, and why, without the ways to fix it."""
 
 
 class ImageReader(ABC):
@@ -71,31 +81,16 @@ class ImageReader(ABC):
     def pixels(self, rows: npt.NDArray[np.int64], size: int) -> Pixels:
         """RGB images of rows, each resized to (size, size): uint8 (len(rows), size, size, 3).
 
-        Uses as many threads as torch does: Pillow decodes outside the interpreter lock, and torch's number follows
-        OMP_NUM_THREADS (which Ray sets to the worker's CPUs) and is 1 in loader processes.
         Raises UserError naming the first image that cannot be read.
         """
-        import torch
-
         out = np.empty((len(rows), size, size, 3), np.uint8)
 
         def fill(start: int) -> None:
             for place in range(start, min(start + _ROWS_PER_TASK, len(rows))):
                 out[place] = self._square(int(rows[place]), size)
 
-        starts = range(0, len(rows), _ROWS_PER_TASK)
-        threads = min(torch.get_num_threads(), len(starts))
-        if threads < 2:
-            for start in starts:
-                fill(start)
-            return out
-        # A pool for each call: one that is kept would have no threads in forked loader processes.
-        pool = ThreadPoolExecutor(threads)
-        try:
-            for _ in pool.map(fill, starts):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for _ in in_threads(fill, range(0, len(rows), _ROWS_PER_TASK)):
+            pass
         return out
 
     def _square(self, row: int, size: int) -> Pixels:
@@ -111,10 +106,29 @@ class ImageReader(ABC):
             return error
         # Pillow's own text names the file again, or where it lies in memory.
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else one_line(error)
-        return UserError(
-            f"cannot read image {self.name(row)} ({reason}): mend or remove it; training leaves such images "
-            "out with --data.on_bad_image skip"
-        )
+        problem = f"cannot read image {self.name(row)} ({reason})"
+        ways = "repair or remove it; training leaves such images out with --data.on_bad_image skip"
+        return UnreadableImage(f"{problem}: {ways}", problem)
+
+
+def in_threads(work: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
+    """Yields what `work` returns for each of `numbers`, in order; an exception drops what is not yet begun.
+
+    Uses as many threads as torch does: Pillow decodes outside the interpreter lock, and torch's number follows
+    OMP_NUM_THREADS (which Ray sets to the worker's CPUs) and is 1 in loader processes.
+    """
+    import torch
+
+    threads = min(torch.get_num_threads(), len(numbers))
+    if threads < 2:
+        yield from map(work, numbers)
+        return
+    # A pool for each call: one that is kept would have no threads in forked loader processes.
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(work, numbers)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -13,13 +13,13 @@ import pyarrow.compute
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.base import DataSource, Source, Split, Unlabelled, split_name
 from tt_ray.data.sources.decoding import ImageReader
 from tt_ray.data.sources.image_folder import caption_array, group_array
-from tt_ray.data.sources.labels import LabelPlace, Labels, absent, match_numbers, number_classes
+from tt_ray.data.sources.labels import LabelPlace, Labels, match_numbers, number_classes
 from tt_ray.data.sources.table_files import Table, TableFile, load_table
 from tt_ray.io.storage import fetch_data, is_uri
-from tt_ray.terminal.errors import UserError, shown
+from tt_ray.terminal.errors import UserError, absent, shown
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
@@ -66,7 +66,7 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
     opened, where = _open(config, split, ("image_column", "label_column", *optional))
     table = opened.rows
     if need_captions and config.caption_column not in table.column_names:
-        options = "--data.caption_column, or give a caption table with --text.captions"
+        options = "--data.caption_column, or pass a caption table with --text.captions"
         raise absent("column", config.caption_column, table.column_names, where, options)
     ids = _ids(opened, config.id_column, where)
     labels, classes = _labels(opened, config.label_column, ids, where)
@@ -92,7 +92,7 @@ def table_images(config: DataConfig, split: str) -> TableImages:
 def _open(config: DataConfig, split: str, fields: Sequence[str]) -> tuple[Table, str]:
     """The split, which has the columns that these fields of the configuration name, and what errors call it."""
     if not config.root:
-        raise UserError("data.root is empty: give a folder, a .parquet or .arrow file, or a hub id with --data.root")
+        raise UserError("data.root is empty: name a folder, a .parquet or .arrow file, or a hub id with --data.root")
     here = str(fetch_data(config.root)) if is_uri(config.root) else config.root
     table = load_table(here, config.name, split, config.root)
     where = f"{config.root} ({split})"
@@ -205,3 +205,15 @@ def _image_table(table: datasets.Dataset, column: str, where: str) -> datasets.D
     if not kinds & _IMAGE_KINDS:
         raise UserError(f"{where}: column {column!r} does not hold encoded images; set --data.image_column")
     return images
+
+
+def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
+    images = table_images(config, split_name(config, split))
+    return Unlabelled(images.ids, images.read)
+
+
+SOURCE = DataSource(
+    lambda config, split, need_captions: table_source(config, split_name(config, split), need_captions),
+    _open_unlabelled,
+    takes_uris=True,
+)

@@ -11,12 +11,12 @@ import pyarrow as pa
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.base import DataSource, Source, Split, Unlabelled, split_name
 from tt_ray.data.sources.decoding import ImageReader
 from tt_ray.data.sources.file_listing import Listing, list_images
-from tt_ray.data.sources.labels import LabelPlace, Labels, absent, number_classes, some
+from tt_ray.data.sources.labels import LabelPlace, Labels, number_classes
 from tt_ray.data.sources.metadata import Metadata, read_metadata, unused_metadata
-from tt_ray.terminal.errors import UserError, shown
+from tt_ray.terminal.errors import UserError, absent, shown, some
 
 _SPLIT_OPTIONS = "--data.root, --data.train_split or --data.val_split"
 
@@ -52,7 +52,7 @@ def folder_source(config: DataConfig, split: str, need_captions: bool) -> Source
     elif need_captions:
         raise UserError(
             f"{root} has no metadata.jsonl, .csv or .parquet, so its images have no captions: write one with "
-            "--data.caption_column, or give a caption table with --text.captions"
+            "--data.caption_column, or pass a caption table with --text.captions"
         )
     else:
         listing.check_folders(root)
@@ -76,7 +76,7 @@ def folder_images(config: DataConfig, split: str) -> FolderImages:
 def split_folder(config: DataConfig, split: str) -> Path:
     """The folder of a split; raises UserError listing the folders there are."""
     if not config.root:
-        raise UserError(f"data.root is empty: give the folder that holds {split}/ with --data.root")
+        raise UserError(f"data.root is empty: name the folder that holds {split}/ with --data.root")
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder: check --data.root")
@@ -89,7 +89,7 @@ def split_folder(config: DataConfig, split: str) -> Path:
 def _from_metadata(config: DataConfig, root: Path, listing: Listing, metadata: Metadata, need_captions: bool) -> Source:
     _check_files(metadata, listing)
     if need_captions and config.caption_column not in metadata.keys:
-        options = "--data.caption_column, or give a caption table with --text.captions"
+        options = "--data.caption_column, or pass a caption table with --text.captions"
         raise absent("key", config.caption_column, metadata.keys, metadata.where, options)
     if not metadata.files:
         return _source(root, [], np.zeros(0, np.int64), (), None)
@@ -165,3 +165,14 @@ def group_array(values: list[Any]) -> pa.StringArray:
 def caption_array(captions: list[str | None]) -> pa.StringArray:
     """Captions with null for those that are empty or blank."""
     return pa.array([(caption or "").strip() or None for caption in captions], pa.string())
+
+
+def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
+    images = folder_images(config, split_name(config, split))
+    return Unlabelled(images.ids, images.read, images.left_out)
+
+
+SOURCE = DataSource(
+    lambda config, split, need_captions: folder_source(config, split_name(config, split), need_captions),
+    _open_unlabelled,
+)

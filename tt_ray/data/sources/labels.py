@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from tt_ray.data.sources.base import NOBODY, Source
-from tt_ray.terminal.errors import UserError, nearest, shown
+from tt_ray.terminal.errors import UserError, some
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
@@ -263,17 +263,3 @@ def common_classes(train: Source, val: Source, where: str, declared: bool, split
         found = some([f"{val.classes[i]!r} ({counts[i]} images)" for i in lacking])
         raise UserError(f"{where}: {len(lacking)} of {split}'s classes are not in training: {found}; check the splits")
     return dataclasses.replace(val, labels=to_train[val.labels], classes=train.classes)
-
-
-def absent(kind: str, name: str, names: Iterable[str], where: str, options: str) -> UserError:
-    """The error about a column, folder or split `name` that is not among `names`; `options` can change it."""
-    known = sorted(names)
-    close = nearest(name, known)
-    hint = f", {close}" if close.startswith("did") else "."
-    return UserError(f"{where} has no {kind} {name!r}{hint} There are: {some(known, 20) or 'none'}; set {options}")
-
-
-def some(names: Sequence[str], limit: int = 5) -> str:
-    """The first few names in one line."""
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown(name) for name in names[:limit]) + more

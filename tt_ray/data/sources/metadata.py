@@ -4,31 +4,24 @@ Each of these files, in the split's folder or below, lists images relative to it
 format. The rows of all are the split: labels that are not in them are not taken from folders unless no file has any.
 """
 
-import csv
 import dataclasses
-import json
 import posixpath
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import NOBODY
-from tt_ray.data.sources.labels import LabelPlace, declared_names, label_array
-from tt_ray.io.csv_rows import csv_rows
-from tt_ray.terminal.errors import UserError, one_line
-from tt_ray.text.caption_table import METADATA_NAMES
+from tt_ray.data.sources.id_tables import IdTable
+from tt_ray.data.sources.labels import LabelPlace, label_array
+from tt_ray.terminal.errors import UserError
 
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""What Hugging Face's imagefolder calls tables of images, next to them."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|nan|inf", re.IGNORECASE)
-
-_Row = tuple[int, dict[str, Any]]
-"""Line number, counted from 1, and values by column."""
 
 
 @dataclasses.dataclass
@@ -115,8 +108,10 @@ def read_metadata(root: Path, files: list[str], config: DataConfig) -> Metadata 
 def _add(metadata: Metadata, path: Path, folder: str, config: DataConfig) -> None:
     """Adds the rows of one file."""
     image: str | None = None
-    further: list[str] = []
-    for line, row in _rows(path, config, metadata.keys):
+    further, label = list[str](), config.label_column
+    used = {label, f"{label}_name", config.caption_column, config.group_column}
+    table = IdTable(path)
+    for line, row in table.good_rows(lambda name: name in used or name.endswith("file_name")):
         if image is None:
             image, further = _file_columns(path, line, row, config)
         name, caption = row.get(image), row.get(config.caption_column)
@@ -129,12 +124,12 @@ def _add(metadata: Metadata, path: Path, folder: str, config: DataConfig) -> Non
         metadata.further.update(
             _inside(path, line, folder, row[key]) for key in further if isinstance(row.get(key), str)
         )
-        metadata.labels.append(row.get(config.label_column))
-        metadata.names.append(row.get(f"{config.label_column}_name"))
+        metadata.labels.append(row.get(label))
+        metadata.names.append(row.get(f"{label}_name"))
         metadata.captions.append(caption)
         metadata.groups.append(row.get(config.group_column))
         metadata.lines.append(line)
-        metadata.keys.update(row)
+    metadata.keys.update(table.columns)
 
 
 def _file_columns(path: Path, line: int, row: dict[str, Any], config: DataConfig) -> tuple[str, list[str]]:
@@ -155,70 +150,3 @@ def _inside(path: Path, line: int, folder: str, name: str) -> str:
     if "://" in name or relative == ".." or relative.startswith(("/", "../")):
         raise UserError(f"{path}:{line}: file {name!r} is not in the folder of the metadata: give a relative path")
     return f"{folder}/{relative}" if folder else relative
-
-
-def _rows(path: Path, config: DataConfig, keys: set[str]) -> Iterator[_Row]:
-    """The rows of a file; of Parquet, `keys` gets the names of the columns that are not read as well."""
-    try:
-        if path.suffix == ".parquet":
-            file = pq.ParquetFile(path)
-            keys.update(file.schema_arrow.names)
-            yield from _parquet_rows(path, file, config)
-            return
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            yield from _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(path, text)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}") from None
-
-
-def _json_rows(path: Path, text: TextIO) -> Iterator[_Row]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            line.encode()
-            row = json.loads(line)
-            if "\\ud" in line.lower():  # half a surrogate pair is JSON, but no text
-                json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{path}:{number} is not UTF-8: save the file as UTF-8") from None
-        except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
-            raise UserError(f"{path}:{number} is not JSON: {one_line(error)}; correct or remove the line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number} is not a JSON object: correct or remove the line")
-        yield number, row
-
-
-def _csv_rows(path: Path, text: TextIO) -> Iterator[_Row]:
-    """Cells as texts, empty ones as None."""
-    names = [name.strip() for name in next(csv.reader([text.readline()]), [])]
-    text.seek(0)
-    image = next((place for place, name in enumerate(names) if name.endswith("file_name")), 0)
-    for number, row in csv_rows(text, ",", image):
-        if isinstance(row, str):
-            raise UserError(f"{path}:{number}: {row}; correct or remove the row")
-        try:
-            "".join(row).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{path}:{number} is not UTF-8: save the file as UTF-8") from None
-        yield number, {name: cell or None for name, cell in zip(names, row, strict=True)}
-
-
-def _parquet_rows(path: Path, file: pq.ParquetFile, config: DataConfig) -> Iterator[_Row]:
-    """Rows with labels by name, where the file names its classes."""
-    label = config.label_column
-    used = {label, f"{label}_name", config.caption_column, config.group_column}
-    columns = [name for name in file.schema_arrow.names if name in used or name.endswith("file_name")]
-    names = declared_names(path, file.schema_arrow, label)
-    number = 0
-    for batch in file.iter_batches(columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            if names is not None and row[label] is not None:
-                if not NOBODY <= row[label] < len(names):
-                    raise UserError(
-                        f"{path}:{number}: {label} is {row[label]}, but it names {len(names)} classes, 0 to "
-                        f"{len(names) - 1}: correct the labels or the names"
-                    )
-                row[label] = None if row[label] == NOBODY else names[row[label]]
-            yield number, row

@@ -1,66 +1,43 @@
-"""Opens the splits of a data source: the only place that knows which sources there are."""
+"""Opens the splits of a data source, whichever it is."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import Source
-from tt_ray.data.sources.labels import common_classes, some
+from tt_ray.config.sources import SOURCES, check_source
+from tt_ray.data.sources.base import DataSource, Source, Split, Unlabelled, split_name
+from tt_ray.data.sources.decoding import in_threads
+from tt_ray.data.sources.labels import common_classes
 from tt_ray.data.sources.splits import hold_out
 from tt_ray.io.storage import is_uri
-from tt_ray.terminal.errors import UserError, nearest
-
-Split = Literal["train", "val"]
+from tt_ray.terminal.errors import UserError, one_line, some
 
 
-def _shapes(config: DataConfig, split: Split, need_captions: bool) -> Source:
-    from tt_ray.data.sources.shapes import shapes_source
+def find_source(name: str) -> DataSource:
+    """The data source of a name that `data.source` can have; its libraries are imported here.
 
-    return shapes_source(config.shapes, split, config.image_size)
-
-
-def _imagefolder(config: DataConfig, split: Split, need_captions: bool) -> Source:
-    from tt_ray.data.sources.image_folder import folder_source
-
-    return folder_source(config, split_name(config, split), need_captions)
-
-
-def _datasets(config: DataConfig, split: Split, need_captions: bool) -> Source:
-    from tt_ray.data.sources.hf_datasets import table_source
-
-    return table_source(config, split_name(config, split), need_captions)
-
-
-def _torchvision(config: DataConfig, split: Split, need_captions: bool) -> Source:
-    from tt_ray.data.sources.torchvision import torchvision_source
-
-    return torchvision_source(config, split_name(config, split), need_captions)
-
-
-SOURCES: dict[str, Callable[[DataConfig, Split, bool], Source]] = {
-    "shapes": _shapes,
-    "imagefolder": _imagefolder,
-    "datasets": _datasets,
-    "torchvision": _torchvision,
-}
-"""Sources by the name that data.source gives; each imports its libraries when it is opened."""
+    Raises UserError when the name is neither in `SOURCES` nor that of a `DataSource` in a module.
+    """
+    check_source(name)
+    module, _, attribute = SOURCES.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:  # somebody else's module may raise anything
+        raise UserError(f"data.source {name}: cannot import {module}: {one_line(error)}") from error
+    if not isinstance(found, DataSource):
+        raise UserError(f"data.source {name}: {module} has no DataSource {attribute}")
+    return found
 
 
 def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
-    """One split by itself; class numbers are its own (`open_splits` makes them common).
+    """Opens one split by itself; class numbers are its own (`open_splits` makes them common).
 
     Raises UserError when the split is missing or empty, lacks labels, or lacks captions although they are needed.
     """
-    if config.source not in SOURCES:
-        raise UserError(f"no data.source {config.source!r}; {nearest(config.source, SOURCES)}")
-    _check_root(config)
-    source = SOURCES[config.source](config, split, need_captions)
+    source = _find(config).open(config, split, need_captions)
     name = f"split {split_name(config, split)!r} of {_place(config)}"
     if not len(source):
         raise _empty(config, split, source.left_out)
@@ -69,51 +46,36 @@ def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source
         if need_captions:
             raise UserError(
                 f"no image in {name} has a caption under {config.caption_column!r}: "
-                "set --data.caption_column, or give a caption table with --text.captions"
+                "set --data.caption_column, or pass a caption table with --text.captions"
             )
         return dataclasses.replace(source, captions=None)
     return source
 
 
-def _check_root(config: DataConfig) -> None:
-    if is_uri(config.root) and config.source != "datasets":
-        raise UserError(
-            f"data.root {config.root} is a URI, but data.source {config.source} reads folders: "
-            "give a folder that all nodes have, or the images as Parquet with --data.source datasets"
-        )
-
-
-class Images(NamedTuple):
-    """A split without its labels."""
-
-    ids: pa.StringArray
-    read: Callable[[int], Image.Image]
-    """Reads the image of a row as `Source.read` does."""
-    left_out: tuple[str, ...]
-    """Sentences on files that lie with the images and are not read."""
-
-
-def open_images(config: DataConfig, split: Split) -> Images:
-    """The images of a split; no labels are needed.
+def open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
+    """Opens the images of a split; no labels are needed.
 
     Raises UserError when the split is missing or has no images.
     """
-    _check_root(config)
-    name = split_name(config, split)
-    if config.source == "imagefolder":
-        from tt_ray.data.sources.image_folder import folder_images
-
-        images = folder_images(config, name)
-    elif config.source == "datasets":
-        from tt_ray.data.sources.hf_datasets import table_images
-
-        images = table_images(config, name)
-    else:  # these have labels anyway
-        images = open_source(config, split, need_captions=False)
-    left_out: tuple[str, ...] = getattr(images, "left_out", ())
+    kind = _find(config)
+    if kind.open_unlabelled is None:  # these have labels anyway
+        source = open_source(config, split, need_captions=False)
+        return Unlabelled(source.ids, source.read, source.left_out)
+    images = kind.open_unlabelled(config, split)
     if not len(images.ids):
-        raise _empty(config, split, left_out)
-    return Images(images.ids, images.read, left_out)
+        raise _empty(config, split, images.left_out)
+    return images
+
+
+def _find(config: DataConfig) -> DataSource:
+    """The source; raises UserError where it does not take the URI in data.root."""
+    source = find_source(config.source)
+    if is_uri(config.root) and not source.takes_uris:
+        raise UserError(
+            f"data.root {config.root} is a URI, but data.source {config.source} reads folders: "
+            "pass a folder that all nodes have, or the images as Parquet with --data.source datasets"
+        )
+    return source
 
 
 def _empty(config: DataConfig, split: Split, left_out: Sequence[str]) -> UserError:
@@ -123,11 +85,17 @@ def _empty(config: DataConfig, split: Split, left_out: Sequence[str]) -> UserErr
 
 
 def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source]:
-    """Training and validation split with common class numbers, those of training.
+    """Opens training and validation split with common class numbers, those of training.
 
-    `need_captions` asks for captions of training images; validation never needs any. Does not look for unreadable
-    images (`drop_unreadable`). Raises UserError as `open_source` does, and when validation has a class that training
-    lacks. With `val_share`, val_split is not opened: validation images are held out of the training images.
+    With `val_share`, val_split is not opened: validation images are held out of the training images. Unreadable images
+    are not looked for (`drop_unreadable`).
+
+    Args:
+        config: The source and its splits.
+        need_captions: Whether training images need captions; validation never needs any.
+
+    Raises:
+        UserError: As `open_source`, and when validation has a class that training lacks.
     """
     train = open_source(config, "train", need_captions)
     if config.val_share:
@@ -135,17 +103,16 @@ def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source
             raise UserError(f"data.group_column {config.group_column!r}: {_place(config)} has no such groups")
         return hold_out(train, config.val_share)
     val = open_source(config, "val", False)
-    declared = config.source in ("shapes", "torchvision")
+    declared = find_source(config.source).declares_classes
     return train, common_classes(train, val, _place(config), declared)
 
 
 def drop_unreadable(source: Source, progress: Callable[[int], None] | None = None) -> Source:
     """The split without the images that cannot be decoded; their ids are added to `skipped`.
 
-    Decodes every image, in threads; `progress` is told the number of images done. Raises UserError when none is left,
-    in the split or in one of its classes.
+    Decodes every image, in threads; `progress` is called with the number of images done. Raises UserError when none is
+    left, in the split or in one of its classes.
     """
-    import torch
 
     def readable(row: int) -> bool:
         try:
@@ -156,11 +123,10 @@ def drop_unreadable(source: Source, progress: Callable[[int], None] | None = Non
         return True
 
     good = np.ones(len(source), bool)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for row, fine in enumerate(pool.map(readable, range(len(source)))):
-            good[row] = fine
-            if progress:
-                progress(row + 1)
+    for row, fine in enumerate(in_threads(readable, range(len(source)))):
+        good[row] = fine
+        if progress:
+            progress(row + 1)
     if good.all():
         return source
     bad = source.ids.filter(~good).to_pylist()
@@ -176,11 +142,6 @@ def drop_unreadable(source: Source, progress: Callable[[int], None] | None = Non
             f"no image can be read of {len(lost)} classes: {names}, such as {example}; restore them, or move them away"
         )
     return source.select(np.flatnonzero(good), skipped=(*source.skipped, *bad))
-
-
-def split_name(config: DataConfig, split: Split) -> str:
-    """What the source calls the split."""
-    return config.train_split if split == "train" else config.val_split
 
 
 def _place(config: DataConfig) -> str:

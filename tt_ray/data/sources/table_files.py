@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from datasets.data_files import get_data_patterns
 from datasets.exceptions import DatasetsError
 
-from tt_ray.data.sources.labels import absent, declared_names
-from tt_ray.terminal.errors import UserError
+from tt_ray.data.sources.labels import declared_names
+from tt_ray.terminal.errors import UserError, absent
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 """The builder of `datasets` for a single file."""

@@ -12,10 +12,10 @@ import torchvision
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.base import DataSource, Source, split_name
 from tt_ray.data.sources.decoding import ImageReader
-from tt_ray.data.sources.labels import Labels, absent
-from tt_ray.terminal.errors import UserError, nearest
+from tt_ray.data.sources.labels import Labels
+from tt_ray.terminal.errors import UserError, absent, nearest
 
 NAMES = (
     "CIFAR10 CIFAR100 CLEVRClassification Country211 DTD FER2013 FGVCAircraft FashionMNIST Flowers102 Food101 GTSRB "
@@ -50,11 +50,11 @@ def torchvision_source(config: DataConfig, split: str, need_captions: bool) -> S
         hint = f"did you mean {cased[0]}?" if cased else nearest(config.name, NAMES)
         raise UserError(f"no torchvision set {config.name!r} for --data.name; {hint}")
     if not config.root:
-        raise UserError(f"data.root is empty: give the folder that holds or receives {config.name} with --data.root")
+        raise UserError(f"data.root is empty: name the folder that holds or receives {config.name} with --data.root")
     if need_captions:
         raise UserError(
             f"torchvision's {config.name} has no captions, whatever --data.caption_column is: "
-            "give a caption table with --text.captions, or train without text with --text.weight 0"
+            "pass a caption table with --text.captions, or train without text with --text.weight 0"
         )
     dataset = _open(config, split)
     images = TorchvisionImages(dataset, f"{config.name} ({split}) in {config.root}")
@@ -128,3 +128,9 @@ def _labels(dataset: Any) -> Labels:
 def _classes(dataset: Any, labels: Labels) -> tuple[str, ...]:
     names = getattr(dataset, "classes", None) or range(labels.max(initial=-1) + 1)
     return tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)
+
+
+SOURCE = DataSource(
+    lambda config, split, need_captions: torchvision_source(config, split_name(config, split), need_captions),
+    declares_classes=True,
+)

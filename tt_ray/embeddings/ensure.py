@@ -1,0 +1,107 @@
+"""The embedding store of a run: the one that it names, or one that is made of its captions, once for all runs."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from tt_ray.config import Config
+from tt_ray.embeddings.build import Show, embed_captions
+from tt_ray.embeddings.store import MANIFEST, open_store
+from tt_ray.io.storage import Storage, is_uri
+from tt_ray.terminal.errors import UserError, reason
+from tt_ray.text.caption_table import read_captions
+from tt_ray.text.encoder import load_text_encoder
+from tt_ray.text.encoder_files import local_revision
+
+
+def ensure_store(
+    config: Config,
+    ids: pa.StringArray,
+    captions: pa.StringArray | None,
+    show: Show | None = None,
+    before: Callable[[], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path | None:
+    """Returns the folder of a run's embedding store, its checksum verified; embeds the captions if nobody has yet.
+
+    Stores made here live in <run.storage>/embeddings, named by encoder and captions, and serve every run with the same
+    captions.
+
+    Args:
+        config: The run.
+        ids: Ids of the training images.
+        captions: Their own captions, null where there is none; read unless the run names a caption table.
+        show: Called as captions are embedded.
+        before: Called when captions are about to be embedded, which can take long.
+        say: Called with a sentence on rows of the caption table that are left out.
+
+    Returns:
+        The folder; None when no text is read: the text weight is 0, or a vision teacher takes its place.
+
+    Raises:
+        UserError: There are no captions, or the store or the encoder cannot be read or written.
+    """
+    if not config.reads_text:
+        return None
+    if config.text.embeddings:
+        path = Path(config.text.embeddings).expanduser().absolute()
+        open_store(path, verify=True)
+        return path
+    ids, captions = _captions(config, ids, captions, say)
+    storage = Storage.open(config.run.storage)
+    encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
+    digest = _digest(config.text.encoder + local_revision(config.text.encoder), ids, captions)
+    path = storage.root / "embeddings" / f"{encoder_name}-{digest}"
+    if fetch_store(config.run.storage, path):
+        open_store(path, verify=True)
+        return path
+    if before is not None:
+        before()
+    encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
+    try:
+        embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+        storage.push(path)
+    except OSError as error:
+        cause = reason(error)
+        raise UserError(f"cannot write embedding store {path}: {cause}: choose another --run.storage") from None
+    return path
+
+
+def fetch_store(storage: str, path: Path) -> bool:
+    """Whether the store is on this machine, after fetching it from `storage`, where runs live, if need be."""
+    if is_uri(storage):
+        Storage.open(storage).fetch(path)
+    return (path / MANIFEST).exists()
+
+
+def _captions(
+    config: Config, ids: pa.StringArray, captions: pa.StringArray | None, say: Callable[[str], None] | None
+) -> tuple[pa.StringArray, pa.StringArray]:
+    """Ids and captions of the run's caption table, or else of the images that have one."""
+    if config.text.captions:
+        table = read_captions(Path(config.text.captions).expanduser())
+        if table.problems and say is not None:
+            count, first = len(table.problems), table.problems[0]
+            say(f"{count} rows of {config.text.captions} are left out, the first: {first}")
+        return table.ids, table.captions
+    assert captions is not None, "open_splits refuses sources without captions"
+    present = captions.is_valid()
+    if not present.true_count:
+        raise UserError("no training image has a caption: set --data.caption_column or --text.captions")
+    return ids.filter(present), captions.filter(present)
+
+
+def _digest(encoder: str, ids: pa.StringArray, captions: pa.StringArray) -> str:
+    digest = hashlib.blake2b(encoder.encode(), digest_size=6)
+    for column in (ids, captions):
+        for buffer in pa.concat_arrays([column]).buffers():
+            digest.update(b"" if buffer is None else buffer)
+    return digest.hexdigest()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
