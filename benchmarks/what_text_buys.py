@@ -18,12 +18,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 from zlib import crc32
 
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
+from tt_ray.statistics import paired_differences, plus_minus
 
 TUNING_SEED = 100
 RATES = (0.001, 0.002)
@@ -182,12 +182,10 @@ def table(rows: list[dict[str, Any]], rates: dict[str, float], seeds: list[int])
     for arm, found in arms.items():
         cells = []
         for metric in metrics:
-            values = [row[metric] for row in found]
-            cell = f"{mean(values):.2f} ± {_spread(values):.2f}"
+            own, base = ({row["seed"]: row[metric] for row in rows} for rows in (found, arms["baseline"]))
+            cell = plus_minus(own.values(), ".2f")
             if arm != "baseline":
-                pairs = zip(found, arms["baseline"], strict=False)  # by seed; controls have the first seeds only
-                gains = [row[metric] - base[metric] for row, base in pairs]
-                cell += f" ({mean(gains):+.2f} ± {_spread(gains):.2f})"
+                cell += f" ({plus_minus(paired_differences(own, base), '.2f', '+')})"
             cells.append(cell)
         lines.append(f"| {arm} ({rates[arm]:g}) | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -195,10 +193,6 @@ def table(rows: list[dict[str, Any]], rates: dict[str, float], seeds: list[int])
 
 def _seed(row: dict[str, Any]) -> int:
     return row["seed"]
-
-
-def _spread(values: list[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
 
 
 def main() -> None:

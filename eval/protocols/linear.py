@@ -35,7 +35,7 @@ from eval.features.cache import task_features
 from eval.metrics import expected_calibration_error, score, top1
 from eval.protocols.logistic_design import Design, Matrix, Moments, Rows, moments
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
-from eval.tasks.origins import stratified
+from eval.tasks.origins import mark_share
 from eval.tasks.registry import Task
 from tt_ray.data.sources.labels import some
 from tt_ray.terminal.errors import UserError
@@ -202,7 +202,7 @@ def linear_probe(
 ) -> Probe:
     """The protocol for arrays: features (N, d) and (M, d); C, one value a decade, is chosen on a stratified fifth."""
     names, y = np.unique(labels, return_inverse=True)
-    held_out = stratified(y, _VALIDATION_SHARE, seed)
+    held_out = mark_share(y, _VALIDATION_SHARE, seed)
     fit, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     selection = select(features, y, fit, val, top1, len(names), Options(spaced(-6, 5, 12)))
     predictions = names[selection.predict(test_features).argmax(1)]

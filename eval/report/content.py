@@ -151,3 +151,26 @@ class Report:
     """Of these, significant ones."""
     costs: tuple[tuple[str, Costs], ...] = ()
     """By label, of the models whose costs have been counted."""
+
+    @property
+    def counts(self) -> list[tuple[int, str]]:
+        """Numbers at the head of the page, and what they count."""
+        tasks = {task for section in self.sections for task in section.tasks}
+        things = {"models": self.models, "tasks": tasks, "protocols": self.sections}
+        sizes = [(len(each), name) for name, each in things.items()]
+        return [*sizes, (self.jobs, "jobs done"), (len(self.failures), "failed")]
+
+    @property
+    def dates(self) -> str:
+        """When the first and the last job ended, to the minute."""
+        return " to ".join(dict.fromkeys(time[:16].replace("T", " ") for time in self.created))
+
+    @property
+    def remarks(self) -> list[str]:
+        """Notes on single numbers, and files that were left out."""
+        return [*self.notes, *(f"Left out: {text}" for text in self.damaged)]
+
+    @property
+    def task_versions(self) -> list[str]:
+        """Every task with its version."""
+        return sorted({f"{task} {section.versions[task]}" for section in self.sections for task in section.tasks})

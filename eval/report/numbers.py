@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from eval.protocols.registry import PROTOCOLS
 from eval.report.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
 from eval.report.content import Cell, CellKey, Counted, Difference, Failure, ModelOrigin, Report, Section
 from tt_ray.data.sources.labels import some
+from tt_ray.statistics import spread
 from tt_ray.terminal.errors import UserError, nearest
 
 BASELINES = ("baseline", "base")
@@ -56,33 +57,33 @@ class _Index:
 
 
 def build_report(out: Path, table: Table, baseline: str | None, progress: Progress) -> Report:
-    """Raises UserError where `out` has no results, or the baseline is none of its models."""
+    """Makes the report's numbers of all results.
+
+    Args:
+        out: Folder of results, whose predictions are read.
+        table: Rows of the folder.
+        baseline: Model to compare the others with; None takes one of `BASELINES`, or else the first.
+        progress: Called with a section's label, tasks done, and their number.
+
+    Raises:
+        UserError: `out` has no results, or the baseline is none of its models.
+    """
     rows = [ResultRow(**row) for row in table.rows.to_pylist()]
     if not rows:
         hint = f" but {len(table.damaged)} damaged files, the first: {table.damaged[0]}" if table.damaged else ""
-        raise UserError(f"{out} has no results{hint}; give the folder that python -m eval wrote with --out")
+        raise UserError(f"{out} has no results{hint}; choose the folder that python -m eval wrote with --out")
     index = _index(rows)
     models = _order_models(index, baseline)
-    grouped: dict[str, list[ResultRow]] = defaultdict(list)
-    for row in sorted(index.rows, key=_section_order):
-        grouped[index.section(row)].append(row)
-    sections = [
-        replace(section, cells=_compare(out, section, models[0], group, index, progress))
-        for label, group in grouped.items()
-        for section in [_section(label, group, index, models)]
-    ]
+    sections = _sections(out, index, models, progress)  # adds to the notes of `index`
     differences = [cell.difference for section in sections for cell in section.cells.values() if cell.difference]
     return Report(
         baseline=models[0],
         models=models,
-        sections=tuple(sections),
-        failures=tuple(
-            Failure(index.model(row), index.task(row), index.section(row), row.seed, row.reason, row.created)
-            for row in index.failed
-        ),
+        sections=sections,
+        failures=tuple(_failure(row, index) for row in index.failed),
         damaged=tuple(table.damaged),
         notes=tuple(dict.fromkeys(index.notes)),
-        sources=_sources(index, models),
+        sources=_origins(index, models),
         versions=_count(rows, lambda row: _flat(row.versions)),
         commands=_count(rows, lambda row: row.command),
         created=(min(row.created for row in rows), max(row.created for row in rows)),
@@ -91,6 +92,22 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
         marked=sum(each.mark != 0 for each in differences),
         costs=_costs(out, index, models),
     )
+
+
+def _sections(out: Path, index: _Index, models: Sequence[str], progress: Progress) -> tuple[Section, ...]:
+    """One section a protocol and recipe, with differences to the first model."""
+    grouped: dict[str, list[ResultRow]] = defaultdict(list)
+    for row in sorted(index.rows, key=_section_order):
+        grouped[index.section(row)].append(row)
+    sections: list[Section] = []
+    for label, rows in grouped.items():
+        section = _section(label, rows, index, models)
+        sections.append(replace(section, cells=_compare(out, section, models[0], rows, index, progress)))
+    return tuple(sections)
+
+
+def _failure(row: ResultRow, index: _Index) -> Failure:
+    return Failure(index.model(row), index.task(row), index.section(row), row.seed, row.reason, row.created)
 
 
 def _index(rows: list[ResultRow]) -> _Index:
@@ -191,10 +208,8 @@ def _section(label: str, rows: Sequence[ResultRow], index: _Index, models: Seque
     for (task, model, metric), group in sorted(grouped.items()):
         place = cells if metric == metrics[task] else others[metric]
         values = [row.value for row in group]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        place[task, model] = Cell(
-            metric, statistics.fmean(values), spread, tuple(row.seed for row in group), group[0].n
-        )
+        seeds = tuple(row.seed for row in group)
+        place[task, model] = Cell(metric, fmean(values), spread(values), seeds, group[0].n)
     common = tuple(task for task in tasks if all((task, model) in cells for model in shown))
     for task in common:
         for model, rank in _ranks({model: cells[task, model].mean for model in shown}).items():
@@ -278,7 +293,7 @@ def _measure(out: Path, rows: Sequence[ResultRow]) -> Measured | str:
     return "it has no result" if labels is None else (labels, np.mean(shares, 0))
 
 
-def _sources(index: _Index, models: Sequence[str]) -> tuple[ModelOrigin, ...]:
+def _origins(index: _Index, models: Sequence[str]) -> tuple[ModelOrigin, ...]:
     """One a model and folder, in the order of the models."""
     rows = {row.job: row for row in [*index.rows, *index.failed]}.values()
     seconds: dict[tuple[str, str, str], float] = defaultdict(float)

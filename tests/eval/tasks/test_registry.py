@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 
 from eval.tasks.layouts import ClassFolders
-from eval.tasks.origins import Hub, Opened, Place, Split, Torchvision, stratified
+from eval.tasks.origins import Hub, Opened, Place, Split, Torchvision, mark_share
 from eval.tasks.registry import Task, folder_task, images_fingerprint, load_tasks, split_rows, tasks
 from eval.tasks.table import SUITES, TABLE
 from tests.data.sources.test_hf_datasets import encoded, write_mnist
@@ -137,11 +137,11 @@ def test_shapes_are_drawn_once_and_never_as_in_training() -> None:
 @pytest.mark.parametrize("share", [0.1, 0.2])
 def test_stratified_rows(share: float) -> None:
     labels = np.repeat(np.arange(30), np.r_[np.arange(1, 30), 500])[np.random.default_rng(0).permutation(935)]
-    marked = stratified(labels, share, 0)
+    marked = mark_share(labels, share, 0)
     counts, taken = np.bincount(labels), np.bincount(labels[marked], minlength=30)
     assert (taken <= counts - 1).all() and np.abs(taken - share * counts).max() <= 1
     assert abs(marked.sum() - share * len(labels)) <= 1
-    assert (stratified(labels, share, 0) == marked).all() and (stratified(labels, share, 1) != marked).any()
+    assert (mark_share(labels, share, 0) == marked).all() and (mark_share(labels, share, 1) != marked).any()
 
 
 def test_split_rows() -> None:
