@@ -12,12 +12,12 @@ go to OUT one by one; running again does what is missing.
 import argparse
 import os
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from benchmarks.what_text_buys import STUDIES, Overrides, read, run_all
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
+from tt_ray.statistics import paired_differences, plus_minus
 
 
 class Data(NamedTuple):
@@ -129,16 +129,11 @@ def table(rows: list[dict[str, Any]], settings: list[str], seeds: list[int]) -> 
     for setting in settings:
         top1 = {(row["arm"], row["seed"]): row["top1"] for row in rows if row["setting"] == setting}
         for arm in SETTINGS[setting][1]:
-            done = [seed for seed in seeds if (arm, seed) in top1]
-            gains = [] if arm == "baseline" else [top1[arm, seed] - top1["baseline", seed] for seed in done]
-            cells = [_cell([top1[arm, seed] for seed in done], ""), _cell(gains, "+")]
+            own, base = ({s: top1[name, s] for s in seeds if (name, s) in top1} for name in (arm, "baseline"))
+            gains = [] if arm == "baseline" else paired_differences(own, base)
+            cells = [plus_minus(own.values(), ".1f"), plus_minus(gains, ".1f", "+")]
             lines.append(f"| {setting if arm == 'baseline' else ''} | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _cell(values: list[float], sign: str) -> str:
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.1f}{spread}" if values else ""
 
 
 def _key(setting: str, arm: str, seed: int) -> dict[str, Any]:

@@ -152,10 +152,10 @@ class Task(NamedTuple):
 
 def read(folder: Path, images: int) -> Task:
     """What `prepare` wrote."""
-    from eval.tasks.origins import stratified
+    from eval.tasks.origins import mark_share
 
     labels = np.load(folder / "y.npy")
-    held_out = stratified(labels[:images], 0.2, 0)
+    held_out = mark_share(labels[:images], 0.2, 0)
     maps = (np.load(folder / name, mmap_mode="r") for name in ("x.npy", "test_x.npy"))
     x, test_x = maps
     fit, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -18,12 +18,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 from zlib import crc32
 
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
+from tt_ray.statistics import paired_differences, plus_minus
 
 TUNING_SEED = 100
 RATES = (0.001, 0.002)
@@ -71,10 +71,11 @@ STUDIES: dict[str, Study] = {
 
 def run(config: Config, probes: bool) -> dict[str, float]:
     """Trains in this process, in one thread, and probes the frozen features for the data's other labels."""
-    import timm
     import torch
 
-    from eval.features.cache import extract_features
+    from eval.contract import EvalConfig
+    from eval.features.backbone import open_backbone
+    from eval.features.extract import extract
     from eval.protocols.linear import linear_probe
     from tt_ray.data.prepare import find_store, open_data, open_images
     from tt_ray.training.context import LocalContext
@@ -89,10 +90,11 @@ def run(config: Config, probes: bool) -> dict[str, float]:
     scores = {"top1": result["top1"], "train_seconds": result["train_seconds"]}
     if not probes or data.train.tasks is None or data.val.tasks is None:
         return scores
-    backbone = timm.create_model(f"local-dir:{config.run_dir / 'export'}", pretrained=True)
+    backbone = open_backbone("run", str(config.run_dir))
     some = data.train.select(torch.arange(min(PROBE_IMAGES, len(data.train))).numpy())
     assert some.tasks is not None
-    train_x, test_x = extract_features(backbone, some, config), extract_features(backbone, data.val, config)
+    settings = EvalConfig(None, Path())
+    train_x, test_x = extract(backbone, some, settings), extract(backbone, data.val, settings)
     for task, (labels, _) in some.tasks.items():
         scores[f"probe {task}"] = linear_probe(train_x, labels, test_x, data.val.tasks[task][0]).top1
     return scores
@@ -180,12 +182,10 @@ def table(rows: list[dict[str, Any]], rates: dict[str, float], seeds: list[int])
     for arm, found in arms.items():
         cells = []
         for metric in metrics:
-            values = [row[metric] for row in found]
-            cell = f"{mean(values):.2f} ± {_spread(values):.2f}"
+            own, base = ({row["seed"]: row[metric] for row in rows} for rows in (found, arms["baseline"]))
+            cell = plus_minus(own.values(), ".2f")
             if arm != "baseline":
-                pairs = zip(found, arms["baseline"], strict=False)  # by seed; controls have the first seeds only
-                gains = [row[metric] - base[metric] for row, base in pairs]
-                cell += f" ({mean(gains):+.2f} ± {_spread(gains):.2f})"
+                cell += f" ({plus_minus(paired_differences(own, base), '.2f', '+')})"
             cells.append(cell)
         lines.append(f"| {arm} ({rates[arm]:g}) | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -193,10 +193,6 @@ def table(rows: list[dict[str, Any]], rates: dict[str, float], seeds: list[int])
 
 def _seed(row: dict[str, Any]) -> int:
     return row["seed"]
-
-
-def _spread(values: list[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ import tyro
 
 from eval.why.figures import Curve, draw_curves, to_csv, write
 from tt_ray.cli import read_config
-from tt_ray.compare.__main__ import Arm, as_words, check, train_arms
-from tt_ray.compare.table import Run, figure, show
+from tt_ray.compare.arms import Arm, as_words, check
+from tt_ray.compare.runs import train_arms
+from tt_ray.compare.table import FinishedRun, arm_figure, show
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.terminal.command import read_arguments, run_command
@@ -78,12 +79,12 @@ def stopped_arms(config: Config, until: Sequence[int]) -> list[Arm]:
     return arms
 
 
-def report(runs: Sequence[Run], out: Path) -> str:
+def report(runs: Sequence[FinishedRun], out: Path) -> str:
     """Writes the figure and the tables and returns the Markdown; differences are to the first arm."""
     top1 = {(run.arm, run.seed): run.top1 for run in runs}
     names = list(dict.fromkeys(run.arm for run in runs))
     until = [int(name.removeprefix("until")) for name in names]
-    figures = [figure(top1, name, names[0]) for name in names]
+    figures = [arm_figure(top1, name, names[0]) for name in names]
     curve = Curve(until, [each.mean for each in figures], [each.std or 0.0 for each in figures])
     draw_curves(out / "text_until.png", {"top-1, %": {"mean, spread over seeds": curve}}, "epochs with text")
     lines = [[run.arm.removeprefix("until"), run.seed, run.epochs, run.top1] for run in runs]

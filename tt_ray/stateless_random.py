@@ -1,5 +1,7 @@
 """Random numbers as a pure function of integers: the same on every worker, in every process, in any order."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +25,21 @@ def uniform(rows: npt.ArrayLike, columns: int, *keys: int) -> npt.NDArray[np.flo
 def seed_of(*keys: int) -> int:
     """A 32-bit seed for libraries that take one, a function of `keys`."""
     return int(uniform([0], 1, *keys)[0, 0] * 2**32)
+
+
+def place_in_class(labels: npt.NDArray[np.int64], rank: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """How many rows of the same class come before each row in the order of `rank`, (N,): what stratified draws need.
+
+    Args:
+        labels: Class of each row, (N,).
+        rank: Numbers to order the rows of a class by, such as `uniform`'s, (N,).
+    """
+    order = np.lexsort((rank, labels))
+    counts = np.bincount(labels)
+    first = np.cumsum(counts) - counts
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - first[labels[order]]
+    return place
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -28,17 +28,18 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from eval.contract import EvalConfig, Result, Traits
+from eval.feature_metrics import effective_rank
 from eval.features.backbone import Backbone
 from eval.features.cache import task_features
-from eval.metrics import effective_rank, expected_calibration_error, score, top1
-from eval.protocols.base import EvalConfig, Result
+from eval.metrics import expected_calibration_error, score, top1
 from eval.protocols.logistic_design import Design, Matrix, Moments, Rows, moments
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
-from eval.tasks.origins import stratified
+from eval.tasks.origins import mark_share
 from eval.tasks.registry import Task
 from tt_ray.terminal.errors import UserError, some
 
-VERSION = 2
+TRAITS = Traits(version=2, cost=4.0, on_features=True, draws="validation")
 _VALIDATION_SHARE = 0.2
 Score = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], float]
 """Labels and predictions to what is chosen by; more is better."""
@@ -200,7 +201,7 @@ def linear_probe(
 ) -> Probe:
     """The protocol for arrays: features (N, d) and (M, d); C, one value a decade, is chosen on a stratified fifth."""
     names, y = np.unique(labels, return_inverse=True)
-    held_out = stratified(y, _VALIDATION_SHARE, seed)
+    held_out = mark_share(y, _VALIDATION_SHARE, seed)
     fit, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     selection = select(features, y, fit, val, top1, len(names), Options(spaced(-6, 5, 12)))
     predictions = names[selection.predict(test_features).argmax(1)]

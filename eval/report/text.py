@@ -95,9 +95,8 @@ def to_markdown(report: Report) -> str:
     if report.failures:
         rows = [[each.model, each.task, each.protocol, str(each.seed), each.reason] for each in report.failures]
         lines += ["", "## What failed", "", *_md_table(["model", "task", "protocol", "seed", "reason"], rows)]
-    remarks = [*report.notes, *(f"Left out: {text}" for text in report.damaged)]
-    if remarks:
-        lines += ["", "## Remarks", "", *(f"- {_md(text)}" for text in remarks)]
+    if report.remarks:
+        lines += ["", "## Remarks", "", *(f"- {_md(text)}" for text in report.remarks)]
     lines += ["", "## Where the numbers come from", "", *_md_origin(report)]
     return "\n".join(lines) + "\n"
 
@@ -174,26 +173,16 @@ def caption(section: Section) -> str:
     return f"{section.label}: per cent, {spread}; below it the difference to the baseline with its 95 % interval"
 
 
-def origin_of(report: Report) -> dict[str, list[str]]:
-    """What to give so that others can repeat the numbers."""
-    return _origin(report)
-
-
 def _origin(report: Report) -> dict[str, list[str]]:
+    """Everything that others need to repeat the numbers."""
     return {
         "model": [f"{each.label} = {each.spec}, weights {each.weights or 'unknown'}" for each in report.sources],
         "protocol": [f"{section.label} {section.hash}" for section in report.sections],
-        "task versions": [task_versions(report)],
+        "task versions": [", ".join(report.task_versions)],
         "versions": [f"{each.text} ({_several(each.jobs, 'job')})" for each in report.versions],
         "command": [each.text for each in report.commands],
         "created": [f"{report.created[0]} to {report.created[1]}"],
     }
-
-
-def task_versions(report: Report) -> str:
-    """Every task with its version, in one line."""
-    versions = {task: version for section in report.sections for task, version in section.versions.items()}
-    return ", ".join(f"{task} {version}" for task, version in sorted(versions.items()))
 
 
 def _several(count: int, what: str) -> str:
@@ -282,7 +271,7 @@ def _md_origin(report: Report) -> list[str]:
     lines += [f"- {_md(each.text)} ({_several(each.jobs, 'job')})" for each in report.versions]
     commands = "\n".join(each.text for each in report.commands)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", commands)), default=0))
-    lines.append(f"- tasks and their versions: {_md(task_versions(report))}")
+    lines.append(f"- tasks and their versions: {_md(', '.join(report.task_versions))}")
     return [*lines, f"- jobs ended {report.created[0]} to {report.created[1]}", "", f"{fence}sh", commands, fence]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -11,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from eval.tasks.origins import Missing, Opened, Place, Rows, Split, files_source, places, stratified
+from eval.tasks.origins import Missing, Opened, Place, Rows, Split, files_source, mark_share, places
 from tt_ray.data.sources.file_listing import image_suffixes, is_set_aside, list_images
-from tt_ray.stateless_random import uniform
+from tt_ray.stateless_random import place_in_class, uniform
 from tt_ray.terminal.errors import UserError, some
 
 Subset = Literal["imagenet", "imagenet_a", "imagenet_r"]
@@ -86,13 +87,9 @@ class ClassFolders:
 
     def _train(self, labels: Rows) -> npt.NDArray[np.bool_]:
         if not self.train_per_class:
-            return ~stratified(labels, 1 - self.train_share, 0)
-        order = np.lexsort((uniform(np.arange(len(labels)), 1, 0, 0xCA17)[:, 0], labels))
-        counts = np.bincount(labels)
-        place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
-        train = np.zeros(len(labels), bool)
-        train[order] = place < self.train_per_class
-        return train
+            return ~mark_share(labels, 1 - self.train_share, 0)
+        rank = uniform(np.arange(len(labels)), 1, 0, 0xCA17)[:, 0]
+        return place_in_class(labels, rank) < self.train_per_class
 
     def help(self, place: Place) -> str:
         return f"unpack it so that {place.root}/{self.folders[0]} holds one folder for each class ({self.url})"
@@ -142,24 +139,36 @@ class ImageNet:
     real: bool = False
 
     def open(self, split: Split, place: Place) -> Opened:
-        inner = ("train" if split == "train" else "val") if self.splits else ""
-        roots = [root / part for root in places(place, self.folders) for part in ((inner,) if inner else ("", "val"))]
-        root = next((root for root in roots if _has_class_folders(root)), None)
-        if root is None:
-            raise Missing(f"no {' or '.join(self.folders)} with {inner or 'class folders'} in {place.root}")
+        root = self._root(split, place)
         ids = [name for name in list_images(root).images if "/" in name]
         known = wordnet_ids(self.subset)
-        number = {name: place for place, name in enumerate(known)}
         kinds = [name.split("/")[0] for name in ids]
-        if kinds and all(kind.isdecimal() for kind in kinds) and self.subset == "imagenet":
-            number = {kind: int(kind) for kind in set(kinds)}
+        number = self._numbers(kinds, known)
         self._check(root, set(kinds), number, len(known))
-        labels = np.array([number[kind] for kind in kinds], np.int64)
+        labels = [number[kind] for kind in kinds]
         if self.real:
             answers = [real_labels()[image_number(name)] for name in ids]
-            rows = [row for row, right in enumerate(answers) if right]
-            ids, labels = [ids[row] for row in rows], np.array([answers[row][0] for row in rows], np.int64)
-        return files_source(root, ids, labels, known)
+            ids = [name for name, right in zip(ids, answers, strict=True) if right]
+            labels = [right[0] for right in answers if right]
+        return files_source(root, ids, np.array(labels, np.int64), known)
+
+    def _root(self, split: Split, place: Place) -> Path:
+        """The folder of class folders; raises Missing where there is none."""
+        parts = ("", "val")  # some archives unpack to val/
+        if self.splits:
+            parts = ("train",) if split == "train" else ("val",)
+        candidates = [root / part for root in places(place, self.folders) for part in parts]
+        root = next((root for root in candidates if _has_class_folders(root)), None)
+        if root is None:
+            lacking = parts[0] or "class folders"
+            raise Missing(f"no {' or '.join(self.folders)} with {lacking} in {place.root}")
+        return root
+
+    def _numbers(self, kinds: Sequence[str], known: Sequence[str]) -> dict[str, int]:
+        """Class of each folder's name: its place among the WordNet ids, or (V2) the name itself."""
+        if self.subset == "imagenet" and kinds and all(kind.isdecimal() for kind in kinds):
+            return {kind: int(kind) for kind in kinds}
+        return {name: number for number, name in enumerate(known)}
 
     def _check(self, root: Path, kinds: set[str], number: dict[str, int], classes: int) -> None:
         strange, lacking = sorted(kinds - set(number)), sorted(set(number) - kinds)

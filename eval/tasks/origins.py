@@ -23,7 +23,7 @@ from tt_ray.data.sources.decoding import ImageReader, square
 from tt_ray.data.sources.image_folder import FolderImages, folder_source
 from tt_ray.data.sources.labels import common_classes
 from tt_ray.data.sources.metadata import METADATA_NAMES
-from tt_ray.stateless_random import uniform
+from tt_ray.stateless_random import place_in_class, uniform
 from tt_ray.terminal.errors import UserError
 
 Rows = npt.NDArray[np.int64]
@@ -140,24 +140,20 @@ def _digits(test: bool) -> Source:
     reader = ArrayImages(grey, "digits")
     ids = pa.array(map(str, range(len(labels))), pa.string())
     source = Source(ids, labels, tuple(map(str, range(10))), None, reader.read, reader.pixels)
-    return source.select(np.flatnonzero(stratified(labels, 0.2, 0) == test))
+    return source.select(np.flatnonzero(mark_share(labels, 0.2, 0) == test))
 
 
-def stratified(labels: Rows, share: float, seed: int) -> npt.NDArray[np.bool_]:
+def mark_share(labels: Rows, share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Marks a share of the rows, (N,), nearly the same in each class: a function of labels and seed alone.
 
     Rounding is carried on from class to class, so that the whole is exact; of each class at least one row stays
     unmarked.
     """
-    order = np.lexsort((uniform(np.arange(len(labels)), 1, seed, 0x5711)[:, 0], labels))
     counts = np.bincount(labels)
     wanted = np.diff(np.floor(np.cumsum(counts) * share + 0.5).astype(np.int64), prepend=0)
     wanted = np.minimum(wanted, np.maximum(counts - 1, 0))
-    first = np.cumsum(counts) - counts
-    place = np.arange(len(labels)) - first[labels[order]]
-    marked = np.zeros(len(labels), bool)
-    marked[order] = place < wanted[labels[order]]
-    return marked
+    rank = uniform(np.arange(len(labels)), 1, seed, 0x5711)[:, 0]
+    return place_in_class(labels, rank) < wanted[labels]
 
 
 @dataclasses.dataclass(frozen=True)

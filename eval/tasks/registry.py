@@ -15,7 +15,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from eval.tasks.layouts import ImageNet, Subset, image_number, real_labels, wordnet_ids
-from eval.tasks.origins import Files, Hub, Missing, Opened, Origin, Place, Shapes, Split, stratified
+from eval.tasks.origins import Files, Hub, Missing, Opened, Origin, Place, Shapes, Split, mark_share
 from eval.tasks.table import SUITES, TABLE, Metric
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
@@ -117,12 +117,6 @@ class Task:
             f"{self.name} ({split}) is not there: {'; '.join(dict.fromkeys(problems))}. To mend this: "
             f"{'; or '.join([*helps, f'give --task-root {self.name}=DIR{layout}'])}"
         )
-
-    def fingerprint(self, split: Split) -> str:
-        """Changes when images, labels or the task's version do."""
-        opened = self.opened(split)
-        parts = [self.name, self.version, split, images_fingerprint(opened)]
-        return hashlib.sha256(repr(parts).encode() + opened.source.labels.tobytes()).hexdigest()
 
     def _check(self, source: Source, split: Split) -> None:
         where = f"{self.name} ({split}, version {self.version} of the task)"
@@ -310,7 +304,7 @@ def split_rows(task: Task, labels: Rows, n_train: int, seed: int) -> tuple[Rows,
     if task.has_val:
         return rows[:n_train], rows[n_train:]
     share = _LARGE_SHARE if len(labels) > _LARGE else _VALIDATION_SHARE
-    chosen = stratified(labels, share, seed)
+    chosen = mark_share(labels, share, seed)
     if not chosen.any():
         raise UserError(f"{task.name} has too few training images to take validation images from: give a val split")
     return rows[~chosen], rows[chosen]

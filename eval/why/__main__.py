@@ -27,10 +27,10 @@ import numpy as np
 import torch
 import tyro
 
+from eval.contract import EvalConfig
+from eval.feature_metrics import alignment, uniformity
 from eval.features.backbone import Backbone, open_backbone
-from eval.features.cache import extract
-from eval.metrics import alignment, uniformity
-from eval.protocols.base import EvalConfig
+from eval.features.extract import extract
 from eval.similarity import Grid, cka_of_grams, layer_grams, layer_names
 from eval.why.figures import Curve, Panel, draw_curves, draw_panels, panels_to_csv, to_csv, to_markdown, write
 from eval.why.gradients import gradient_agreements
@@ -62,8 +62,8 @@ class Arguments:
     """cpu or cuda."""
 
 
-class Run(NamedTuple):
-    """A run and what is left of it."""
+class TrainedRun(NamedTuple):
+    """A finished run and its checkpoints."""
 
     name: str
     config: Config
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     print(f"{text}\n{given.out / 'why.md'}")
 
 
-def open_run(path: Path, display: Display) -> Run:
+def open_run(path: Path, display: Display) -> TrainedRun:
     """The run and its intact checkpoints after whole epochs; raises UserError when there are none."""
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run of tt-ray: it has no config.yaml")
@@ -120,7 +120,7 @@ def open_run(path: Path, display: Display) -> Run:
             f"{path} has checkpoints of {len(epochs)} of {config.train.epochs} epochs: "
             "train with --run.keep_checkpoints 0 to keep one an epoch"
         )
-    return Run(path.absolute().name, config, epochs)
+    return TrainedRun(path.absolute().name, config, epochs)
 
 
 class _Seen(NamedTuple):
@@ -132,7 +132,9 @@ class _Seen(NamedTuple):
     uniformity: float
 
 
-def representations(runs: Sequence[Run], source: Source, config: EvalConfig, out: Path, display: Display) -> list[str]:
+def representations(
+    runs: Sequence[TrainedRun], source: Source, config: EvalConfig, out: Path, display: Display
+) -> list[str]:
     """CKA by layer and by epoch, alignment and uniformity; draws, writes, and returns the Markdown of each part."""
     last = [_see(list(run.epochs.values())[-1], run, source, config) for run in runs]
     steps = sorted(set().union(*(run.epochs for run in runs)))
@@ -162,7 +164,7 @@ def representations(runs: Sequence[Run], source: Source, config: EvalConfig, out
     ]
 
 
-def _see(checkpoint: Path, run: Run, source: Source, config: EvalConfig) -> _Seen:
+def _see(checkpoint: Path, run: TrainedRun, source: Source, config: EvalConfig) -> _Seen:
     backbone: Backbone = open_backbone(run.name, str(checkpoint))
     features = extract(backbone, source, config)
     grams = layer_grams(backbone, source, config)
@@ -173,7 +175,7 @@ def _by_epoch(title: str, layers: Sequence[str], columns: dict[int, Grid]) -> Pa
     return Panel(title, layers, [str(epoch) for epoch in columns], np.stack(list(columns.values()), 1))
 
 
-def gradients(runs: Sequence[Run], batches: int, device: torch.device, out: Path, display: Display) -> str:
+def gradients(runs: Sequence[TrainedRun], batches: int, device: torch.device, out: Path, display: Display) -> str:
     """Cosines of the two losses' gradients; draws, writes, and returns the Markdown."""
     panels: list[Panel] = []
     lines: list[list[object]] = []

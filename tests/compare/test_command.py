@@ -14,10 +14,13 @@ from eval.__main__ import Arguments as EvalArguments
 from eval.jobs.results import write_result
 from tests.eval.sample_results import Job
 from tests.toy import run_toy, toy_config
-from tt_ray.compare import __main__ as compare
-from tt_ray.compare import step_times as arm_times
-from tt_ray.compare.__main__ import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
-from tt_ray.compare.table import Run, figure, summarise
+from tt_ray.compare import comparison, step_times, transfer
+from tt_ray.compare.__main__ import main
+from tt_ray.compare.arms import Arm, check, configure, read_arms
+from tt_ray.compare.comparison import compare
+from tt_ray.compare.epoch_times import epochs_in_time, ratios_of_runs, ratios_of_turns
+from tt_ray.compare.runs import step_seconds, train_arms
+from tt_ray.compare.table import FinishedRun, arm_figure, summarise
 from tt_ray.config import Config
 from tt_ray.embeddings.build import write_store
 from tt_ray.embeddings.store import open_store
@@ -32,13 +35,13 @@ def toy_arms(storage: Path) -> list[Arm]:
     return [Arm(name, toy_config(storage, f"shapes_{name}")) for name in ("baseline", "textteacher")]
 
 
-def made_up(seconds: dict[str, list[float]]) -> list[Run]:
+def made_up(seconds: dict[str, list[float]]) -> list[FinishedRun]:
     pairs = [(arm, seed) for seed in range(2) for arm in seconds]
-    return [Run(arm, seed, 10, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
+    return [FinishedRun(arm, seed, 10, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
 
 
 def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "ratios_of_runs", lambda runs: {"baseline": [1.0, 1.0], "textteacher": [1.5, 1.7]})
+    monkeypatch.setattr(comparison, "ratios_of_runs", lambda runs: {"baseline": [1.0, 1.0], "textteacher": [1.5, 1.7]})
     trained: list[str] = []
 
     def train(config: Config) -> None:
@@ -46,7 +49,7 @@ def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, m
         run_toy(config)
 
     out, arms = tmp_path / "out", toy_arms(tmp_path)
-    text = compare.compare(arms, [0, 1], out, train=train)
+    text = compare(arms, [0, 1], out, train=train)
     same = ["baseline-2-0", "textteacher-2-0", "baseline-2-1", "textteacher-2-1"]
     assert trained == [*same, "textteacher-1-0", "textteacher-1-1"], "2 / 1.6 epochs; the baseline's are those it has"
     top1 = {name: json.loads((out / "runs" / name / "result.json").read_text())["top1"] for name in trained}
@@ -66,12 +69,12 @@ def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, m
     before = {path: path.read_bytes() for path in out.glob("compare.*")}
     (out / "runs" / "textteacher-2-1" / "result.json").unlink()  # as if killed before its end
     trained.clear()
-    compare.compare(arms, [0, 1], out, train=train)
+    compare(arms, [0, 1], out, train=train)
     assert trained == ["textteacher-2-1"]
     kept = {path: path.read_bytes() for path in before if path.suffix != ".json"}
     assert kept == {path: content for path, content in before.items() if path.suffix != ".json"}
     with pytest.raises(UserError, match="differs in optim.lr: give another --out"):
-        compare.compare([Arm("baseline", arms[0].config.override("optim.lr", 0.5)), arms[1]], [0], out, train=train)
+        compare([Arm("baseline", arms[0].config.override("optim.lr", 0.5)), arms[1]], [0], out, train=train)
 
 
 def test_finished_runs_are_kept_while_the_data_are_theirs(tmp_path: Path) -> None:
@@ -81,15 +84,15 @@ def test_finished_runs_are_kept_while_the_data_are_theirs(tmp_path: Path) -> Non
 
     arms, out = toy_arms(tmp_path), tmp_path / "out"
     epochs = {arm.name: 2 for arm in arms}
-    compare.train_arms(arms, [0], epochs, out, train)
-    kept = compare.train_arms(arms, [0], epochs, out, lambda config: pytest.fail("trained again"))
+    train_arms(arms, [0], epochs, out, train)
+    kept = train_arms(arms, [0], epochs, out, lambda config: pytest.fail("trained again"))
     assert [run.arm for run in kept] == ["baseline", "textteacher"]
     store = Path(arms[1].config.text.embeddings)
     ids = open_store(store).ids
     shutil.rmtree(store)
     write_store(store, ids, [np.ones((len(ids), 3), np.float32)], 3, "float32", {"id": "x", "revision": "1"})
     with pytest.raises(UserError, match="textteacher-2-0 was begun on other data: captions or embedding store differ"):
-        compare.train_arms(arms, [0], epochs, out, train)
+        train_arms(arms, [0], epochs, out, train)
 
 
 def test_whole_epochs_that_fit() -> None:
@@ -110,22 +113,22 @@ def test_steps_are_timed_by_their_median_and_the_first_reading_is_left_out(tmp_p
     rows: list[dict[str, Any]] = [{"kind": "step", "step": 0}]
     rows += [{"kind": "step", "step": i, "images_per_s": rate} for i, rate in enumerate((1.0, 32.0, 64.0, 16.0), 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert compare.step_seconds(tmp_path / "metrics.jsonl", 64) == 2.0
+    assert step_seconds(tmp_path / "metrics.jsonl", 64) == 2.0
 
 
 def test_turns_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = toy_arms(tmp_path)
     first = ratios_of_turns(arms, tmp_path, 2)
     assert first["baseline"] == [1.0, 1.0] and len(first["textteacher"]) == 2 and min(first["textteacher"]) > 0
-    monkeypatch.setattr(arm_times, "step_times", None)
+    monkeypatch.setattr(step_times, "step_times", None)
     assert ratios_of_turns(arms, tmp_path, 2) == first
 
 
 def test_a_task_that_is_not_there_is_told_before_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "compare", lambda *_: pytest.fail("trainings were started"))
+    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("trainings were started"))
     with pytest.raises(UserError, match="no task 'builtni'; did you mean builtin"):
         arms = [SHAPES, "textteacher=shapes_textteacher"]
-        compare.main(["--out", str(tmp_path / "out"), "--arms", *arms, "--tasks", "builtni"])
+        main(["--out", str(tmp_path / "out"), "--arms", *arms, "--tasks", "builtni"])
     assert not list(tmp_path.iterdir())
 
 
@@ -147,12 +150,12 @@ def test_transfer_asks_eval_for_linear_probes_and_averages_their_tasks(
                 write_result(given.out, job.key, rows)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(compare.subprocess, "run", fake)
-    found = compare.transfer_averages(runs, tmp_path, ["builtin"])
+    monkeypatch.setattr(transfer.subprocess, "run", fake)
+    found = transfer.transfer_averages(runs, tmp_path, ["builtin"])
     assert found == {("base", 0): 20, ("taught", 0): 21, ("base", 1): 24, ("taught", 1): 25}
     assert asked[0].protocols == ("linear",) and asked[0].tasks == ("builtin",) and len(asked[0].models) == 4
     lines = summarise(runs, [], ratios_of_runs(runs), {"base": 10, "taught": 10}, found)
-    assert lines[1].transfer == figure(found, "taught", "base") and lines[1].transfer.difference == 1
+    assert lines[1].transfer == arm_figure(found, "taught", "base") and lines[1].transfer.difference == 1
     assert lines[1].top1_same_time is None
 
 

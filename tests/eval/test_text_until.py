@@ -8,7 +8,7 @@ import pytest
 
 from eval.text_until import default_stops, main, stopped_arms
 from tests.toy import run_toy, toy_config
-from tt_ray.compare import __main__ as compare
+from tt_ray.compare import runs
 from tt_ray.recipes import RECIPES
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError
@@ -38,7 +38,7 @@ def test_stops_are_within_the_epochs(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(compare, "_train", run_toy)
+    monkeypatch.setattr(runs, "_train", run_toy)
     toy_config(tmp_path).to_yaml(tmp_path / "toy.yaml")
     out = tmp_path / "out"
     main(["--recipe", str(tmp_path / "toy.yaml"), "--until", "0", "1", "2", "--out", str(out)])

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median, quantiles, stdev
+from statistics import median, quantiles
 from typing import NamedTuple
 
 from tt_ray.io.files import new_file
+from tt_ray.statistics import Figure, figure
 
 _PAPER = (
     "The paper's time per epoch over its baseline's: 1.03 for TextTeacher, 1.55 for online distillation from DINOv2-L "
@@ -23,7 +24,7 @@ _HOW = (
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """Figures of one finished run."""
 
     arm: str
@@ -37,17 +38,6 @@ class Run:
     """Wall-clock time, validations included."""
     folder: str
     """Below the comparison's own."""
-
-
-class Figure(NamedTuple):
-    """A quantity over seeds."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation; None with one seed."""
-    difference: float | None
-    """Mean of the differences to the baseline with the same seed; None for the baseline."""
-    difference_std: float | None
 
 
 class Line(NamedTuple):
@@ -66,8 +56,8 @@ class Line(NamedTuple):
 
 
 def summarise(
-    same: Sequence[Run],
-    timed: Sequence[Run],
+    same: Sequence[FinishedRun],
+    timed: Sequence[FinishedRun],
     times: Mapping[str, Sequence[float]],
     epochs: Mapping[str, int],
     transfer: Mapping[tuple[str, int], float],
@@ -85,28 +75,24 @@ def summarise(
     late = {(run.arm, run.seed): run.top1 for run in timed}
     lines: list[Line] = []
     for arm in dict.fromkeys(run.arm for run in same):
-        figures = (figure(values, arm, same[0].arm) if values else None for values in (late, transfer))
-        first = figure(top1, arm, same[0].arm)
+        figures = (arm_figure(values, arm, same[0].arm) if values else None for values in (late, transfer))
+        first = arm_figure(top1, arm, same[0].arm)
         lines.append(Line(arm, same[0].epochs, first, median(times[arm]), tuple(times[arm]), epochs[arm], *figures))
     return lines
 
 
-def figure(values: Mapping[tuple[str, int], float], arm: str, baseline: str) -> Figure:
-    """Mean, spread and paired difference of values by arm and seed."""
-    own = {seed: value for (name, seed), value in values.items() if name == arm}
-    mean, spread = fmean(own.values()), _spread(list(own.values()))
-    if arm == baseline:
-        return Figure(mean, spread, None, None)
-    gains = [value - values[baseline, seed] for seed, value in own.items()]
-    return Figure(mean, spread, fmean(gains), _spread(gains))
+def by_seed(values: Mapping[tuple[str, int], float], arm: str) -> dict[int, float]:
+    """An arm's values by seed, of values by arm and seed."""
+    return {seed: value for (name, seed), value in values.items() if name == arm}
 
 
-def _spread(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+def arm_figure(values: Mapping[tuple[str, int], float], arm: str, baseline: str) -> Figure:
+    """Mean, spread and, but for the baseline itself, paired difference of an arm, of values by arm and seed."""
+    return figure(by_seed(values, arm), None if arm == baseline else by_seed(values, baseline))
 
 
 def write_table(
-    out: Path, lines: Sequence[Line], notes: Sequence[str], same: Sequence[Run], timed: Sequence[Run]
+    out: Path, lines: Sequence[Line], notes: Sequence[str], same: Sequence[FinishedRun], timed: Sequence[FinishedRun]
 ) -> str:
     """Writes compare.md, .csv and .json and returns the first."""
     text = to_markdown(lines, notes)

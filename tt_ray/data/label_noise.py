@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tt_ray.stateless_random import place_in_class
 from tt_ray.terminal.errors import UserError
 
 
@@ -40,12 +41,8 @@ def stratified(
     count are among those of a larger one, and every class has one before any has a second.
     """
     rank, _ = _hash(ids, f"{seed} {purpose}")
-    order = np.lexsort((rank, labels))
-    sizes = np.bincount(labels)
-    starts = np.cumsum(sizes) - sizes
-    before = np.empty(len(labels))
+    before = place_in_class(labels, rank) / np.bincount(labels)[labels]
     """Share of the image's class that comes before it."""
-    before[order] = (np.arange(len(labels)) - starts[labels[order]]) / sizes[labels[order]]
     return np.sort(np.lexsort((rank, before))[:count])
 
 

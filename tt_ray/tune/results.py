@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from tt_ray.config import Config
 from tt_ray.io.files import new_file
+from tt_ray.statistics import plus_minus
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import best_first, shown
 from tt_ray.tune.space import METRICS, Space, apply
@@ -196,7 +197,7 @@ def _final_lines(space: Space, journal: Journal, best: Record) -> list[str]:
 
 def spread(values: Sequence[float], space: Space) -> str:
     """Mean and standard deviation."""
-    return space.shown(mean(values)) + (f" ± {space.shown(stdev(values))}" if len(values) > 1 else "")
+    return plus_minus(values, space.shown)
 
 
 def _trial_lines(space: Space, records: Sequence[Record]) -> list[str]:

@@ -1,0 +1,69 @@
+"""Runs of a comparison: trained where they are missing, and read."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from tt_ray.compare.arms import Arm, configure
+from tt_ray.compare.table import FinishedRun
+from tt_ray.config import Config
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.metrics_log import read_rows
+from tt_ray.training.run_folder import changed_paths, read_result
+from tt_ray.training.same_data import check_data, open_record
+
+
+def train_arms(
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    epochs: Mapping[str, int],
+    out: Path,
+    train: "Callable[[Config], object] | None" = None,
+) -> list[FinishedRun]:
+    """Every arm with every seed for its epochs; those that are finished are kept. Their figures, in that order."""
+    found: list[FinishedRun] = []
+    pairs = [(seed, arm) for seed in seeds for arm in arms]
+    for number, (seed, arm) in enumerate(pairs, 1):
+        config = configure(arm, seed, epochs[arm.name], out)
+        if not _finished(config):
+            what = f"{arm.name}, seed {seed}, {epochs[arm.name]} epochs"
+            print(f"run {number} of {len(pairs)}: {what}", file=sys.stderr, flush=True)
+            (train or _train)(config)
+        found.append(read_run(arm.name, seed, config, out))
+    return found
+
+
+def _finished(config: Config) -> bool:
+    """Raises UserError where the run of that name was of another configuration, or trained on other data."""
+    if not (config.run_dir / "result.json").exists():
+        return False
+    changed = changed_paths(Config.from_yaml(config.run_dir / "config.yaml"), config)
+    if changed:
+        raise UserError(f"finished run {config.run_dir} differs in {', '.join(changed[:5])}: give another --out")
+    # Runs of one table are trained one after the other, perhaps by several commands: all of them on the same data.
+    check_data(config.run_dir, open_record(config), config.run.accept_changed_data)
+    return True
+
+
+def _train(config: Config) -> None:
+    """As `python -m tt_ray.train` does, in this process, which keeps Ray between runs."""
+    from tt_ray.cluster.run import train_run
+
+    train_run(config)
+
+
+def read_run(arm: str, seed: int, config: Config, out: Path) -> FinishedRun:
+    """Figures of a finished run below `out`."""
+    result = read_result(config.run_dir)
+    folder = str(config.run_dir.relative_to(out.absolute()))
+    seconds = step_seconds(config.run_dir / "metrics.jsonl", config.train.batch_size)
+    return FinishedRun(arm, seed, config.train.epochs, result["top1"], seconds, result["train_seconds"], folder)
+
+
+def step_seconds(metrics: Path, batch_size: int) -> float:
+    """Median seconds of a step over the readings of metrics.jsonl, the first of which has the start in it."""
+    rates = [row["images_per_s"] for row in read_rows(metrics) if "images_per_s" in row]
+    if not rates:
+        raise UserError(f"{metrics} tells no images_per_s")
+    return batch_size / median(rates[1:] or rates)
