@@ -154,7 +154,7 @@ def _pair(item: str) -> tuple[str, str]:
 
 def start(given: Arguments, jobs: Sequence[Job], display: Display) -> None:
     """Joins or starts Ray; raises UserError when no node can ever hold a job."""
-    from tt_ray.cluster.launch import cluster_address, join_ray
+    from tt_ray.cluster.connect import cluster_address, join_ray
 
     display.show("starting Ray", 0, 1)
     joined = join_ray(display.say)

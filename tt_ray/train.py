@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from tt_ray.cli import read_config, run_command
-from tt_ray.cluster.messages import Mailbox
+from tt_ray.cluster.messages import Messages, ProgressThread
 from tt_ray.config import Config
 from tt_ray.io.storage import Storage, is_uri
 from tt_ray.terminal.background import in_background
 from tt_ray.terminal.errors import Interrupted, Stopped, UserError
-from tt_ray.terminal.progress import Display, Watcher
+from tt_ray.terminal.progress import Display
 from tt_ray.training.run_folder import (
     check_run,
     discard_run,
@@ -45,7 +44,8 @@ def main(arguments: list[str]) -> None:
         return
     with Display() as display, sole_writer(config, display.say):
         resumes = check_run(config)
-        from tt_ray.cluster.launch import cluster_address, start_ray, train_on_ray
+        from tt_ray.cluster.connect import cluster_address
+        from tt_ray.cluster.launch import start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
         prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
@@ -60,17 +60,16 @@ def main(arguments: list[str]) -> None:
         display.say(_opening(config, resumes, where))
         start_run(config)
         data.keep(config, notes)
-        mailbox = Mailbox(uuid.uuid4().hex)
-        ask = partial(mailbox.put, "request", "stop")
-        with Watcher(mailbox.get, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
+        messages = Messages()
+        ask = partial(messages.send, "request", "stop")
+        with ProgressThread(messages, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
             display.show("starting workers", 0, 1)
             try:
-                result = train_on_ray(config, data.store, mailbox, notes=notes)
+                result = train_on_ray(config, data.store, messages, notes=notes)
             except UserError:
                 if not resumes:
                     discard_run(config)
                 raise
-        mailbox.clear()
     if "stopped" in result:
         raise stopped(result["stopped"], signals[0])
     print(summary(config, result, started))

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from tt_ray.cluster.launch import join_ray
-from tt_ray.cluster.messages import Mailbox
+from tt_ray.cluster.connect import join_ray
+from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.errors import UserError
@@ -147,10 +146,10 @@ def _answers(
         if isinstance(handler, logging.StreamHandler):  # the log file stays
             handler.setLevel(logging.CRITICAL)
     rows = [{"shard": shard, "items": json.dumps(list(items)).encode()} for shard, items in todo]
-    mailbox = Mailbox(uuid.uuid4().hex)
+    messages = Messages()
     answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
-        fn_constructor_args=(make, pool, about, mailbox, _DEATHS),
+        fn_constructor_args=(make, pool, about, messages, _DEATHS),
         batch_size=1,
         batch_format="pyarrow",
         # One shard in work and one waiting: more would leave the last ones queued behind a slow actor.
@@ -167,8 +166,6 @@ def _answers(
             yield from batch.to_pylist()
     except RayError as error:
         raise _failed(own_words(error)) from error
-    finally:
-        mailbox.clear()
 
 
 def _failed(words: str) -> RuntimeError:
@@ -199,14 +196,14 @@ class Actor:
         make: Callable[[Pool], Worker],
         pool: Pool,
         expected: dict[str, Any] | None,
-        mailbox: Mailbox,
+        messages: Messages,
         most_deaths: int = _DEATHS,
     ) -> None:
         import ray
 
-        self._mailbox, self._name = mailbox, ray.get_runtime_context().get_actor_id() or ""
-        deaths = self._mailbox.get(self._name) or 0
-        self._mailbox.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself
+        self._messages, self._name = messages, ray.get_runtime_context().get_actor_id() or ""
+        deaths = self._messages.get(self._name) or 0
+        self._messages.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself
         self._worker, self._expected, self._failed = None, expected, deaths > most_deaths
         self._problem = f"{ENDED}, {deaths} times" if self._failed else ""
         if not self._failed:
@@ -228,7 +225,7 @@ class Actor:
         if self._worker and self._expected in (None, about):
             work = partial(self._worker, json.loads(row["items"]))
             answer["problem"] = self._try(lambda: answer.update(content=work()))
-            self._mailbox.put(self._name, 0)
+            self._messages.put(self._name, 0)
         return pa.Table.from_pylist([{**answer, "failed": self._failed}])
 
     def _try(self, work: Callable[[], Any]) -> str:

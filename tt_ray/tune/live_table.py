@@ -14,7 +14,7 @@ from tt_ray.tune.space import Space, Values
 _SHOWN = 10
 
 
-class Board(LiveTable):
+class SearchTable(LiveTable):
     """On a terminal a table, in a log a line now and then; what `tt_ray.tune.runner` tells of goes here."""
 
     def __init__(self, journal: Journal, phase: str, of: int, epochs: int, space: Space, display: Display) -> None:

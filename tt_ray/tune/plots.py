@@ -11,6 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from tt_ray.io.files import new_file
 from tt_ray.tune.journal import Record
 from tt_ray.tune.live_table import shown
 from tt_ray.tune.space import Space
@@ -31,10 +32,9 @@ def write_plots(out: Path, space: Space, records: Sequence[Record]) -> list[str]
 
 
 def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=80)
+    with new_file(path, durable=False) as partial:
+        figure.savefig(partial, format="png", dpi=80)
     plt.close(figure)
-    partial.replace(path)
 
 
 def _dimensions(space: Space, records: Sequence[Record]) -> Any:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tt_ray.config import Config
+from tt_ray.io.files import new_file
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import best_first, shown
 from tt_ray.tune.space import METRICS, Space, apply
@@ -85,20 +86,17 @@ def write_results(
     out: Path, space: Space, base: Config, journal: Journal, best: Record | None, notes: Sequence[str]
 ) -> str:
     """Writes all files, each whole or not at all; returns what the command prints."""
-    table = results_table(journal, space)
-    partial = out / ".results.partial"
-    pq.write_table(table, partial)
-    partial.replace(out / "results.parquet")
+    with new_file(out / "results.parquet", durable=False) as partial:
+        pq.write_table(results_table(journal, space), partial)
     plots: list[str] = []
     if best is not None:
-        best_config(base, space, best).to_yaml(partial)
-        partial.replace(out / "best.yaml")
+        with new_file(out / "best.yaml", durable=False) as partial:
+            best_config(base, space, best).to_yaml(partial)
         from tt_ray.tune.plots import write_plots
 
         plots = write_plots(out, space, journal.of("search"))
-    text = summary(space, journal, best, notes, plots)
-    partial.write_text(text)
-    partial.replace(out / "summary.md")
+    with new_file(out / "summary.md", durable=False) as partial:
+        partial.write_text(summary(space, journal, best, notes, plots))
     return _printed(out, space, journal, best, notes)
 
 

@@ -8,7 +8,6 @@ import itertools
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Pixels, Source
-from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
+from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, one_line
 from tt_ray.tune.space import METRICS, apply
 
 _POLL_S = 0.5
@@ -33,7 +32,7 @@ _LOOKS = 10
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """What the trials of a search have in common."""
 
     base: dict[str, Any]
@@ -46,7 +45,7 @@ class Plan:
     """Whether trials may go on from each other's checkpoints (population-based training)."""
 
 
-def run_trial(config: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels]) -> None:
+def run_trial(config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels]) -> None:
     """Trains as `config["job"]` says: the trial's name, values and seeds, and the epochs it has reported already.
 
     Reports the means over seeds after every validation. What goes wrong is a last report with the reason under
@@ -67,7 +66,7 @@ def run_trial(config: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels]) 
 def _reason(error: Exception) -> str:
     from tt_ray.models.trial_pass import out_of_memory
 
-    text = " ".join(str(error).split())[:500]
+    text = one_line(error)
     if isinstance(error, UserError | NonFiniteLoss):
         return text
     if out_of_memory(error):
@@ -76,7 +75,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Trial:
-    def __init__(self, job: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels], tell: Callable[..., None]):
+    def __init__(self, job: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], tell: Callable[..., None]):
         self.name, self.values, self.seeds = job["name"], job["values"], job["seeds"]
         self.reported: int = job["reported"]
         self.plan, self.pixels, self.tell = plan, pixels, tell
@@ -137,22 +136,22 @@ class _Trial:
             return None
 
     def _by_workers(self, seed: int, config: Config, until: int) -> dict[str, Any] | None:
-        from tt_ray.cluster.launch import join_ray, train_on_ray
-        from tt_ray.cluster.messages import Mailbox
+        from tt_ray.cluster.connect import join_ray
+        from tt_ray.cluster.launch import train_on_ray
+        from tt_ray.cluster.messages import Messages
 
         join_ray()
-        mailbox = Mailbox(uuid.uuid4().hex)
+        messages = Messages()
         store = self._store(config)
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(train_on_ray, config, store, mailbox, until)
+            answer = pool.submit(train_on_ray, config, store, messages, until)
             try:
                 while not wait([answer], timeout=_POLL_S).done:
-                    self._hear(seed, {int(epoch): row for epoch, row in (mailbox.get("validations") or {}).items()})
+                    self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
             finally:
                 if not answer.done():  # the trial is being ended: its workers must go, or the next has no place
-                    mailbox.put("request", "stop")
-        self._hear(seed, {int(epoch): row for epoch, row in (mailbox.get("validations") or {}).items()})
-        mailbox.clear()
+                    messages.put("request", "stop")
+        self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
         result = answer.result()
         return None if "stopped" in result else result
 
