@@ -72,11 +72,6 @@ def join_ray(say: Callable[[str], None] = print) -> bool:
     return not _started
 
 
-def started_ray() -> bool:
-    """Whether this process has started the Ray that it uses."""
-    return _started
-
-
 def worker_logs() -> str:
     """Folder of the logs of Ray Train's workers on this machine; empty where it is not known."""
     import ray

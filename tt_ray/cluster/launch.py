@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.cluster.capacity import cpus_per_worker, wait_for_room
-from tt_ray.cluster.connect import join_ray, started_ray, worker_logs
+from tt_ray.cluster.connect import join_ray, worker_logs
 from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import first_own_words, is_death, lost_peer, portable
 from tt_ray.config import Config
@@ -109,7 +109,7 @@ def _trainer(config: Config, arguments: dict[str, Any]) -> Any:
         from ray.train.torch import TorchTrainer
 
         return TorchTrainer(_train_worker, **settings)
-    return LeanTrainer(_train_worker, arguments["messages"], started_ray(), **settings)
+    return LeanTrainer(_train_worker, arguments["messages"], **settings)
 
 
 def _changed_ray() -> str:

@@ -10,13 +10,11 @@ import pkgutil
 import time
 from typing import Any
 
-from ray.train import RunConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tt_ray.cluster.messages import Messages
@@ -40,15 +38,6 @@ PRIVATE = {
         "Its process asks the dashboard every second of the run whether the controller lives, to free the workers' "
         "places if not; the end of the command, which follows, frees them as well. And there may be no dashboard."
     ),
-    "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._initialize_and_run_controller": (
-        "Where Ray takes a scaling policy."
-    ),
-    "ray.train.v2._internal.execution.scaling_policy:FixedScalingPolicy.after_controller_start": (
-        "Starts the process of an autoscaler, which only a cluster has."
-    ),
-    "ray.train.v2._internal.execution.scaling_policy:FixedScalingPolicy._maybe_send_resource_request": (
-        "Asks that process for machines."
-    ),
 }
 
 # Workers answer within run.log_every steps and the time of a checkpoint, unless they have come to their end.
@@ -70,38 +59,22 @@ if gone := missing():  # a method that is only overridden would be missed by nob
 
 
 class LeanTrainer(DataParallelTrainer):
-    """Ray's TorchTrainer without torch where it is not used, and without helper processes.
+    """Ray's TorchTrainer without torch where it is not used, and without two helper processes.
 
     Args:
         run: The function of the workers, which forms the process group by itself.
         messages: For a pause before a resize.
-        alone: Whether Ray was started for this command, and so has no autoscaler.
         settings: As for TorchTrainer.
     """
 
-    def __init__(self, run: Any, messages: Messages, alone: bool, *, run_config: RunConfig, **settings: Any) -> None:
-        super().__init__(run, backend_config=SharedGpusConfig(), run_config=run_config, **settings)
-        self.messages, self.alone = messages, alone
+    def __init__(self, run: Any, messages: Messages, **settings: Any) -> None:
+        super().__init__(run, backend_config=SharedGpusConfig(), **settings)
+        self._messages = messages
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = DatasetsCallback | PlacementGroupCleanerCallback
         kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-        return [*kept, PauseToResize(self.messages)]
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        if self.alone and not self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = NoAutoscaler(self.scaling_config)
-        return super()._initialize_and_run_controller(**arguments)
-
-
-class NoAutoscaler(FixedScalingPolicy):
-    """A fixed number of workers, on the machine that is there."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Starts nothing."""
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
+        return [*kept, PauseToResize(self._messages)]
 
 
 class SharedGpus(Backend):

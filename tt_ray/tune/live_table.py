@@ -88,11 +88,11 @@ def table(records: list[Record], space: Space) -> Table:
     for record in records:
         value = record.last(space.metric)
         values: Values = record.job()["values"]
-        cells = [shown(values.get(path, "")) for path in space.domains]
+        cells = [value_text(values.get(path, "")) for path in space.domains]
         grid.add_row(record.name, *cells, str(record.epoch), "" if value is None else space.shown(value), record.status)
     return grid
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """A value of a configuration, for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -50,7 +50,7 @@ def meetings(scheduler: str, options: Mapping[str, Any], epochs: int) -> tuple[i
     return tuple(sorted(found))
 
 
-def build_scheduler(space: Space, scheduler: str, options: dict[str, Any], epochs: int, past: Sequence[Record]) -> Any:
+def search_scheduler(space: Space, scheduler: str, options: dict[str, Any], epochs: int, past: Sequence[Record]) -> Any:
     """For Ray Tune; `past` are trials of an earlier command."""
     if scheduler == "asha":
         asha = _Halving(space, options, epochs)

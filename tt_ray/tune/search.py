@@ -168,14 +168,14 @@ class Search:
     def _try_all(self, jobs: Jobs, pixels: dict[str, Pixels], display: Display, stop: threading.Event) -> None:
         """Runs the search's trials under its scheduler and its time budget."""
         from tt_ray.tune.runner import run_trials
-        from tt_ray.tune.schedulers import build_scheduler, meetings
+        from tt_ray.tune.schedulers import meetings, search_scheduler
 
         epochs, budget = self.base.train.epochs, self.given.time_budget or None
         several = len(self.given.seeds) > 1
         meets = meetings(self.scheduler, self.options, epochs) if several else (epochs,)
         plan = TrialPlan(self._selection().to_dict(), meets, self.store, hands_over=self.scheduler == "pbt")
         past = self.journal.of("search")
-        scheduler = build_scheduler(self.space, self.scheduler, self.options, epochs, past)
+        scheduler = search_scheduler(self.space, self.scheduler, self.options, epochs, past)
         began = time.monotonic()
         with SearchTable(self.journal, "search", jobs.of, epochs, self.space, display) as table:
             run_trials(self._trials(plan, pixels, budget), jobs.todo, scheduler, self.journal, table, stop)
