@@ -96,11 +96,20 @@ def do_missing(
     display: Display,
     what: str,
 ) -> None:
-    """Has actors do the missing shards; each is kept as soon as it is done. Starts Ray only if there are any.
+    """Does the missing shards in actors, and keeps each as soon as it is done. Starts Ray only if there are any.
 
-    `items` are those of each shard, of JSON's types; `make` is called in each actor; `what` names what is counted.
-    Raises UserError when actors do not fit the cluster, when a worker raises it, when workers differ from those that
-    did the other shards, or the disk is full; RuntimeError when an actor fails.
+    Args:
+        shards: Where they are kept.
+        items: Those of each shard, of JSON's types.
+        make: Called in each actor, returns its worker.
+        options: How many actors, on what.
+        display: Shows the progress.
+        what: Names what is counted.
+
+    Raises:
+        UserError: when actors do not fit the cluster, when a worker raises it, when workers differ from those that did
+            the other shards, or when the disk is full.
+        RuntimeError: when an actor fails.
     """
     missing = shards.missing()
     if not missing:
@@ -132,7 +141,7 @@ def do_missing(
 def _answers(
     about: dict[str, Any] | None, todo: list[tuple[int, Sequence[Any]]], make: Callable[[Pool], Worker], pool: Pool
 ) -> Iterator[dict[str, Any]]:
-    """What the actors give for each shard, in the order in which they finish.
+    """Yields the actors' answer for each shard, in the order in which they finish.
 
     A shard is one row and one block: however Ray Data hands them out, an actor sees the same items together.
     """
@@ -174,7 +183,7 @@ def _failed(words: str) -> RuntimeError:
 
 @contextmanager
 def _core_muted() -> Iterator[None]:
-    """Python goes on writing to stderr, Ray's core does not.
+    """Python still writes to stderr, Ray's core does not.
 
     It calls Ray Data's way of making actors an error, as their arguments could get lost; Ray Data keeps them.
     """

@@ -28,7 +28,7 @@ def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) ->
     """
     import ray
 
-    end, told = time.monotonic() + seconds, False
+    end, said = time.monotonic() + seconds, False
     while True:
         try:
             cpus_per_worker(config, ray.cluster_resources())
@@ -41,9 +41,9 @@ def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) ->
                     f"{error.lack}, after {seconds / 60:.0f} minutes: see with `ray status` whether machines start, "
                     "or give a lower --run.num_workers"
                 ) from None
-            if not told:
+            if not said:
                 say(f"{error.lack}: waiting {seconds / 60:.0f} minutes for more machines")
-                told = True
+                said = True
         time.sleep(1)
 
 

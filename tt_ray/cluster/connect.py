@@ -25,15 +25,14 @@ _QUIET = {
     "RAY_enable_metrics_collection": "0",
     # After a node is lost, Ray still counts on it for a while: how long it waits for workers there.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    # Ray starts its workers at niceness 15, behind everything else on the machine, its own helpers included.
+    # Ray starts its workers at niceness 15, after everything else on the machine, its own helpers included.
     "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Idle workers started beforehand cannot serve Ray Train, whose processes have an environment of their own.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
-    # Ray reports dead processes on stdout, whatever these say; no line of it passes the last one.
-    "RAY_LOG_TO_DRIVER": "0",
+    # Ray reports dead processes on stdout, whatever log_to_driver is; no line passes this.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
 }
 
@@ -42,7 +41,6 @@ _PATIENCE_S = 6.0
 _PAUSE_S = 0.3
 _TOKEN = "~/.ray/auth_token"
 _HELP = "start it, or set RAY_ADDRESS=local to start Ray here"
-
 
 _started = False
 _session_dir = ""
@@ -210,7 +208,7 @@ def _no_listener(host: str, port: int, deadline: float) -> str:
 
 
 def _no_ray(place: str, client: bool, deadline: float) -> str:
-    """Asks for the health that Ray's head tells everyone; servers for Ray's clients speak gRPC, but do not tell it."""
+    """Asks for the health that Ray's head reports; servers for Ray's clients speak gRPC, but do not report it."""
     code = _ask(place, "/grpc.health.v1.Health/Check", max(deadline - time.monotonic(), 1.0))
     if code == "OK":
         return ""

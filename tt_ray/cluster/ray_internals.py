@@ -21,7 +21,7 @@ from tt_ray.cluster.messages import Messages
 
 PRIVATE = {
     "ray.train.v2._internal.execution.callback:ControllerCallback.after_controller_state_update": (
-        "Ray tells nobody else that it is about to end healthy workers to start more or fewer. Saves: no step is "
+        "Nothing public reports that Ray is about to end healthy workers to start more or fewer. Saves: no step is "
         "taken twice at a resize."
     ),
     "ray.train.v2._internal.execution.controller.state:ResizingState": "Which of the states of the controller that is.",

@@ -34,10 +34,10 @@ class Context(Protocol):
         ...
 
     def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
-        """Tells of a validation after so many epochs; called on worker 0. `kept` waits for the step's checkpoint."""
+        """Reports a validation after so many epochs; called on worker 0. `kept` waits for the step's checkpoint."""
 
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
-        """Runs `function` elsewhere. The answer, told whether to wait, gives its result, None before it is there."""
+        """Runs `function` elsewhere. The answer, called with whether to wait, returns its result or None."""
         ...
 
 

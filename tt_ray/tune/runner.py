@@ -40,9 +40,9 @@ class TrialResources:
 
     workers: int
     cpus: int
-    """Of each worker."""
+    """CPUs of each worker."""
     gpus: float
-    """Of each worker; a fraction lets several trials of one worker share a GPU."""
+    """GPUs of each worker; a fraction lets several trials of one worker share a GPU."""
 
     def bundles(self) -> tune.PlacementGroupFactory:
         """What Tune sets aside for a trial.
@@ -71,7 +71,7 @@ class TrialResources:
 
 
 class Watch(Protocol):
-    """Who is told how the search goes."""
+    """Receives reports of how the search goes."""
 
     def began(self, record: Record) -> None: ...
 
@@ -103,7 +103,7 @@ def run_trials(
     watch: Watch,
     stop: threading.Event,
 ) -> None:
-    """Until all have ended, `stop` is set, or the time is up; what has not ended then can go on another day."""
+    """Runs trials until all have ended, `stop` is set, or the time is up; what has not ended then can be resumed."""
     os.environ.update(_QUIET)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -210,7 +210,7 @@ class _JournalCallback(tune.Callback):
 class Suggestions(Searcher):
     """Optuna's proposals as jobs: first those that an earlier command has left unfinished, then new ones.
 
-    Optuna is told of all trials that have ended, those of earlier commands included.
+    Optuna receives the results of all trials that have ended, those of earlier commands included.
     """
 
     def __init__(self, space: Space, records: Sequence[Record], of: int, new: Callable[[Values], Record]) -> None:
@@ -245,8 +245,8 @@ class Suggestions(Searcher):
             return
         failed = error or bool(result and "failed" in result)
         if trial_id in self.proposed:
-            told = None if failed or result is None else self.space.comparable(result)
-            self.optuna.on_trial_complete(trial_id, told, failed)
+            row = None if failed or result is None else self.space.comparable(result)
+            self.optuna.on_trial_complete(trial_id, row, failed)
         else:
             self._tell(record)
 

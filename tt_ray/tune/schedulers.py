@@ -78,7 +78,7 @@ class _Halving(FIFOScheduler):
             rung *= options["reduction_factor"]
 
     def replay(self, past: Sequence[Record]) -> None:
-        """Fills the rungs as the earlier command had filled them."""
+        """Fills the rungs with what trials of an earlier command had reached."""
         for record in past:
             for row in sorted(record.reports, key=lambda row: row["epoch"]):
                 self._survives(record.name, row)

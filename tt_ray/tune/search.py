@@ -54,7 +54,7 @@ class Arguments:
     scheduler: str = ""
     """fifo (all to the end), asha (bad trials end early) or pbt (population-based training); empty is the space's."""
     time_budget: float = 0.0
-    """Seconds after which no trial of the search goes on; 0 is none. The final comparison comes after them."""
+    """Seconds after which the search's trials are ended; 0 is none. The final comparison comes after them."""
     seeds: tuple[int, ...] = (100,)
     """train.seed of the search: each configuration is trained on all and judged by their mean."""
     final_seeds: tuple[int, ...] = (0, 1, 2)
@@ -252,7 +252,7 @@ class Search:
         data = prepare(base, display)
         self.record, self.said, store = data.record, data.notes, data.store
         display.show("trying the model", 0, 1)
-        check_model(base, data.classes)  # what no trial can train, or else each would tell
+        check_model(base, data.classes)  # here once, rather than in each trial
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
         if not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)

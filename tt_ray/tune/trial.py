@@ -1,7 +1,7 @@
 """What runs inside a trial of a search: the real training loop, for one seed after the other.
 
 A trial with one worker trains in its own process; with several, each training is a Ray Train run of its own. Every
-seed has a run folder, so a trial that is started again goes on from its checkpoints by itself.
+seed has a run folder, so a trial that is started again resumes from its checkpoints by itself.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from tt_ray.tune.space import METRICS, apply
 
 _POLL_S = 0.5
 _POINTER = "trial.json"
-# At a donor that goes on meanwhile, and prunes what has just been seen.
+# At the checkpoints of a donor that trains meanwhile, and prunes what has just been seen.
 _LOOKS = 10
 
 
@@ -38,11 +38,11 @@ class TrialPlan:
     base: dict[str, Any]
     """The configuration under the trials' values; `run` says where and on what they run."""
     meetings: tuple[int, ...]
-    """Epochs after which all seeds must be as far, before any goes on; the last is the end of training."""
+    """Epochs that all seeds must have reached before any continues; the last is the end of training."""
     store: str
     """Embedding store that serves all trials; empty where each finds its own, or needs none."""
     hands_over: bool = False
-    """Whether trials may go on from each other's checkpoints (population-based training)."""
+    """Whether trials may continue from each other's checkpoints (population-based training)."""
 
 
 def run_trial(config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels]) -> None:
@@ -75,16 +75,16 @@ def _reason(error: Exception) -> str:
 
 
 class _Trial:
-    def __init__(self, job: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], tell: Callable[..., None]):
+    def __init__(self, job: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], report: Callable[..., None]):
         self.name, self.values, self.seeds = job["name"], job["values"], job["seeds"]
         self.reported: int = job["reported"]
-        self.plan, self.pixels, self.tell = plan, pixels, tell
+        self.plan, self.pixels, self.report = plan, pixels, report
         self.base = Config.from_dict(plan.base)
         self.scores: dict[int, dict[int, dict[str, float]]] = {seed: {} for seed in self.seeds}
         self._began, self._spent = 0.0, 0.0
 
     def config(self, seed: int) -> Config:
-        """Of one seed's run; raises UserError for values that do not go together."""
+        """Configuration of one seed's run; raises UserError for values that do not go together."""
         own = {"train.seed": seed, "run.name": run_name(self.name, seed)}
         return apply(self.base, {**self.values, **own})
 
@@ -125,7 +125,7 @@ class _Trial:
 
         class TrialContext(LocalContext):
             def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
-                kept()  # who goes on from here needs the checkpoint
+                kept()  # a trial that continues from here needs the checkpoint
                 trial._hear(seed, {epochs: scores})
 
         torch.set_num_threads(max(config.run.cpus_per_worker, 1))
@@ -156,7 +156,7 @@ class _Trial:
         return None if "stopped" in result else result
 
     def _hear(self, seed: int, rows: dict[int, dict[str, float]]) -> None:
-        """Takes down validations; with one seed they are reported at once, but the last, which is after the export."""
+        """Keeps validations; with one seed all but the last are reported at once, and that one after the export."""
         self.scores[seed].update(rows)
         if len(self.seeds) == 1:
             self._report(self.plan.meetings[-1] - 1)
@@ -170,21 +170,21 @@ class _Trial:
             means = {name: mean(row[name] for row in rows.values()) for name in names}
             row = {**means, "epoch": epoch, "seeds": rows, "seconds": self._seconds()}
             self.reported = epoch
-            self._tell({**row, "finished": epoch == self.plan.meetings[-1], **self._origin()})
+            self._send({**row, "finished": epoch == self.plan.meetings[-1], **self._origin()})
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _send(self, row: dict[str, Any]) -> None:
         if not self.plan.hands_over:
-            self.tell(row)
+            self.report(row)
             return
         from ray import tune
 
         with TemporaryDirectory() as folder:
             # The checkpoints themselves are in the run folders.
             (Path(folder) / _POINTER).write_text(json.dumps({"name": self.name, "epoch": row["epoch"]}))
-            self.tell(row, checkpoint=tune.Checkpoint.from_directory(folder))
+            self.report(row, checkpoint=tune.Checkpoint.from_directory(folder))
 
     def follow(self, pointer: dict[str, Any]) -> None:
-        """Goes on from where `pointer` says: from this trial's own checkpoint, or from a copy of another trial's."""
+        """Continues from where `pointer` says: from this trial's own checkpoint, or from a copy of another trial's."""
         self.reported = pointer["epoch"]
         if pointer["name"] == self.name:
             return
@@ -195,11 +195,11 @@ class _Trial:
                 file.write(json.dumps({"from": pointer["name"], "epoch": self.reported, "values": self.values}) + "\n")
 
     def _seconds(self) -> float:
-        """That this process has trained."""
+        """Seconds that this process has trained."""
         return self._spent + (time.perf_counter() - self._began if self._began else 0.0)
 
     def _origin(self) -> dict[str, Any]:
-        """How often this trial has gone on from another one, and from which the last time."""
+        """How often this trial has continued from another one, and from which the last time."""
         rows = takeovers(self.config(self.seeds[0]).run_dir)
         return {"generation": len(rows), "donor": rows[-1]["from"] if rows else ""}
 
@@ -254,12 +254,12 @@ def _images(tree: dict[str, Any]) -> Any:
 
 
 def run_name(trial: str, seed: int) -> str:
-    """Of a trial's run folder."""
+    """Name of a trial's run folder."""
     return f"{trial}-seed{seed}"
 
 
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
-    """What is written down of a run's validations, by epochs done, up to its newest checkpoint (it goes on there)."""
+    """A run's validations as written down, by epochs done, up to its newest checkpoint, where it resumes."""
     from tt_ray.training.checkpoint import checkpoints, newest_intact, step_of
     from tt_ray.training.metrics_log import read_rows
 
@@ -271,7 +271,7 @@ def validations(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def takeovers(run_dir: Path) -> list[dict[str, Any]]:
-    """Whose checkpoints a run has gone on from: trial (`from`), epochs that were done, own values since then."""
+    """Trials whose checkpoints a run has continued from (`from`), epochs that were done, own values since then."""
     path = run_dir / "takeovers.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -280,7 +280,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
     """Replaces a run's training state and rows by another's after `epoch` epochs; returns the epochs it then has.
 
     Where the donor has pruned that checkpoint, the next that it has; not that of `end`, the last epoch, from which
-    there is nothing to go on to. Raises UserError when it has none.
+    nothing is left to train. Raises UserError when it has none.
     """
     from tt_ray.training.checkpoint import newest_intact
 
@@ -300,7 +300,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
         shutil.copy(donor / "metrics.jsonl", own / "metrics.jsonl")
         partial.rename(own / "checkpoints")
         return number
-    raise UserError(f"{donor} has no intact checkpoint to go on from")
+    raise UserError(f"{donor} has no intact checkpoint to continue from")
 
 
 def _nearest(donor: Path, epoch: int, end: int) -> list[tuple[int, Path]]:
