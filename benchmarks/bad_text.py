@@ -105,7 +105,7 @@ CASES = [
     taught("store of some images", lambda f: store(f, IDS[:5]), "7 of 12 images", "--text.max_missing 0.59"),
     taught("store of fewer dimensions than asked for", store, "only 8 dimensions", more="--head.out_dim 9"),
     taught("images without captions", images, "no captions", more="--text.embeddings ''"),
-    embedded("encoder that cannot be had", "no/such", "text encoder no/such cannot be had"),
+    embedded("encoder that cannot be found", "no/such", "text encoder no/such cannot be found"),
     embedded("encoder folder that is not there", "./bert", "text encoder ./bert: no such folder"),
     refused("encoder of more tokens than rows", f"{EMBED} --encoder ./bert --out out", "bert", make=encoder),
     refused("embedding of no table", "tt_ray.embed_captions none.csv --out out", "none.csv"),

@@ -27,12 +27,12 @@ from eval.jobs.results import Row, finished_keys, read_rows, write_result
 from eval.jobs.scheduler import Resources, State, requests_for, schedule
 from eval.jobs.worker import Answer, identity
 from eval.protocols.base import EvalConfig
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.io.storage import is_uri
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import Stopped, UserError
 from tt_ray.terminal.progress import Display
-from tt_ray.train import stop_on_signals
+from tt_ray.terminal.signals import stop_on_signals
 
 _PACKAGES = ("tt-ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "datasets", "ray", "pillow")
 

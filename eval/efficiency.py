@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from eval.features.backbone import Backbone, open_backbone, parse_models
 from eval.jobs.costs import Costs, Measured, keep_costs
 from eval.jobs.worker import identity
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.models.flops import Counts, count
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 

@@ -27,9 +27,9 @@ from eval.features.cache import Decoder, test_features
 from eval.metrics import hsic1, unbiased_cka
 from eval.protocols.base import EvalConfig
 from eval.tasks.registry import Task, tasks
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.data.augment import normalize
 from tt_ray.data.sources.base import Source
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.parallelism import blocks
 

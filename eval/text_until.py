@@ -18,11 +18,12 @@ from typing import Annotated
 import tyro
 
 from eval.why.figures import Curve, draw_curves, to_csv, write
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.compare.__main__ import Arm, as_words, check, train_arms
 from tt_ray.compare.table import Run, figure, show
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 
 

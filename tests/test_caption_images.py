@@ -16,9 +16,9 @@ from tests.test_embed_captions import WITH_RAY, Recorder, cluster, do_here, one_
 from tests.text.test_captioner import IMAGES, git, llava
 from tt_ray import caption_images
 from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption
-from tt_ray.cli import run_command
 from tt_ray.cluster.actor_pool import PoolOptions
 from tt_ray.io.resumable import Shards
+from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.text.caption_table import read_captions
 from tt_ray.text.captioner import CaptionerOptions, load_captioner

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.embed_captions import Arguments
 from tt_ray.recipes import RECIPES
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 
 
@@ -259,7 +260,7 @@ def _raise(error: BaseException) -> Callable[[list[str]], None]:
         (RuntimeError("it\nbroke"), 1, "error: it broke (--debug shows more)"),
         (ValueError("odd"), 1, "error: odd (--debug shows more)"),
         (AssertionError(), 1, "error: AssertionError (--debug shows more)"),
-        (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "error: interrupted; the same command resumes from the last checkpoint"),
     ],
 )
 def test_errors_are_one_line_on_stderr_with_a_code(

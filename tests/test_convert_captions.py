@@ -7,7 +7,7 @@ import pytest
 
 from tests.test_bad_input import fill
 from tt_ray import convert_captions
-from tt_ray.cli import run_command
+from tt_ray.terminal.command import run_command
 from tt_ray.text.caption_table import read_captions
 
 IDS = ["n1/n1_0.JPEG", "n1/n1_1.JPEG", "n2/n2_0.JPEG"]

@@ -25,11 +25,11 @@ from tests.test_train_command import REPOSITORY, processes_with, wait_until
 from tests.text.test_encoder import WORDS, _bert
 from tests.toy import stop_ray
 from tt_ray import embed_captions
-from tt_ray.cli import run_command
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, Worker
 from tt_ray.embed_captions import Arguments, embed
 from tt_ray.embeddings.store import open_store
 from tt_ray.io.resumable import Shards
+from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.text.encoder import load_text_encoder
@@ -373,7 +373,7 @@ def test_a_full_disk(tmp_path: Path, mounted: Path, encoder: str, no_ray: None) 
         while True:
             file.write(bytes(1024))
     with pytest.raises(
-        UserError, match=r"cannot write .*store.*: No space left on device\): mend this, or give another --out"
+        UserError, match=r"cannot write .*store.*: No space left on device\): fix this, or give another --out"
     ):
         embed(given, Recorder())
     assert sorted(path.name for path in mounted.iterdir()) == ["filler", "store.unfinished"]

@@ -16,12 +16,12 @@ from torch import nn
 from tests.test_bad_input import fill, listing, one_line
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
 from tt_ray import export
-from tt_ray.cli import run_command
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize
 from tt_ray.data.prepare import open_images
 from tt_ray.models.classifier import build_model
 from tt_ray.models.flops import count
+from tt_ray.terminal.command import run_command
 
 RESNET = {"channels": [8, 16, 24, 32], "stem_width": 8}
 CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}

@@ -248,7 +248,7 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
             os.killpg(started.process.pid, number)
             out, err = started.process.communicate(timeout=60)
         assert (started.process.returncode, out) == (128 + number, "")
-        (text,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command goes on$", err, re.M)
+        (text,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command resumes it$", err, re.M)
         done = int(text)
         assert steps(config) == list(range(done)), "not a step is lost"
     again = run(arguments)

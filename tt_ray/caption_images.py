@@ -14,7 +14,6 @@ import pyarrow as pa
 import tyro
 from PIL import Image
 
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.decoding import VERSION as DECODING
@@ -22,7 +21,8 @@ from tt_ray.data.sources.registry import open_images, open_source
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.stateless_random import seed_of
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.errors import UserError, one_line
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, made_of, write_captions
 from tt_ray.text.captioner import CaptionerOptions, find_captioner, load_captioner
@@ -111,7 +111,7 @@ class ImageCaptioner:
         except ValueError as error:
             if len(images) > 1:
                 return [self._captions([image], seed)[0] for image in images]
-            return [("", f"the captioner cannot take it: {' '.join(str(error).split())}")]
+            return [("", f"the captioner cannot take it: {one_line(error)}")]
         return [(caption, "" if caption else "the captioner wrote nothing") for caption in captions]
 
 

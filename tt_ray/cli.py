@@ -1,77 +1,20 @@
-"""What all commands share: one-line errors, exit codes, and how `[RECIPE | FILE] [--dotted.path value ...]` is read."""
+"""How a configuration is read from a command line: `[RECIPE | FILE.yaml] [--dotted.path value ...]`."""
 
-import contextlib
 import functools
-import io
 import json
 import re
-import signal
-import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
-from tt_ray.terminal.background import busy_in_background
-from tt_ray.terminal.errors import Stopped, UserError, nearest, shown
-from tt_ray.terminal.signals import ENDED, end_at_once
+from tt_ray.terminal.command import TyroComplaint, parse
+from tt_ray.terminal.errors import UserError, nearest
 
 _OPTION = re.compile(r"^(--[^=\s]+)=")
-_LONGEST = 3000
-"""Characters of an error, whatever it quotes."""
 _KWARGS = "--model.kwargs"
-T = TypeVar("T")
-
-
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and exits: 0, 2 after the user's mistake, 1 after a failure, 130 after Ctrl-C, 143 after SIGTERM.
-
-    Errors are one line on stderr; `--debug` anywhere on the command line shows where they come from.
-    """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
-    alone = main.__module__ == "__main__"  # nothing but this command is in the process
-    try:
-        for argument in arguments:
-            if shown(argument, len(argument)) != argument:
-                raise UserError(f"the argument {shown(argument)} is not UTF-8: rename the file, or write it in UTF-8")
-        main(arguments)
-    except KeyboardInterrupt:
-        _fail(ENDED[signal.SIGINT], 128 + signal.SIGINT, alone)
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        raise SystemExit(stop.code) from None
-    except SystemExit as end:
-        # What signals_act_soon exits with on SIGTERM, and Ray once it runs.
-        if end.code in (128 + signal.SIGTERM, signal.SIGTERM):
-            _fail(ENDED[signal.SIGTERM], 128 + signal.SIGTERM, alone)
-        raise
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        mistake = isinstance(error, UserError)
-        text = _one_line(error)
-        at_once = alone and busy_in_background()
-        _fail(text if mistake else f"{text} (--debug shows more)", 2 if mistake else 1, at_once)
-
-
-def _one_line(error: Exception) -> str:
-    """The error's text; torch's loader processes put a traceback in front of it."""
-    text = str(error)
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        text = text.rpartition("\n  ")[2].partition("\n")[2].partition(": ")[2] or text
-    return shown(" ".join(text.split()), _LONGEST) or type(error).__name__
-
-
-def _fail(text: str, code: int, at_once: bool) -> None:
-    print(f"error: {text}", file=sys.stderr)
-    if at_once and sys.platform == "linux":
-        end_at_once(code)
-    raise SystemExit(code)
 
 
 def read_config(arguments: list[str], prog: str) -> Config:
@@ -94,33 +37,10 @@ def read_config(arguments: list[str], prog: str) -> Config:
     parser = tyro.conf.configure(tyro.conf.FlagConversionOff)(Config)
     description = f"{prog} [RECIPE | FILE.yaml] [--dotted.path value ...]\n\nRecipes: {', '.join(RECIPES)}."
     try:
-        return _tyro(parser, args=rest, default=base, prog=prog, description=description, use_underscores=True)
-    except _TyroComplaint as complaint:
+        return parse(parser, args=rest, default=base, prog=prog, description=description, use_underscores=True)
+    except TyroComplaint as complaint:
         _raise_wrong_value(base, rest)
         raise UserError(str(complaint)) from None
-
-
-def read_arguments(form: type[T], arguments: list[str], prog: str) -> T:
-    """The arguments of a command that takes no configuration, as its dataclass; raises UserError on anything wrong."""
-    return _tyro(form, args=arguments, prog=prog)
-
-
-class _TyroComplaint(UserError):
-    """tyro's box of several lines, as one."""
-
-
-def _tyro(*arguments: Any, **options: Any) -> Any:
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(*arguments, **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    text = " ".join(re.sub("[╭╮╰╯│─]", " ", complaint.getvalue()).split())
-    raise _TyroComplaint(re.sub(r"^(.+) \1", r"\1", text))  # the box's title is the first words of its text
 
 
 def _base(name: str) -> Config:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import disk_problems
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.text.caption_table import CaptionTable, read_captions, write_captions
 from tt_ray.text.image_ids import match_ids, read_ids

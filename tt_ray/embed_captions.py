@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.embeddings.store import describe, open_store, write_distinct
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, read_captions

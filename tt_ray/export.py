@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import Config
 from tt_ray.data.augment import VECTORISED
 from tt_ray.io.files import new_folder
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.models.classifier import build_backbone
 from tt_ray.models.flops import count
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.checkpoint import check_manifest, checkpoints, newest_intact
 

@@ -4,8 +4,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tt_ray.cli import read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.cluster.messages import Messages, ProgressThread
 from tt_ray.config import Config
 from tt_ray.io.storage import Storage, is_uri
-from tt_ray.terminal.background import in_background
-from tt_ray.terminal.errors import Interrupted, Stopped, UserError
+from tt_ray.terminal.command import in_background, run_command
+from tt_ray.terminal.errors import Interrupted, UserError
 from tt_ray.terminal.progress import Display
+from tt_ray.terminal.signals import stop_on_signals, stopped
 from tt_ray.training.run_folder import (
     check_run,
     discard_run,
@@ -31,8 +31,6 @@ from tt_ray.training.run_folder import (
 )
 from tt_ray.training.same_data import check_data, keep_data, record_data
 from tt_ray.training.weight_average import average_note
-
-_SAME_SIGNAL_S = 1.0
 
 
 def main(arguments: list[str]) -> None:
@@ -82,37 +80,6 @@ def _opening(config: Config, resumes: bool, where: str = "") -> str:
     if not resumes and not config.run.overwrite and starts_over(config):
         run += " again: with other settings it came to no checkpoint"
     return run + noise * bool(config.data.label_noise)
-
-
-@contextmanager
-def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterator[list[int]]:
-    """The first signal asks for a checkpoint and the end, a second one ends the command at once; gives what came.
-
-    Within a second it is still the first: `timeout` signals its child, and then the group that the child is in.
-    """
-    came: list[int] = []
-    first = 0.0
-
-    def handle(number: int, frame: object) -> None:
-        nonlocal first
-        came.append(number)
-        if len(came) == 1:
-            first = time.monotonic()
-            ask()
-        elif time.monotonic() > first + _SAME_SIGNAL_S:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stopped(step: int, number: int) -> Stopped:
-    """What a command ends with that a signal has ended."""
-    return Stopped(f"stopped after step {step}, with a checkpoint; the same command goes on", 128 + number)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from eval.jobs.results import read_table
 from eval.report.html import to_html
 from eval.report.numbers import build_report
 from eval.report.text import overview, to_csv, to_latex, to_markdown
-from tt_ray.cli import read_arguments, run_command
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 

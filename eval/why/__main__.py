@@ -34,10 +34,10 @@ from eval.protocols.base import EvalConfig
 from eval.similarity import Grid, cka_of_grams, layer_grams, layer_names
 from eval.why.figures import Curve, Panel, draw_curves, draw_panels, panels_to_csv, to_csv, to_markdown, write
 from eval.why.gradients import gradient_agreements
-from tt_ray.cli import read_arguments, run_command
 from tt_ray.config import Config
 from tt_ray.data.prepare import find_store, open_data, open_images
 from tt_ray.data.sources.base import Source
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.training.checkpoint import check_manifest, checkpoints, step_of

@@ -14,7 +14,7 @@ from tests.toy import toy_config
 from tt_ray import train
 from tt_ray.cluster.launch import WorkerFailed, _no_retry
 from tt_ray.terminal.errors import NonFiniteLoss, UserError
-from tt_ray.train import stop_on_signals
+from tt_ray.terminal.signals import stop_on_signals
 
 STARTS = """
 import os, subprocess, time, types

@@ -19,7 +19,7 @@ from tests.toy import toy_config
 from tt_ray.cluster import launch
 from tt_ray.cluster.launch import train_on_ray
 from tt_ray.cluster.messages import Messages
-from tt_ray.terminal.background import in_background
+from tt_ray.terminal.command import in_background
 from tt_ray.training.run_folder import start_run
 
 SPEC = importlib.util.find_spec("tt_ray.cluster.ray_internals")

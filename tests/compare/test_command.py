@@ -14,13 +14,13 @@ from eval.__main__ import Arguments as EvalArguments
 from eval.jobs.results import write_result
 from tests.eval.sample_results import Job
 from tests.toy import run_toy, toy_config
-from tt_ray.cli import read_arguments
 from tt_ray.compare import __main__ as compare
 from tt_ray.compare import step_times as arm_times
 from tt_ray.compare.__main__ import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
 from tt_ray.compare.table import Run, figure, summarise
 from tt_ray.config import Config
 from tt_ray.embeddings.store import open_store, write_store
+from tt_ray.terminal.command import read_arguments
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.same_data import keep_data, open_record
 

@@ -9,6 +9,7 @@ import pytest
 
 import tt_ray.config.sections
 from tt_ray.config import Config, DataConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
+from tt_ray.config.checks import ranges
 from tt_ray.losses import ALIGNMENT_LOSSES, TEMPERATURES
 from tt_ray.terminal.errors import UserError
 
@@ -144,8 +145,8 @@ def test_a_temperature_is_for_losses_that_have_one() -> None:
 
 
 def _config_classes() -> list[ast.ClassDef]:
-    source = Path(tt_ray.config.__file__).read_text()
-    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    source = Path(tt_ray.config.sections.__file__).read_text()
+    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")]
 
 
 def test_every_field_has_a_docstring_right_below() -> None:
@@ -174,7 +175,20 @@ def test_paths_are_the_leaves_of_the_dictionary() -> None:
     assert len(set(Config.paths())) == len(Config.paths())
 
 
-@pytest.mark.parametrize(("path", "low", "high"), tt_ray.config.ranges.RANGES)
+RANGES = [
+    (f"{field.name}.{path}", allowed.low, allowed.high)
+    for field in dataclasses.fields(Config)
+    for path, allowed in ranges(type(getattr(Config(), field.name)))
+]
+
+
+def test_numbers_have_ranges() -> None:
+    numbers = {path for path in Config.paths() if type(Config().get(path)) in (int, float)}
+    seeds = {"data.shapes.seed", "train.seed"}
+    assert numbers - {path for path, _, _ in RANGES} == seeds | {"data.color_jitter", "run.num_workers"}
+
+
+@pytest.mark.parametrize(("path", "low", "high"), RANGES)
 def test_ranges_hold_at_their_ends_and_not_beyond(path: str, low: float, high: float) -> None:
     kind = type(Config().get(path))
     config = Config().override("run.num_workers", 1)

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.test_bad_input import fill
-from tt_ray.cli import run_command
 from tt_ray.embeddings import __main__ as store_commands
 from tt_ray.embeddings import importers as import_store
 from tt_ray.embeddings.exporter import export_dataset
 from tt_ray.embeddings.importers import Imported, import_dataset, import_zip
 from tt_ray.embeddings.store import open_store
 from tt_ray.io.resumable import Shards
+from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 
 DIM = 5

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tt_ray.cli import run_command
 from tt_ray.embeddings import __main__ as store_commands
 from tt_ray.embeddings import inspection as inspect_store
 from tt_ray.embeddings.inspection import count_duplicates, draw_sample, inspect, nearest, plot
 from tt_ray.embeddings.store import EmbeddingStore, write_store
+from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 
 ENCODER = {"id": "toy", "revision": "0", "pooling": "mean", "max_tokens": 8}

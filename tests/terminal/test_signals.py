@@ -22,7 +22,7 @@ with signals.signals_act_soon():
 AT_WORK = """
 import time
 from tt_ray.terminal import signals
-from tt_ray.cli import run_command
+from tt_ray.terminal.command import run_command
 
 def main(arguments):
     with signals.signals_act_soon():

@@ -315,7 +315,7 @@ def test_families_that_nobody_has_tried_are_refused(tmp_path: Path, family: str)
 
 @pytest.mark.parametrize("name", ["./none", "somebody/captioner"])
 def test_a_captioner_that_cannot_be_had(name: str) -> None:
-    with pytest.raises(UserError, match="no such folder|cannot be had .*local folder as --model"):
+    with pytest.raises(UserError, match="no such folder|cannot be found .*local folder as --model"):
         find_captioner(name)
 
 

@@ -459,7 +459,7 @@ def test_cached_model_has_its_commit(hub_cache: Path) -> None:
 
 def test_cached_sentence_transformer_without_pooling_is_refused(hub_cache: Path) -> None:
     _bert(_cache(hub_cache, "sentence-transformers/toy"))
-    with pytest.raises(UserError, match="cannot be had .*has no modules.json"):
+    with pytest.raises(UserError, match="cannot be found .*has no modules.json"):
         find_encoder("sentence-transformers/toy")
 
 

@@ -14,7 +14,7 @@ from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import first_own_words, is_death, lost_peer, portable
 from tt_ray.config import Config
 from tt_ray.io.storage import Storage
-from tt_ray.terminal.background import in_background
+from tt_ray.terminal.command import in_background
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, first_line, one_line
 from tt_ray.training.run_folder import disk_problems
 

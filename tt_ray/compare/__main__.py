@@ -36,10 +36,12 @@ from typing import Annotated, Any, NamedTuple
 import pyarrow.parquet as pq
 import tyro
 
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.compare.table import Run, summarise, write_table
 from tt_ray.config import Config
+from tt_ray.io.files import new_file
 from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import changed_paths, read_result
@@ -282,9 +284,8 @@ def ratios_of_turns(arms: Sequence[Arm], out: Path, rounds: int) -> dict[str, li
         # Stores of embeddings are those of the runs.
         configs = {arm.name: arm.config.override("run.storage", str(out / "runs")) for arm in arms}
         seconds = step_times(configs, rounds)
-        partial = out / ".times.partial"
-        partial.write_text(json.dumps(seconds))
-        partial.replace(file)
+        with new_file(file) as partial:
+            partial.write_text(json.dumps(seconds))
     first = seconds[names[0]]
     return {arm: [a / b for a, b in zip(own, first, strict=True)] for arm, own in seconds.items()}
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, median, quantiles, stdev
 from typing import NamedTuple
 
+from tt_ray.io.files import new_file
+
 _PAPER = (
     "The paper's time per epoch over its baseline's: 1.03 for TextTeacher, 1.55 for online distillation from DINOv2-L "
     "(ImageNet, arXiv 2605.22098)."
@@ -114,12 +116,10 @@ def write_table(
         "runs_same_epochs": [asdict(run) for run in same],
         "runs_same_time": [asdict(run) for run in timed],
     }
-    out.mkdir(parents=True, exist_ok=True)
     files = {"compare.md": text, "compare.csv": to_csv(lines), "compare.json": json.dumps(tree, indent=2) + "\n"}
     for name, content in files.items():
-        partial = out / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(out / name)
+        with new_file(out / name) as partial:
+            partial.write_text(content, encoding="utf-8")
     return text
 
 

@@ -1,17 +1,26 @@
 """What is wrong with a configuration, in one line: values out of range, and fields that cannot go together."""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import cache
 from math import inf
-from typing import TYPE_CHECKING
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
-from tt_ray.config.ranges import RANGES
+from tt_ray.config.sections import (
+    DataConfig,
+    HeadConfig,
+    ModelConfig,
+    Range,
+    RunConfig,
+    TeacherConfig,
+    TextConfig,
+    TrainConfig,
+)
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from tt_ray.config.tree import Config
 
 # Those of tt_ray.losses.TEMPERATURES, which is not imported for the time that torch takes.
 _CONTRASTIVE = ("clip", "normclip", "infonce", "siglip", "clip_learned")
@@ -20,57 +29,101 @@ _LARGEST = 3.4e38
 _OWN_KWARGS = ("num_classes", "in_chans", "pretrained", "checkpoint_path")
 
 
-def check_config(config: "Config") -> None:
-    """Raises UserError, naming the path, for values that no run could use."""
-    for path, low, high in RANGES:
-        value = config.get(path)
-        if not low <= value <= high:
-            raise UserError(f"{path} is {value}, but must be between {low:g} and {high:g}")
-        if value > _LARGEST:
-            raise UserError(f"{path} is {value:g}, but must be a finite number of single precision")
-    for path, low in (("data.mean", -inf), ("data.std", 0)):
-        if not all(low < value < inf for value in config.get(path)):
-            raise UserError(f"{path} is {config.get(path)}, but all must be between {low:g} and inf")
+def check_ranges(sections: Mapping[str, Any]) -> None:
+    """Checks every number against the `Range` of its field.
+
+    Args:
+        sections: Sections of a configuration by name.
+
+    Raises:
+        UserError: A number is out of range, by its dotted path.
+    """
+    for group, section in sections.items():
+        for path, allowed in ranges(type(section)):
+            value = section
+            for name in path.split("."):
+                value = getattr(value, name)
+            if not allowed.low <= value <= allowed.high:
+                raise UserError(f"{group}.{path} is {value}, but must be between {allowed.low:g} and {allowed.high:g}")
+            if value > _LARGEST:
+                raise UserError(f"{group}.{path} is {value:g}, but must be a finite number of single precision")
+
+
+@cache
+def ranges(section: type) -> Sequence[tuple[str, Range]]:
+    """The ranges of a section's fields, by their path inside the section."""
+    return list(_ranges(section))
+
+
+def _ranges(section: type) -> Iterator[tuple[str, Range]]:
+    for name, hint in get_type_hints(section, include_extras=True).items():
+        if is_dataclass(hint):
+            yield from ((f"{name}.{path}", allowed) for path, allowed in _ranges(hint))  # type: ignore[arg-type]
+        yield from ((name, each) for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range))
+
+
+def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: RunConfig) -> None:
+    """Checks what a range cannot say.
+
+    Raises:
+        UserError: A value is one that no run can use.
+    """
+    for path, values, low in (("data.mean", data.mean, -inf), ("data.std", data.std, 0)):
+        if not all(low < value < inf for value in values):
+            raise UserError(f"{path} is {values}, but all must be between {low:g} and inf")
     for key in _OWN_KWARGS:
-        if key in config.model.kwargs:
+        if key in model.kwargs:
             raise UserError(f"model.kwargs has {key}, which is not for choosing: leave it out")
-    if not config.run.name.isprintable():
-        raise UserError(f"run.name is {config.run.name!r}, but must have no line breaks or other control characters")
-    build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
-    if config.run.strategy == "fsdp" and config.train.precision == "fp16":
-        raise UserError("run.strategy fsdp does not scale fp16's losses: give --train.precision bf16")
-    if config.teaches:
-        _check_teachers(config)
-    _check_batch(config)
+    if not run.name.isprintable():
+        raise UserError(f"run.name is {run.name!r}, but must have no line breaks or other control characters")
+    if run.strategy == "fsdp" and train.precision == "fp16":
+        raise UserError("run.strategy fsdp does not scale fp16's losses: choose --train.precision bf16")
 
 
-def _check_teachers(config: "Config") -> None:
-    text, teacher = config.text, config.teacher
+def check_schedule(text: TextConfig, epochs: int) -> None:
+    """Raises UserError when text.schedule is unknown, or does not fit the number of epochs."""
+    build_schedule(text.schedule, text.weight, epochs)
+
+
+def check_teachers(text: TextConfig, teacher: TeacherConfig, head: HeadConfig, data: DataConfig) -> None:
+    """Checks the language and the vision teacher of a run that has one, against each other and against the data.
+
+    Raises:
+        UserError: Two fields contradict each other.
+    """
     if text.temperature and text.loss not in _CONTRASTIVE:
         raise UserError(
             f"text.loss {text.loss} has no text.temperature, as {', '.join(_CONTRASTIVE)} have: leave it out"
         )
     if text.loss == "vl2lite" and not (teacher.model and teacher.target == "embedding"):
-        raise UserError("text.loss vl2lite compares with a vision teacher too: give --teacher.model, target embedding")
+        raise UserError(
+            "text.loss vl2lite compares with a vision teacher too: add --teacher.model, with target embedding"
+        )
     if text.loss == "borlan" and teacher.model and teacher.target == "embedding":
         raise UserError("text.loss borlan needs the text of each class: leave out --teacher.model")
-    if text.loss == "borlan" and config.data.unlabelled:
+    if text.loss == "borlan" and data.unlabelled:
         raise UserError("text.loss borlan needs the label of each image: leave out --data.unlabelled")
-    if teacher.model and not config.reads_text:
-        usual = {"text.captions": "", "text.embeddings": "", "text.control": "none", "head.out_dim": 0}
-        for path, value in usual.items():
-            if config.get(path) != value:
-                raise UserError(f"{path} is about text, whose place teacher.model takes: leave out one of them")
+    if teacher.model and text.loss != "vl2lite":
+        about_text = {
+            "text.captions": text.captions != "",
+            "text.embeddings": text.embeddings != "",
+            "text.control": text.control != "none",
+            "head.out_dim": head.out_dim != 0,
+        }
+        for path, changed in about_text.items():
+            if changed:
+                raise UserError(f"{path} is about text, which teacher.model replaces: leave out one of them")
     if teacher.model and teacher.target == "logits" and text.loss != "clip":
         raise UserError(f"teacher.target logits has a loss of its own: leave out --text.loss {text.loss}")
 
 
-def _check_batch(config: "Config") -> None:
-    size, mixes = config.train.batch_size, bool(config.data.mixup or config.data.cutmix)
+def check_batch(train: TrainConfig, data: DataConfig, most_workers: int) -> None:
+    """Raises UserError when a batch cannot be divided among so many workers, in pairs where images are mixed."""
+    size, mixes = train.batch_size, bool(data.mixup or data.cutmix)
     if mixes and size % 2:
         raise UserError(f"train.batch_size is {size}, but mixing pairs images: it must be even")
-    if size < (1 + mixes) * config.workers[1]:
-        of = f"{'2 x ' * mixes}run.num_workers, {config.workers[1]}"
+    if size < (1 + mixes) * most_workers:
+        of = f"{'2 x ' * mixes}run.num_workers, {most_workers}"
         raise UserError(f"train.batch_size is {size}, but must be at least {of}")
 
 
@@ -83,12 +136,18 @@ def workers_range(num_workers: int | str) -> tuple[int, int]:
     return low, high
 
 
-def first_problem(cls: "type[Config]", error: ValidationError, where: str) -> str:
-    """The first thing that pydantic has found, with its dotted path, behind `where`."""
+def first_problem(paths: Sequence[str], error: ValidationError, where: str) -> str:
+    """The first problem that pydantic has found, in one line.
+
+    Args:
+        paths: All dotted paths of the configuration, for the nearest to an unknown one.
+        error: pydantic's error.
+        where: Beginning of the line, such as the file's name.
+    """
     problem = error.errors()[0]
     path = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part not in ("int", "float"))
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}no field {path}; {nearest(path, cls.paths())}"
+        return f"{where}no field {path}; {nearest(path, paths)}"
     if path.startswith("model.kwargs."):
         key = ".".join(path.split(".")[:3])
         return f"{where}{key} is {problem['input']!r}, but must be a number, True, False, a text, or a list of numbers"

@@ -1,6 +1,7 @@
 """The sections of a configuration: each field with its default, its bounds and what it does."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, Strict
@@ -11,19 +12,27 @@ Kwarg = Annotated[bool, Strict()] | Annotated[int, Strict()] | float | str | tup
 
 
 @dataclass(frozen=True)
+class Range:
+    """The least and the greatest value of a number."""
+
+    low: float
+    high: float = inf
+
+
+@dataclass(frozen=True)
 class ShapesConfig:
     """The built-in captioned shapes (`data.source shapes`)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    train_size: int = 8192
+    train_size: Annotated[int, Range(1)] = 8192
     """Number of training images."""
-    val_size: int = 2048
+    val_size: Annotated[int, Range(1)] = 2048
     """Number of validation images."""
     label: Literal["shape", "colour", "count", "relation", "background"] = "shape"
     """The attribute that is the label."""
     caption: Literal["full", "brief", "class"] = "brief"
-    """What captions tell: every attribute, the main object's shape and one more attribute, or the shape alone."""
+    """Content of captions: every attribute, the main object's shape and one more attribute, or the shape alone."""
     seed: int = 0
     """Seed of the images; an image is a function of (seed, index)."""
 
@@ -44,48 +53,48 @@ class DataConfig:
     """Name of the training split."""
     val_split: str = "test"
     """Name of the validation split."""
-    val_share: float = 0.0
-    """Share of the training images to validate on in place of val_split, stratified, for selection; 0 is val_split."""
+    val_share: Annotated[float, Range(0, 0.9)] = 0.0
+    """Share of training images, stratified, to validate on instead of val_split, for selection; 0 takes val_split."""
     group_column: str = ""
-    """Column (or metadata.jsonl key) shared by images of one thing, which val_share keeps together; empty is none."""
+    """Column (or metadata.jsonl key) whose value images of one thing share, for val_share to keep them together."""
     image_column: str = "image"
     """datasets: column of the image."""
     label_column: str = "label"
     """Column (or metadata.jsonl key) of the label; folders without it take the sub-folder's name."""
     caption_column: str = "caption"
-    """Column (or metadata.jsonl key) of the caption; not needed where text.captions or text.embeddings is given."""
+    """Column (or metadata.jsonl key) of the caption; not needed with text.captions or text.embeddings."""
     id_column: str = ""
     """datasets: column of the image id; empty takes the row number."""
-    image_size: int = 32
+    image_size: Annotated[int, Range(1)] = 32
     """Height and width of the model's input, in pixels."""
-    crop_pct: float = 1.0
+    crop_pct: Annotated[float, Range(0.001, 1)] = 1.0
     """Validation: centre crop's share of the resized image's side."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Channel means that are subtracted, on the 0-1 scale."""
+    """Channel means to subtract, on the 0-1 scale."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Channel standard deviations that are divided by, on the 0-1 scale."""
+    """Channel standard deviations to divide by, on the 0-1 scale."""
     augment: Literal["none", "crop_flip", "crop", "three_augment", "deit"] = "crop_flip"
     """Augmentation: crop is a padded random crop, flip is horizontal; three_augment and deit as in the papers."""
     color_jitter: float = 0.3
     """three_augment: strength of the colour jitter."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Range(0)] = 0.0
     """Beta parameter of mixup; 0 is off."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, Range(0)] = 0.0
     """Beta parameter of cutmix; 0 is off."""
-    repeats: int = 1
+    repeats: Annotated[int, Range(1)] = 1
     """Repeated augmentation: copies of an image in a batch, each augmented on its own; an epoch keeps its length."""
-    subset: float = 1.0
-    """Share of training images that are kept, alike in each class, fixed by image id and train.seed."""
-    label_noise: float = 0.0
-    """Share of training images whose label is replaced by another class, fixed by image id and train.seed."""
-    unlabelled: float = 0.0
-    """Share of training images whose label is not used, only text or teacher; the rest is at least half of a batch."""
+    subset: Annotated[float, Range(0.001, 1)] = 1.0
+    """Share of training images to keep, the same in each class, fixed by image id and train.seed."""
+    label_noise: Annotated[float, Range(0, 1)] = 0.0
+    """Share of training images that get the label of another class, fixed by image id and train.seed."""
+    unlabelled: Annotated[float, Range(0, 0.999)] = 0.0
+    """Share of training images used without label, for text or teacher only; the rest is at least half of a batch."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable image: stop and name it, or leave it out and count it."""
-    cache_gb: float = 1.0
-    """Decoded images of a split stay in memory when they fit in this many GiB (augment none, crop, crop_flip)."""
-    num_loaders: int = 4
-    """Loader processes per worker; splits held in memory need none."""
+    cache_gb: Annotated[float, Range(0)] = 1.0
+    """Decoded images of a split stay in memory if they fit in this many GiB (augment none, crop, crop_flip)."""
+    num_loaders: Annotated[int, Range(0)] = 4
+    """Loader processes per worker; a split held in memory needs none."""
     shapes: ShapesConfig = ShapesConfig()
 
 
@@ -95,10 +104,10 @@ class TextConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    weight: float = 0.5
+    weight: Annotated[float, Range(0, 1)] = 0.5
     """Lambda in lambda * w * L_text + (1 - lambda) * L_cls; 0 is the baseline and needs no captions."""
     schedule: str = "const"
-    """How lambda moves over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
+    """How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
     # fmt: off
     loss: Literal[
         "clip", "normclip", "infonce", "cos", "lncos", "l2", "kl", "dist", "siglip",
@@ -106,60 +115,60 @@ class TextConfig:
     ] = "clip"
     # fmt: on
     """Alignment loss between the text head's output and the embedding; vl2lite needs text and a teacher."""
-    temperature: float = 0.0
-    """What contrastive losses divide similarities by, or start to where they learn it; 0 is the loss's own."""
+    temperature: Annotated[float, Range(0)] = 0.0
+    """Temperature of contrastive losses, or its initial value where they learn it; 0 is the loss's own."""
     balance: bool = True
     """Scale the text loss by w, the ratio of the two losses' gradient norms at the feature; False sets w = 1."""
     negatives: Literal["global", "local"] = "global"
-    """Contrastive losses compare with the whole batch, or with the worker's own part of it."""
+    """Negatives of contrastive losses: the whole batch, or the worker's own part of it."""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Frozen text encoder: Hugging Face id or local folder; CLIP's projected output with +projection behind it."""
+    """Frozen text encoder: Hugging Face id or local folder; CLIP's projected output with +projection after it."""
     captions: str = ""
     """Caption table (Parquet, CSV, TSV, JSONL); empty takes the data source's own captions."""
     embeddings: str = ""
-    """Embedding store, in place of captions; empty embeds the captions, once, into <run.storage>/embeddings."""
-    max_missing: float = 0.0
-    """Largest share of training images without an embedding that is accepted; they are left out."""
+    """Embedding store, instead of captions; empty embeds the captions, once, into <run.storage>/embeddings."""
+    max_missing: Annotated[float, Range(0, 1)] = 0.0
+    """Largest accepted share of training images without an embedding; these images are left out."""
     normalize_mean: bool = True
     """Subtract the store's mean from embeddings."""
     normalize_std: Literal["none", "mean", "full"] = "none"
     """Divide embeddings by nothing, by the average standard deviation, or by each dimension's own."""
     on_device: bool = False
-    """Hold the embeddings on the worker's device, where they must fit: 2.7 GB for ImageNet at D = 1024."""
+    """Hold the embeddings in the memory of the worker's device: 2.7 GB for ImageNet at D = 1024."""
     control: Literal["none", "shuffle", "random_class"] = "none"
-    """Control experiments: captions shuffled among images, or one random vector per (true) class."""
+    """Control experiment: captions shuffled among images, or one random vector per (true) class."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """An online vision teacher in the place of the language teacher; text.weight, schedule and balance are its too."""
+    """An online vision teacher instead of the language teacher; text.weight, schedule and balance apply to it too."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: str = ""
-    """timm:NAME, hf:ID (CLIP's projected output with +projection behind it), or a run or export folder; empty: none."""
+    """timm:NAME, hf:ID (CLIP's projected output with +projection after it), or a run or export folder; empty: none."""
     target: Literal["embedding", "logits"] = "embedding"
-    """What is learned: its embedding, by text.loss; or its logits as soft labels, plainly with text.balance False."""
-    temperature: float = 4.0
-    """logits: what both sides' logits are divided by."""
-    image_size: int = 0
-    """Height and width of the teacher's input, in pixels; 0 is its own."""
+    """Learned from the teacher: its embedding, by text.loss; or its logits, plainly with text.balance False."""
+    temperature: Annotated[float, Range(0.001)] = 4.0
+    """logits: temperature that divides both sides' logits."""
+    image_size: Annotated[int, Range(0)] = 0
+    """Height and width of the teacher's input, in pixels; 0 is the teacher's default."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The text head: the projection that is thrown away after training."""
+    """The text head: the projection that is discarded after training."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: Literal["linear", "mlp"] = "linear"
     """One linear layer, or an MLP with GELU."""
-    hidden_dim: int = 512
+    hidden_dim: Annotated[int, Range(1)] = 512
     """mlp: width of the hidden layers."""
-    depth: int = 2
+    depth: Annotated[int, Range(1)] = 2
     """mlp: number of linear layers."""
-    out_dim: int = 0
-    """Size of the target: 0 is the embedding's own; less reduces the embeddings by a PCA fitted on the store."""
+    out_dim: Annotated[int, Range(0)] = 0
+    """Size of the target: 0 is the embedding's own; a smaller one reduces embeddings by a PCA fitted on the store."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +181,9 @@ class ModelConfig:
     """timm model name."""
     kwargs: dict[str, Annotated[Kwarg, Field(union_mode="left_to_right")]] = field(default_factory=dict)
     """Further arguments of timm.create_model: key value pairs, such as embed_dim 96 depth 4."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Range(0, 0.999)] = 0.0
     """Stochastic depth rate."""
-    drop: float = 0.0
+    drop: Annotated[float, Range(0, 0.999)] = 0.0
     """Dropout rate before the classifier."""
 
 
@@ -186,23 +195,23 @@ class OptimConfig:
 
     name: str = "adamw"
     """timm optimiser name: adamw, lamb, sgd, lion, ..."""
-    lr: float = 1e-3
+    lr: Annotated[float, Range(0)] = 1e-3
     """Peak learning rate, for the whole batch (not scaled)."""
-    min_lr: float = 1e-5
-    """Learning rate that the cosine ends at."""
-    warmup_lr: float = 1e-6
-    """Learning rate that the warm-up starts from."""
-    warmup_epochs: float = 1.0
+    min_lr: Annotated[float, Range(0)] = 1e-5
+    """Learning rate at the end of the cosine."""
+    warmup_lr: Annotated[float, Range(0)] = 1e-6
+    """Learning rate at the start of the warm-up."""
+    warmup_epochs: Annotated[float, Range(0)] = 1.0
     """Length of the linear warm-up, in epochs."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0)] = 0.05
     """Weight decay; biases and norms have none."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0.001, 1)] = 1.0
     """Factor of the learning rate from each layer of the backbone to the one before it, for fine-tuning; 1 is off."""
-    eps: float = 1e-8
-    """The optimiser's eps; also the eps of the balance w."""
-    grad_clip: float = 1.0
+    eps: Annotated[float, Range(0)] = 1e-8
+    """Epsilon of the optimiser and of the balance w."""
+    grad_clip: Annotated[float, Range(0)] = 1.0
     """Largest gradient norm; 0 is no clipping."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Range(0, 0.999)] = 0.1
     """Label smoothing of the cross-entropy."""
 
 
@@ -212,12 +221,12 @@ class TrainConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    epochs: int = 20
+    epochs: Annotated[int, Range(1)] = 20
     """Number of epochs."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Range(1)] = 64
     """Images per step, over all workers."""
-    max_batch_per_worker: int = 0
-    """Images that a worker holds; a larger share runs in parts, each with dropout of its own; 0 is no limit."""
+    max_batch_per_worker: Annotated[int, Range(0)] = 0
+    """Images that a worker processes at once; a larger share runs in parts, with their own dropout; 0 is no limit."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and mixing."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -226,9 +235,9 @@ class TrainConfig:
     """torch.compile the backbone."""
     channels_last: bool = False
     """Channels-last memory format, for convolutions on GPUs."""
-    ema: float = 0.0
-    """Decay of the exponential moving average of weights, which is then validated and exported; 0 is off."""
-    eval_every: int = 1
+    ema: Annotated[float, Range(0, 0.999999999)] = 0.0
+    """Decay of an exponential moving average of weights, to validate and export instead of the weights; 0 is off."""
+    eval_every: Annotated[int, Range(1)] = 1
     """Epochs between validations; the last epoch is always validated."""
 
 
@@ -239,30 +248,30 @@ class RunConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str = ""
-    """Run's name, its folder below storage; empty takes the recipe's name."""
+    """Name of the run, and of its folder below storage; empty takes the recipe's name."""
     storage: str = "runs"
     """Folder of runs that all nodes see, or a URI of pyarrow.fs (s3://, gs://)."""
     num_workers: int | str = 1
-    """Ray Train workers, one process (and one GPU) each; MIN:MAX for as many as the cluster has at the time."""
+    """Ray Train workers, one process (and one GPU) each; MIN:MAX takes as many as the cluster has at the time."""
     use_gpu: bool = False
     """One GPU per worker."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How workers share the model: each holds all of it, or (FSDP2) a part, for models that do not fit on one GPU."""
-    cpus_per_worker: int = 0
-    """CPUs per worker; 0 shares all CPUs of the cluster among CPU workers, and asks for 1 beside a GPU."""
-    max_failures: int = 3
-    """Worker failures after which the run gives up, -1 for never; each restarts from the last checkpoint."""
-    checkpoint_every: int = 0
+    """How workers share the model: each holds all of it (ddp), or a part (FSDP2), for models too large for one GPU."""
+    cpus_per_worker: Annotated[int, Range(0)] = 0
+    """CPUs per worker; 0 shares all CPUs of the cluster among CPU workers, and takes 1 next to a GPU."""
+    max_failures: Annotated[int, Range(-1)] = 3
+    """Worker failures after which the run ends, -1 for never; after each it resumes from the last checkpoint."""
+    checkpoint_every: Annotated[int, Range(0)] = 0
     """Steps between checkpoints; 0 is one per epoch."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept, the newest ones; 0 keeps all."""
-    log_every: int = 20
+    keep_checkpoints: Annotated[int, Range(0)] = 2
+    """Number of newest checkpoints to keep; 0 keeps all."""
+    log_every: Annotated[int, Range(1)] = 20
     """Steps between writes of metrics and progress."""
-    resize_every: float = 60.0
-    """Seconds between looks for nodes that have joined, when num_workers is MIN:MAX."""
+    resize_every: Annotated[float, Range(0.1)] = 60.0
+    """Seconds between checks for nodes that have joined, with num_workers MIN:MAX."""
     async_validation: bool = False
-    """Validate in a Ray task beside the training, on a CPU or GPU that the workers leave free; the last one is not."""
+    """Validate in a Ray task during training, on a CPU or GPU that workers leave free; the last validation waits."""
     accept_changed_data: bool = False
-    """On resume: train on, although images, labels, classes or text have changed; the summary says what did."""
+    """On resume: continue although images, labels, classes or text have changed; the summary lists the changes."""
     overwrite: bool = False
-    """Delete a run of this name and start anew."""
+    """Delete a run of this name and start again."""

@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from tt_ray.config.checks import check_config, first_problem, workers_range
+from tt_ray.config.checks import (
+    check_batch,
+    check_fields,
+    check_ranges,
+    check_schedule,
+    check_teachers,
+    first_problem,
+    workers_range,
+)
 from tt_ray.config.sections import (
     STRICT,
     DataConfig,
@@ -24,7 +32,7 @@ from tt_ray.config.sections import (
     TrainConfig,
 )
 from tt_ray.io.storage import is_uri, local_root
-from tt_ray.terminal.errors import UserError, nearest
+from tt_ray.terminal.errors import UserError, nearest, one_line, reason
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError, naming the path, for values that no run could use."""
-        check_config(self)
+        check_ranges({item.name: getattr(self, item.name) for item in fields(self)})
+        check_fields(self.data, self.model, self.train, self.run)
+        check_schedule(self.text, self.train.epochs)
+        if self.teaches:
+            check_teachers(self.text, self.teacher, self.head, self.data)
+        check_batch(self.train, self.data, self.workers[1])
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -58,12 +71,12 @@ class Config:
 
     @property
     def storage_place(self) -> str:
-        """Where runs live, for other processes: the absolute folder, or the URI."""
+        """The place of runs as other processes find it: the absolute folder, or the URI."""
         return self.run.storage if is_uri(self.run.storage) else str(local_root(self.run.storage))
 
     @property
     def run_place(self) -> str:
-        """Where users find the run: its folder, or its URI."""
+        """The place of the run as users find it: its folder, or its URI."""
         if not is_uri(self.run.storage):
             return str(self.run_dir)
         base, mark, query = self.run.storage.partition("?")
@@ -71,7 +84,7 @@ class Config:
 
     @property
     def teaches(self) -> bool:
-        """Whether a text or teacher loss takes part at all."""
+        """Whether the loss has a text or teacher part."""
         return self.text.weight > 0
 
     @property
@@ -89,7 +102,15 @@ class Config:
         return reduce(getattr, path.split("."), self)
 
     def override(self, path: str, value: Any) -> Self:
-        """A new tree with `value` at the dotted `path`; raises UserError on an unknown path or a bad value."""
+        """A copy with another value at one path.
+
+        Args:
+            path: Dotted path of a field, such as "optim.lr".
+            value: The new value.
+
+        Raises:
+            UserError: There is no such path, or the value does not fit it or the rest.
+        """
         tree = self.to_dict()
         if path not in self.paths():
             raise UserError(f"no field {path}; {nearest(path, self.paths())}")
@@ -106,11 +127,19 @@ class Config:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "") -> Self:
-        """Reads plain dictionaries; raises UserError on unknown keys and bad values, naming path and `where`."""
+        """Reads plain dictionaries.
+
+        Args:
+            tree: As `to_dict` returns it; missing fields take their defaults.
+            where: Beginning of errors, such as the file's name.
+
+        Raises:
+            UserError: A key is unknown or a value is bad, by its path.
+        """
         try:
             return _adapter(cls).validate_python(tree)
         except ValidationError as error:
-            raise UserError(first_problem(cls, error, where)) from None
+            raise UserError(first_problem(cls.paths(), error, where)) from None
 
     def to_yaml(self, path: Path) -> None:
         """Writes the whole tree."""
@@ -118,13 +147,17 @@ class Config:
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        """Reads a YAML file; fields that it leaves out have their defaults."""
+        """Reads a YAML file; missing fields take their defaults.
+
+        Raises:
+            UserError: The file cannot be read, or has unknown keys or bad values.
+        """
         try:
             tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path} is not YAML: {one_line(error)}") from None
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            raise UserError(f"cannot read {path}: {reason(error)}") from None
         if not isinstance(tree, dict):
             groups = ", ".join(item.name for item in fields(cls))
             raise UserError(f"{path} must hold a mapping with keys such as {groups}")

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from tt_ray.cli import read_arguments
 from tt_ray.embeddings.exporter import export_dataset
 from tt_ray.embeddings.importers import Dtype, Imported, import_dataset, import_zip
 from tt_ray.embeddings.inspection import NEIGHBOURS, Report, Sample, draw_sample, inspect, nearest, plot
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import disk_problems
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import read_captions
 from tt_ray.text.image_ids import read_ids, read_labels
@@ -194,3 +194,7 @@ def _neighbours(
         lines.append(f"  {name(query)}")
         lines += [f"    {value:.3f} {name(other)}" for other, value in zip(others, values, strict=True) if value > -1.1]
     return lines
+
+
+if __name__ == "__main__":
+    run_command(main)

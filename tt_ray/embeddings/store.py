@@ -335,10 +335,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not {"encoder", "rows", "dim", "dtype", "files"} <= manifest.keys() or manifest["files"].keys() != set(_FILES):
         raise UserError(f"{path / 'manifest.json'} lacks entries: write the embedding store again")
     return manifest
-
-
-if __name__ == "__main__":
-    from tt_ray.cli import run_command
-    from tt_ray.embeddings.__main__ import main
-
-    run_command(main)

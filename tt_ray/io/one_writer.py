@@ -36,7 +36,7 @@ from typing import Any
 from pyarrow import fs
 
 from tt_ray.io.storage import Storage
-from tt_ray.terminal.errors import UserError, one_line
+from tt_ray.terminal.errors import UserError, reason
 from tt_ray.terminal.signals import at_end
 
 BEAT_S = 10.0
@@ -172,8 +172,7 @@ def one_writer(
         try:
             own = _acquire(claims, name, what, otherwise, say or _print)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else one_line(error)
-            raise UserError(f"cannot write {what} ({folder}: {reason}): mend this, or {otherwise}") from None
+            raise UserError(f"cannot write {what} ({folder}: {reason(error)}): fix this, or {otherwise}") from None
         beats = threading.Thread(target=_beat, args=(claims, name, own, what, stop), daemon=True)
         beats.start()
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, one_line
 
 _LAST = ("manifest.json", "result.json")
 
@@ -158,7 +158,7 @@ def fetch_data(uri: str) -> Path:
             if not target.exists():
                 Storage(folder, remote, str(Path(base).parent)).pull(target)
     except OSError as error:
-        raise UserError(f"data.root {uri} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"data.root {uri} cannot be read: {one_line(error)}") from None
     return target
 
 
@@ -166,7 +166,7 @@ def _file_system(uri: str, field: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{field} {uri} cannot be used: {' '.join(str(error).split())}") from None
+        raise UserError(f"{field} {uri} cannot be used: {one_line(error)}") from None
 
 
 def _own(folder: Path) -> None:

@@ -1,32 +1,36 @@
-"""How a command ends on Ctrl-C and SIGTERM where nothing is to be saved first."""
+"""How a command ends on Ctrl-C and SIGTERM: at once, or after what is to be saved first."""
 
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from tt_ray.terminal.errors import Stopped
+
 ENDED = {
-    signal.SIGINT: "interrupted; the same command goes on from the last checkpoint",
-    signal.SIGTERM: "terminated; the same command goes on from the last checkpoint",
+    signal.SIGINT: "interrupted; the same command resumes from the last checkpoint",
+    signal.SIGTERM: "terminated; the same command resumes from the last checkpoint",
 }
-"""What a command says that a signal has ended; its exit status is 128 plus the signal's number."""
+"""Last line of a command that a signal has ended, by signal; its exit status is 128 plus the signal's number."""
 # Python acts between two of its instructions; Ray's C++ may keep it from them for much longer.
 _PATIENCE_S = 1.0
+_SAME_SIGNAL_S = 1.0
 _SHOW_CURSOR = "\x1b[?25h"
 
 at_end: "list[Callable[[], None]]" = []
-"""What `end_at_once` does before the end: short, and unable to fail."""
+"""Functions that `end_at_once` calls before the end: short, and unable to fail."""
 
 
 @contextmanager
 def signals_act_soon() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the command while the body of the `with` statement waits in native code.
 
-    A thread hears of a signal at once. It leaves the main thread a second to raise KeyboardInterrupt or, on SIGTERM,
+    A thread receives a signal at once. It leaves the main thread a second to raise KeyboardInterrupt or, on SIGTERM,
     SystemExit, and then ends the process.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -54,6 +58,43 @@ def _watch(heard: socket.socket, left: threading.Event) -> None:
                     cursor = _SHOW_CURSOR * sys.stderr.isatty()  # a live line has hidden it
                     print(f"{cursor}error: {text}", file=sys.stderr)
                     end_at_once(128 + number)
+
+
+@contextmanager
+def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterator[list[int]]:
+    """The first signal asks for an orderly end, such as a checkpoint; a second one ends the command at once.
+
+    Args:
+        ask: Called on the first signal, in the main thread: asks for the end and returns.
+        *numbers: The signals.
+
+    Yields:
+        The numbers of the signals that have arrived so far.
+    """
+    came: list[int] = []
+    first = 0.0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal first
+        came.append(number)
+        if len(came) == 1:
+            first = time.monotonic()
+            ask()
+        # `timeout` signals its child, and then the group that the child is in: two signals, one wish.
+        elif time.monotonic() > first + _SAME_SIGNAL_S:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped(step: int, number: int) -> Stopped:
+    """The exception that ends a training command after a signal, once its checkpoint is written."""
+    return Stopped(f"stopped after step {step}, with a checkpoint; the same command resumes it", 128 + number)
 
 
 def end_at_once(code: int) -> NoReturn:

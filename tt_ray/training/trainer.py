@@ -21,6 +21,7 @@ from tt_ray.data.mixing import build_mixing
 from tt_ray.data.prepare import Data
 from tt_ray.data.sampling import train_order
 from tt_ray.export import write_export
+from tt_ray.io.files import new_file
 from tt_ray.io.storage import Storage
 from tt_ray.losses import NEEDS
 from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model
@@ -384,9 +385,9 @@ class Trainer:
             path, _ = self.keeper.newest()
             assert path is not None, "the last checkpoint has been written"
             write_export(path, run_dir / "export")
-            partial = run_dir / ".result.partial"
-            partial.write_text(json.dumps(result, indent=2))
-            partial.replace(run_dir / "result.json")
+            # Last: its presence says that everything else is there.
+            with new_file(run_dir / "result.json") as partial:
+                partial.write_text(json.dumps(result, indent=2))
             for name in ("export", "metrics.jsonl", "tensorboard", "result.json"):
                 self.keeper.push(run_dir / name)
         return result

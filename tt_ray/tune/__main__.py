@@ -11,12 +11,14 @@ import dataclasses
 import signal
 import threading
 
-from tt_ray.cli import read_arguments, read_config, run_command
+from tt_ray.cli import read_config
 from tt_ray.cluster.connect import join_ray, keep_ray_quiet
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import Stopped, UserError, nearest
 from tt_ray.terminal.progress import Display
+from tt_ray.terminal.signals import stop_on_signals
 from tt_ray.tune.search import Arguments, Search
 from tt_ray.tune.space import find_space
 
@@ -35,8 +37,6 @@ def main(arguments: list[str]) -> None:
 
 
 def _search(search: Search) -> None:
-    from tt_ray.train import stop_on_signals
-
     stop = threading.Event()
     with Display() as display:
         display.show("starting Ray", 0, 1)

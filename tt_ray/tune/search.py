@@ -289,7 +289,7 @@ class Search:
             keep_data(self.out, self.record, notes)
             self.journal = Journal(self.out)
         except OSError as error:
-            raise UserError(f"cannot write to {self.out}: {reason(error)}: give another --out") from None
+            raise UserError(f"cannot write to {self.out}: {reason(error)}: choose another --out") from None
 
     def _jobs(self) -> Jobs:
         from tt_ray.tune.runner import Suggestions
