@@ -21,6 +21,11 @@ def worker(rank: int = 0) -> RayContext:
     return made
 
 
+def scores(top1: float) -> dict[str, float]:
+    """A validation."""
+    return {"top1": top1}
+
+
 class Hold:
     """Takes CPUs."""
 
@@ -36,20 +41,20 @@ def test_validations_that_find_no_place_run_beside_the_workers(ray_here: None, m
     holder: Any = ray.remote(num_cpus=cpus)(Hold).remote()
     ray.get(holder.ready.remote())
     own = worker()
-    answers = [own.beside(dict, [("top1", float(number))]) for number in range(2)]
+    answers = [own.beside(scores, float(number)) for number in range(2)]
     assert [answer(False) for answer in answers] == [None, None]
     assert [answer(True) for answer in answers] == [{"top1": 0.0}, {"top1": 1.0}]
     ray.kill(holder)
 
 
 def test_a_validation_that_finds_a_place_is_there_without_waiting(ray_here: None) -> None:
-    answer = worker().beside(dict, [("top1", 5.0)])
+    answer = worker().beside(scores, 5.0)
     done = threading.Event()
     for _ in range(300):
-        if (scores := answer(False)) is not None:
+        if (found := answer(False)) is not None:
             break
         done.wait(0.1)
-    assert scores == {"top1": 5.0}
+    assert found == {"top1": 5.0}
 
 
 def test_what_is_requested(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:

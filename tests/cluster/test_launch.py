@@ -11,20 +11,20 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from tests.toy import toy_config
-from tt_ray import train
 from tt_ray.cluster.launch import WorkerFailed, _no_retry
+from tt_ray.terminal import signals
 from tt_ray.terminal.errors import NonFiniteLoss, UserError
 from tt_ray.terminal.signals import stop_on_signals
 
 STARTS = """
-import os, subprocess, time, types
+import os, subprocess, time
 import ray
 from ray._private import services
 from tt_ray.cluster.connect import join_ray
 
 def start(**options):
-    popen = services.start_ray_process(["sleep", "60"], "raylet", fate_share=True)
-    print(popen.process.pid, flush=True)
+    global daemon
+    daemon = services.start_ray_process(["sleep", "60"], "raylet", fate_share=True).process
 
 ray.is_initialized = lambda: False
 ray.init = start
@@ -32,6 +32,7 @@ join_ray()
 other = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None)
 assert os.getsid(other.pid) == os.getsid(0), "Ray's alone"
 other.kill()
+print(daemon.pid, flush=True)
 time.sleep(60)
 """
 
@@ -71,7 +72,7 @@ def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.Monke
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert came == [signal.SIGTERM] * 2 and asked == [1]
-        monkeypatch.setattr(train, "_SAME_SIGNAL_S", -1.0)
+        monkeypatch.setattr(signals, "_SAME_SIGNAL_S", -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is not came

@@ -15,8 +15,9 @@ import pytest
 
 from tests.cluster.ray_here import ray_here as ray_here
 from tests.test_train_command import processes_with
-from tests.toy import toy_config
+from tests.toy import stop_ray, toy_config
 from tt_ray.cluster import launch
+from tt_ray.cluster.connect import join_ray, worker_logs
 from tt_ray.cluster.launch import train_on_ray
 from tt_ray.cluster.messages import Messages
 from tt_ray.terminal.command import in_background
@@ -82,15 +83,13 @@ def run(tmp_path: Path, mark: str) -> tuple[dict[str, Any], set[str]]:
 def test_the_real_trainer_starts_no_helpers_and_the_public_one_gives_the_same(
     mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.toy import stop_ray
-    from tt_ray.cluster.connect import join_ray
-
     said: list[str] = []
     join_ray()
     try:
         lean, seen = run(tmp_path / "lean", mark)
         assert {"RayTrainWorker", "TrainController", "_Holder"} <= seen and not seen & HELPERS
         assert not launch._changed_ray()
+        assert any(Path(worker_logs()).glob("ray-train-app-worker-*")), "what a failure's message names"
         monkeypatch.setitem(sys.modules, "tt_ray.cluster.ray_internals", None)  # as if a name were gone
         launch.start_ray(toy_config(tmp_path, "shapes_baseline"), said.append)
         public, seen = run(tmp_path / "public", mark)
