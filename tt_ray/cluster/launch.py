@@ -182,7 +182,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
 
     from tt_ray.cluster.context import RayContext, process_group
     from tt_ray.data.prepare import open_data
-    from tt_ray.models.classifier import check_model
+    from tt_ray.training.trainable import check_model
     from tt_ray.training.trainer import train
 
     logging.getLogger().setLevel(logging.WARNING)
