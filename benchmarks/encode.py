@@ -26,8 +26,8 @@ import torch
 
 from benchmarks.step_cost import RESULTS, Side, compare, report
 from tt_ray.cluster.actor_pool import Actor, Pool
-from tt_ray.cluster.launch import join_ray
-from tt_ray.cluster.messages import Mailbox
+from tt_ray.cluster.connect import join_ray
+from tt_ray.cluster.messages import Messages
 from tt_ray.config import ShapesConfig
 from tt_ray.data.sources.shapes import shapes_source
 from tt_ray.embed_captions import CaptionEncoder
@@ -71,10 +71,9 @@ def actors(number: int) -> Encode:
     import ray
     from ray.util import ActorPool
 
-    make = partial(CaptionEncoder, MINILM, 0, False)
+    make, messages = partial(CaptionEncoder, MINILM, 0, False), Messages()
     members = [
-        ray.remote(num_cpus=1)(Actor).remote(make, Pool(number, 1, False), None, Mailbox("encode"))
-        for _ in range(number)
+        ray.remote(num_cpus=1)(Actor).remote(make, Pool(number, 1, False), None, messages) for _ in range(number)
     ]
     pool = ActorPool(members)
 

@@ -41,7 +41,7 @@ _ORIGIN = Origin("{}", "benchmarks.transfer")
 
 def start() -> int:
     """Starts Ray on this machine; returns its CPUs."""
-    from tt_ray.cluster.launch import join_ray
+    from tt_ray.cluster.connect import join_ray
 
     join_ray()
     import ray

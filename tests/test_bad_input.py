@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import tt_ray.cluster.launch
+import tt_ray.cluster.run
 from tt_ray import train
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
@@ -56,7 +57,7 @@ class Command:
         """Exit code, stdout and stderr."""
         self.monkeypatch.setattr(sys, "argv", ["prog", *arguments])
         self.monkeypatch.setattr(tt_ray.cluster.launch, "start_ray", lambda config, say: True)
-        self.monkeypatch.setattr(tt_ray.cluster.launch, "cluster_address", lambda: "host:1")
+        self.monkeypatch.setattr(tt_ray.cluster.run, "cluster_address", lambda: "host:1")
         nothing = lambda *_: pytest.fail("training has started")  # noqa: E731
         self.monkeypatch.setattr(tt_ray.cluster.launch, "train_on_ray", nothing)
         code = 0

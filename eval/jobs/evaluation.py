@@ -77,7 +77,7 @@ def start_ray(resources: JobResources, display: Display) -> str:
     Raises:
         UserError: No node can ever hold a job.
     """
-    from tt_ray.cluster.launch import cluster_address, join_ray
+    from tt_ray.cluster.connect import cluster_address, join_ray
 
     display.show("starting Ray", 0, 1)
     joined = join_ray(display.say)

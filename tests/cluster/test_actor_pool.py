@@ -12,7 +12,7 @@ import pytest
 from tests.toy import stop_ray
 from tt_ray.cluster import actor_pool
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing, plan_pool
-from tt_ray.cluster.launch import join_ray
+from tt_ray.cluster.connect import join_ray
 from tt_ray.cluster.ray_errors import ENDED
 from tt_ray.io.resumable import open_shards
 from tt_ray.terminal.errors import UserError

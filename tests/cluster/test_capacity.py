@@ -1,53 +1,88 @@
-"""Room on a cluster, without one."""
+"""Whether a run fits a cluster, by its figures and on real ones whose machines come late or never."""
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import ray
 
 from tests.toy import toy_config
-from tt_ray.cluster import launch as ray_train
-from tt_ray.cluster.launch import wait_for_room
-from tt_ray.config import Config
+from tt_ray.cluster.capacity import ClusterTooSmall, cpus_per_worker, wait_for_room
 from tt_ray.terminal.errors import UserError
 
 
-def gpu_run(folder: Path) -> Config:
-    """As clusters/README.md submits it."""
-    return toy_config(folder, "shapes_baseline", run__num_workers="1:4", run__use_gpu=True)
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gpus", "share"),
+    [
+        ({}, 8, 0, 8),
+        ({"num_workers": "3"}, 8, 0, 2),
+        ({"num_workers": "3", "async_validation": True}, 8, 0, 2),
+        ({"num_workers": "4", "async_validation": True}, 8, 0, 1),
+        ({"num_workers": "2", "cpus_per_worker": 3}, 8, 0, 3),
+        ({"num_workers": "1:4"}, 8, 0, 1),
+        ({"num_workers": "2", "use_gpu": True}, 8, 2, 1),
+        ({"num_workers": "2", "use_gpu": True, "cpus_per_worker": 4}, 8, 2, 4),
+    ],
+)
+def test_cpus_of_each_worker(tmp_path: Path, settings: dict[str, Any], cpus: int, gpus: int, share: int) -> None:
+    config = toy_config(tmp_path, "shapes_baseline", **{f"run__{name}": value for name, value in settings.items()})
+    assert cpus_per_worker(config, {"CPU": float(cpus), "GPU": float(gpus)}) == share
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(ray_train.time, "sleep", slept.append)
-    monkeypatch.setattr(ray_train.time, "monotonic", lambda: sum(slept))
-    return slept
-
-
-def test_machines_that_are_on_their_way_are_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gpus", "message"),
+    [
+        ({"num_workers": "7"}, 6, 0, "needs 7 CPUs, but the cluster has 6 CPUs and 0 GPUs: give a lower --run.num_w"),
+        ({"num_workers": "2", "cpus_per_worker": 5}, 8, 0, "needs 10 CPUs, but .* give a lower --run.cpus_per_worker"),
+        ({"async_validation": True}, 1, 0, "with validation beside them needs 2 CPUs.*give --run.async_validation Fal"),
+        ({"use_gpu": True}, 8, 0, "needs 1 CPUs and 1 GPUs, but .* 0 GPUs: give --run.use_gpu False"),
+        ({"num_workers": "1:4", "use_gpu": True}, 0, 0, "needs 1 CPUs and 1 GPUs.*give --run.use_gpu False"),
+        ({"num_workers": "1:2", "async_validation": True}, 8, 0, "run.async_validation False, or a fixed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, settings: dict[str, Any], cpus: int, gpus: int, message: str
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 1} if sum(clock) > 400 else {})
-    said: list[str] = []
-    wait_for_room(gpu_run(tmp_path), 600, said.append)
-    assert 400 < sum(clock) < 403
-    (line,) = said
-    assert "needs 1 CPUs and 1 GPUs, but the cluster has 0 CPUs and 0 GPUs: waiting 10 minutes" in line
+    config = toy_config(tmp_path, "shapes_baseline", **{f"run__{name}": value for name, value in settings.items()})
+    with pytest.raises(UserError, match=message):
+        cpus_per_worker(config, {"CPU": float(cpus), "GPU": float(gpus)})
 
 
-def test_machines_that_do_not_come_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
-) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", dict)
-    with pytest.raises(UserError, match="0 GPUs, after 10 minutes: see with `ray status`") as error:
-        wait_for_room(gpu_run(tmp_path), 600, lambda _: None)
-    assert "use_gpu" not in str(error.value)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs, which this process has joined."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # It would be the cluster that other commands of this machine join.
+        patch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": None})
+        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
-def test_this_machine_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8})
-    with pytest.raises(UserError, match="give --run.use_gpu False"):
-        wait_for_room(gpu_run(tmp_path), 0, lambda _: None)
-    assert not clock
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_machines_that_come_late_are_waited_for_and_others_are_named(cluster: Any, tmp_path: Path) -> None:
+    config, said = toy_config(tmp_path, "shapes_baseline", run__num_workers="2"), list[str]()
+    with pytest.raises(ClusterTooSmall, match="give a lower --run.num_workers"):
+        wait_for_room(config, 0, said.append)
+    assert not said, "this machine is not waited for"
+    with pytest.raises(UserError, match="0 CPUs and 0 GPUs, after 0 minutes: see with `ray status`"):
+        wait_for_room(config, 1.5, said.append)
+    waiting = threading.Thread(target=wait_for_room, args=(config, 120, said.append))
+    waiting.start()
+    time.sleep(1)
+    assert waiting.is_alive()
+    cluster.add_node(num_cpus=2)
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert said[-1].endswith("but the cluster has 0 CPUs and 0 GPUs: waiting 2 minutes for more machines")

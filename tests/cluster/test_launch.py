@@ -14,19 +14,22 @@ from tt_ray.cluster.launch import WorkerFailed, _no_retry
 from tt_ray.terminal.errors import NonFiniteLoss, UserError
 
 STARTS = """
-import time, types
+import os, subprocess, time
 import ray
 from ray._private import services
-from tt_ray.cluster import launch as ray_train
+from tt_ray.cluster.connect import join_ray
 
 def start(**options):
-    popen = services.start_ray_process(["sleep", "60"], "raylet", fate_share=True)
-    print(popen.process.pid, flush=True)
+    global daemon
+    daemon = services.start_ray_process(["sleep", "60"], "raylet", fate_share=True).process
 
 ray.is_initialized = lambda: False
 ray.init = start
-ray_train.join_ray()
-assert isinstance(services.ConsolePopen, type), "put back"
+join_ray()
+other = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None)
+assert os.getsid(other.pid) == os.getsid(0), "Ray's alone"
+other.kill()
+print(daemon.pid, flush=True)
 time.sleep(60)
 """
 

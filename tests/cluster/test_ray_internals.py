@@ -1,108 +1,146 @@
-"""What is arranged with Ray Train around a run, without starting it: pauses and stops, and room on the cluster."""
+"""The private names of Ray: each is there, each has an entry, and the real trainer does with them what they are for."""
 
+import ast
+import importlib.util
+import pkgutil
+import re
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from ray.train.v2._internal.execution.controller.state import ResizingState
 
-from tests.toy import toy_config
-from tt_ray.cluster.launch import cpus_per_worker
-from tt_ray.cluster.messages import Mailbox
-from tt_ray.cluster.ray_internals import PauseToResize
-from tt_ray.terminal.errors import UserError
-from tt_ray.training.context import RayContext
+from tests.cluster.ray_here import ray_here as ray_here
+from tests.test_train_command import processes_with
+from tests.toy import stop_ray, toy_config
+from tt_ray.cluster import launch
+from tt_ray.cluster.connect import join_ray, worker_logs
+from tt_ray.cluster.launch import train_on_ray
+from tt_ray.cluster.messages import Messages
+from tt_ray.terminal.command import in_background
+from tt_ray.training.run_folder import start_run
 
-
-class Letters(Mailbox):
-    """A mailbox without a cluster."""
-
-    def __init__(self) -> None:
-        self.__dict__["held"] = {}
-
-    def put(self, name: str, message: Any) -> None:
-        self.__dict__["held"][name] = message
-
-    def get(self, name: str) -> Any:
-        return self.__dict__["held"].get(name)
-
-
-def worker(mailbox: Mailbox, rank: int = 0) -> RayContext:
-    """Worker `rank`, of whom only what it is asked is tested."""
-    context = object.__new__(RayContext)
-    context.rank, context._mailbox = rank, mailbox
-    context._notice = type("Notice", (), {"preemption_info": None})()
-    return context
+SPEC = importlib.util.find_spec("tt_ray.cluster.ray_internals")
+assert SPEC is not None and SPEC.origin is not None
+# Read rather than imported: a name that is gone must not hide the others.
+TREE = ast.parse(Path(SPEC.origin).read_text())
+(PRIVATE,) = (
+    ast.literal_eval(node.value)
+    for node in TREE.body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRIVATE"
+)
+HELPERS = {"DatasetManager", "PlacementGroupCleaner"}
 
 
+@pytest.mark.parametrize("name", PRIVATE)
+def test_ray_has_the_name(name: str) -> None:
+    pkgutil.resolve_name(name)
+
+
+def test_every_private_import_has_its_reason() -> None:
+    imports = [node for node in ast.walk(TREE) if isinstance(node, ast.ImportFrom) and ".v2." in str(node.module)]
+    used = {f"{node.module}:{alias.name}" for node in imports for alias in node.names}
+    assert used == {re.sub(r"(:\w+)\..*", r"\1", name) for name in PRIVATE}
+    assert all(reason.endswith(".") for reason in PRIVATE.values())
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the processes of this test's Ray have in their environment."""
+    value = str(uuid.uuid4())
+    monkeypatch.setenv("TT_RAY_TEST", value)
+    return f"TT_RAY_TEST={value}"
+
+
+def actors(mark: str) -> set[str]:
+    """Names of the classes whose actors run just now."""
+    found = set[str]()
+    for pid in processes_with(mark):
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+        except OSError:
+            continue
+        if title.startswith("ray::"):
+            found.add(title.removeprefix("ray::").partition(".")[0].partition(" ")[0])
+    return found
+
+
+def run(tmp_path: Path, mark: str) -> tuple[dict[str, Any], set[str]]:
+    """A small run's result, and the actors that were seen during it."""
+    config = toy_config(tmp_path, "shapes_baseline", run__cpus_per_worker=1, train__epochs=20)
+    start_run(config)
+    seen, answer = set[str](), in_background(train_on_ray, config, None, Messages())
+    while not answer.done():
+        seen |= actors(mark)
+        time.sleep(0.1)
+    return answer.result(), seen
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
+def test_the_real_trainer_starts_no_helpers_and_the_public_one_gives_the_same(
+    mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    join_ray()
+    try:
+        lean, seen = run(tmp_path / "lean", mark)
+        assert {"RayTrainWorker", "TrainController", "_Holder"} <= seen and not seen & HELPERS
+        assert not launch._changed_ray()
+        assert any(Path(worker_logs()).glob("ray-train-app-worker-*")), "what a failure's message names"
+        monkeypatch.setitem(sys.modules, "tt_ray.cluster.ray_internals", None)  # as if a name were gone
+        launch.start_ray(toy_config(tmp_path, "shapes_baseline"), said.append)
+        public, seen = run(tmp_path / "public", mark)
+    finally:
+        stop_ray()
+    assert seen >= HELPERS, "the names of Ray's helpers are right"
+    (note,) = said
+    assert note.startswith("note: tt-ray was tested with Ray 2.60, this is 2.60") and "seconds longer" in note
+    assert lean["top1"] == public["top1"] and lean["val_loss"] == public["val_loss"]
+
+
+def resize(messages: Messages) -> float:
+    """Seconds that Ray's controller is held up before a resize."""
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+
+    from tt_ray.cluster.ray_internals import PauseToResize
+
+    start = time.monotonic()
+    PauseToResize(messages).after_controller_state_update(None, object.__new__(ResizingState))
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while waiting"])
-def test_a_stop_outlives_a_resize(when: str) -> None:
-    mailbox = Letters()
-    context, seen = worker(mailbox), list[str]()
+def test_a_stop_outlives_a_resize(ray_here: None, when: str) -> None:
+    messages = Messages()
 
-    def train() -> None:
-        while not (request := context.requested()) or (when != "before" and mailbox.get("request") is None):
-            time.sleep(0.01)
-        seen.append(request if when == "before" else context.requested())
-        mailbox.put("stopped", 7)
+    def worker() -> None:
+        while messages.get("pause") is None:
+            time.sleep(0.05)
+        if when != "before":
+            messages.put("request", "stop")
+        messages.put("stopped", 7)
 
     if when == "before":
-        mailbox.put("request", "stop")
-    else:
-        threading.Timer(0.1, lambda: mailbox.put("request", "stop")).start()
-    thread = threading.Thread(target=train)
+        messages.put("request", "stop")
+    thread = threading.Thread(target=worker)
     thread.start()
-    start = time.monotonic()
-    PauseToResize(mailbox).after_controller_state_update(None, object.__new__(ResizingState))
+    assert resize(messages) < 10, "a worker that has stopped is not waited for"
     thread.join()
-    assert time.monotonic() - start < 10, "a worker that has stopped is not waited for"
-    assert seen == ["stop"] and mailbox.get("request") == "stop"
-    assert mailbox.get("pause") is None and context.requested() == "stop"
+    assert messages.get("request") == "stop" and messages.get("pause") is None
 
 
-def test_a_pause_without_a_stop_is_over_after_the_resize() -> None:
-    mailbox = Letters()
-    context = worker(mailbox)
-    threading.Timer(0.1, lambda: mailbox.put("paused", 7)).start()
-    PauseToResize(mailbox).after_controller_state_update(None, object.__new__(ResizingState))
-    assert context.requested() == ""
+@pytest.mark.slow
+def test_a_pause_is_over_after_the_resize_and_other_states_change_nothing(ray_here: None) -> None:
+    from tt_ray.cluster.ray_internals import PauseToResize
 
-
-def test_validations_that_find_no_place_run_beside_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    class Task:
-        def __init__(self, **options: Any) -> None:
-            self.wanted = options["num_cpus"]
-
-        def __call__(self, function: Any) -> "Task":
-            return self
-
-        def options(self, **options: Any) -> "Task":
-            return Task(**options)
-
-        def remote(self, *arguments: Any) -> "Task":
-            return self
-
-    ray = type("Ray", (), {})()
-    ray.remote = Task
-    ray.wait = lambda tasks, timeout: (calls.append("wait"), [task for task in tasks if not task.wanted])[1:]
-    ray.cancel = lambda task: calls.append("cancel")
-    ray.get = lambda task: {"top1": 50.0} if not task.wanted else pytest.fail("waits for ever")
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    context = worker(Letters())
-    context.device, context._patience = torch.device("cpu"), None
-    answers = [context.beside(lambda: {"top1": 0.0}) for _ in range(2)]
-    assert [answer(False) for answer in answers] == [None, None]
-    assert [answer(True) for answer in answers] == [{"top1": 50.0}] * 2
-    assert calls.count("cancel") == 2
-
-
-def test_elastic_workers_leave_no_place_for_validations(tmp_path: Path) -> None:
-    config = toy_config(tmp_path, "shapes_baseline", run__num_workers="1:2", run__async_validation=True)
-    with pytest.raises(UserError, match="run.async_validation False, or a fixed"):
-        cpus_per_worker(config, {"CPU": 8.0})
+    messages = Messages()
+    PauseToResize(messages).after_controller_state_update(None, object())
+    assert messages.get("pause") is None
+    threading.Timer(0.3, lambda: messages.put("paused", 7)).start()
+    assert 0.2 < resize(messages) < 10
+    assert messages.get("pause") is None and messages.get("request") is None

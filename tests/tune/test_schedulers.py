@@ -1,12 +1,14 @@
 """The schedulers on Ray Tune's own trials, without its controller: what they decide on a report."""
 
-from typing import Any
+import random
+from typing import Any, cast
 
 import pytest
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
 
-from tt_ray.tune.schedulers import build_scheduler
+from tt_ray.tune.schedulers import search_scheduler
 from tt_ray.tune.space import Space
 
 SPACE = Space("mine", "?", {"text.weight": tune.uniform(0, 1)}, "top1")
@@ -42,7 +44,7 @@ def trial(name: str) -> Trial:
 def test_a_trial_at_its_end_keeps_it_though_it_is_the_worst(finished: bool) -> None:
     good, bad = trial("good"), trial("bad")
     controller = Controller(good, bad)
-    scheduler = build_scheduler(SPACE, "pbt", {"interval": 1, "quantile": 0.5}, 4, [])
+    scheduler = search_scheduler(SPACE, "pbt", {"interval": 1, "quantile": 0.5}, 4, [])
     for each in (bad, good):
         scheduler.on_trial_add(controller, each)
     for each, top1, epoch in ((bad, 1.0, 1), (good, 3.0, 1), (good, 3.0, 2)):
@@ -52,3 +54,28 @@ def test_a_trial_at_its_end_keeps_it_though_it_is_the_worst(finished: bool) -> N
     scheduler.on_trial_result(controller, bad, {"epoch": 4, "top1": 1.0, "finished": finished})
     assert controller.paused == ([] if finished else [bad])
     assert (bad.config is before) == finished
+    assert bad.config["job"]["name"] == "bad", "it keeps its own folder, with another's weights"
+    assert 0 <= bad.config["job"]["values"]["text.weight"] <= 1 and good.config["job"]["values"] == {"text.weight": 0.5}
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 9, 20])
+@pytest.mark.parametrize(("grace", "factor"), [(1, 3), (2, 2.5), (1, 4)])
+def test_asha_decides_as_ray_tune_s_own_does(epochs: int, grace: int, factor: float) -> None:
+    draws, grace = random.Random(epochs), min(grace, epochs)
+    own = search_scheduler(SPACE, "asha", {"grace_period": grace, "reduction_factor": factor}, epochs, [])
+    rays = ASHAScheduler("epoch", "top1", "max", epochs, grace, factor, stop_last_trials=False)
+    trials = {f"t{number}": trial(f"t{number}") for number in range(30)}
+    decided: list[str] = []
+    for each in trials.values():
+        own.on_trial_add(Controller(), each)
+        rays.on_trial_add(cast(Any, Controller()), each)
+    reached = dict.fromkeys(trials, 0)
+    while reached:
+        name = draws.choice(sorted(reached))
+        reached[name] += 1
+        row = {"epoch": reached[name], "top1": draws.random()}
+        decided.append(own.on_trial_result(Controller(), trials[name], row))
+        assert decided[-1] == rays.on_trial_result(cast(Any, Controller()), trials[name], row)
+        if decided[-1] == "STOP" or reached[name] == epochs:
+            del reached[name]
+    assert "STOP" in decided

@@ -14,7 +14,7 @@ from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import best_first, table, winner
 from tt_ray.tune.results import good_trials, margin, write_results
 from tt_ray.tune.runner import Suggestions
-from tt_ray.tune.schedulers import build_scheduler, options_of
+from tt_ray.tune.schedulers import options_of, search_scheduler
 from tt_ray.tune.space import METRICS, TOP5_CLASSES, Space
 
 WEIGHT = {"text.weight": tune.uniform(0, 1)}
@@ -84,7 +84,7 @@ def test_nan_does_not_win_because_it_came_to_its_end(tmp_path: Path, space: Spac
 
 @pytest.mark.parametrize("lost", ["worst", "nan"])
 def test_asha_ends_the_worst_trial(space: Space, lost: str) -> None:
-    scheduler = build_scheduler(space, "asha", options_of(space, "asha", 9), 9, [])
+    scheduler = search_scheduler(space, "asha", options_of(space, "asha", 9), 9, [])
     last = WORST[space.metric] if lost == "worst" else math.nan
     decided = []
     for name, value in (("a", BEST[space.metric]), ("b", BEST[space.metric]), ("last", last)):
@@ -102,7 +102,7 @@ def test_asha_after_a_restart_ends_the_worst_trial(tmp_path: Path, space: Space)
     journal = Journal(tmp_path)
     for name, value in (("a", BEST[space.metric]), ("b", BEST[space.metric]), ("nan", math.nan)):
         add(journal, name, space, [value])
-    scheduler = build_scheduler(space, "asha", options_of(space, "asha", 9), 9, journal.of("search"))
+    scheduler = search_scheduler(space, "asha", options_of(space, "asha", 9), 9, journal.of("search"))
     each = trial("last")
     scheduler.on_trial_add(Controller(), each)
     row = {"epoch": 1, space.metric: WORST[space.metric]}
@@ -113,7 +113,7 @@ def test_asha_after_a_restart_ends_the_worst_trial(tmp_path: Path, space: Space)
 def test_a_population_goes_on_from_the_best(space: Space, lost: str) -> None:
     good, bad = trial("good"), trial("bad")
     controller = Controller(good, bad)
-    scheduler = build_scheduler(space, "pbt", {"interval": 1, "quantile": 0.5}, 4, [])
+    scheduler = search_scheduler(space, "pbt", {"interval": 1, "quantile": 0.5}, 4, [])
     last = WORST[space.metric] if lost == "worst" else math.nan
     for each in (good, bad):
         scheduler.on_trial_add(controller, each)

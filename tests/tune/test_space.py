@@ -12,8 +12,8 @@ from ray import tune
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError
-from tt_ray.tune.__main__ import Arguments
 from tt_ray.tune.schedulers import options_of
+from tt_ray.tune.search import Arguments
 from tt_ray.tune.space import (
     METRICS,
     apply,
@@ -25,7 +25,7 @@ from tt_ray.tune.space import (
     random_points,
 )
 
-SPACES = sorted(path.stem for path in (Path(__file__).parents[1] / "tune_spaces").glob("[!_]*.py"))
+SPACES = sorted(path.stem for path in (Path(__file__).parents[2] / "tune_spaces").glob("[!_]*.py"))
 
 
 def write(folder: Path, text: str) -> str:

@@ -17,7 +17,7 @@ from tt_ray.terminal.errors import Interrupted
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import start_run
 from tt_ray.training.trainer import train
-from tt_ray.tune.trial import Held, Plan, run_trial, takeovers
+from tt_ray.tune.trial import Held, TrialPlan, run_trial, takeovers
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def job(name: str, values: dict[str, Any], seeds: tuple[int, ...] = (0,), report
     return {"job": {"name": name, "values": values, "seeds": seeds, "reported": reported}}
 
 
-def plan(config: Config, *meetings: int) -> Plan:
-    return Plan(config.to_dict(), meetings or (config.train.epochs,), config.text.embeddings)
+def plan(config: Config, *meetings: int) -> TrialPlan:
+    return TrialPlan(config.to_dict(), meetings or (config.train.epochs,), config.text.embeddings)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:

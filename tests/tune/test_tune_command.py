@@ -19,9 +19,10 @@ from tt_ray.terminal.errors import UserError
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.preflight import prepare
 from tt_ray.training.run_folder import read_result
-from tt_ray.tune.__main__ import Search, main, read
+from tt_ray.tune.__main__ import main, read
 from tt_ray.tune.journal import Journal
-from tt_ray.tune.runner import Resources
+from tt_ray.tune.runner import TrialResources
+from tt_ray.tune.search import Search
 from tt_ray.tune.space import find_space
 from tt_ray.tune.trial import takeovers
 
@@ -33,7 +34,7 @@ TOY += ["--train.batch_size", "8", "--train.epochs", "3", "--run.log_every", "5"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
 
-    from tt_ray.cluster.launch import join_ray
+    from tt_ray.cluster.connect import join_ray
 
     join_ray()
     yield
@@ -78,7 +79,7 @@ def test_mistakes_are_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tt_ray.cluster.launch.join_ray", lambda: pytest.fail("Ray has started"))
+    monkeypatch.setattr("tt_ray.tune.__main__.join_ray", lambda say: pytest.fail("Ray has started"))
     with pytest.raises(UserError) as error:
         main(arguments)
     assert complaint in str(error.value) and "\n" not in str(error.value)
@@ -88,7 +89,7 @@ def test_mistakes_are_told_before_anything_starts(
 def test_a_space_with_an_unknown_path_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tt_ray.cluster.launch.join_ray", lambda: pytest.fail("Ray has started"))
+    monkeypatch.setattr("tt_ray.tune.__main__.join_ray", lambda say: pytest.fail("Ray has started"))
     name = space(tmp_path, "SPACE = {'head.size': tune.choice([1, 2])}")
     with pytest.raises(UserError, match="search space mine: no field head.size"):
         main([name, "--out", str(tmp_path / "out")])
@@ -97,15 +98,15 @@ def test_a_space_with_an_unknown_path_is_refused_before_anything_starts(
 
 def test_no_more_trials_at_once_than_the_cluster_holds() -> None:
     nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
-    assert Resources(1, 1, 0).slots(nodes) == 7
-    assert Resources(1, 2, 0).slots(nodes) == 3, "a worker does not straddle nodes"
-    assert Resources(2, 2, 0).slots(nodes) == 1
-    assert Resources(1, 1, 0.25).slots(nodes) == 4
-    assert Resources(1, 1, 1 / 3).slots(nodes) == 3
+    assert TrialResources(1, 1, 0).slots(nodes) == 7
+    assert TrialResources(1, 2, 0).slots(nodes) == 3, "a worker does not straddle nodes"
+    assert TrialResources(2, 2, 0).slots(nodes) == 1
+    assert TrialResources(1, 1, 0.25).slots(nodes) == 4
+    assert TrialResources(1, 1, 1 / 3).slots(nodes) == 3
     with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: give"):
-        Resources(4, 2, 0).slots(nodes)
+        TrialResources(4, 2, 0).slots(nodes)
     with pytest.raises(UserError, match="a trial needs 2 x 1 CPUs and 1 GPUs"):
-        Resources(2, 1, 1).slots(nodes)
+        TrialResources(2, 1, 1).slots(nodes)
 
 
 # On one Ray, in this process

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from tt_ray.cluster.launch import join_ray
-from tt_ray.cluster.messages import Mailbox
+from tt_ray.cluster.connect import join_ray
+from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.errors import UserError
@@ -97,11 +96,20 @@ def do_missing(
     display: Display,
     what: str,
 ) -> None:
-    """Has actors do the missing shards; each is kept as soon as it is done. Starts Ray only if there are any.
+    """Does the missing shards in actors, and keeps each as soon as it is done. Starts Ray only if there are any.
 
-    `items` are those of each shard, of JSON's types; `make` is called in each actor; `what` names what is counted.
-    Raises UserError when actors do not fit the cluster, when a worker raises it, when workers differ from those that
-    did the other shards, or the disk is full; RuntimeError when an actor fails.
+    Args:
+        shards: Where they are kept.
+        items: Those of each shard, of JSON's types.
+        make: Called in each actor, returns its worker.
+        options: How many actors, on what.
+        display: Shows the progress.
+        what: Names what is counted.
+
+    Raises:
+        UserError: when actors do not fit the cluster, when a worker raises it, when workers differ from those that did
+            the other shards, or when the disk is full.
+        RuntimeError: when an actor fails.
     """
     missing = shards.missing()
     if not missing:
@@ -133,7 +141,7 @@ def do_missing(
 def _answers(
     about: dict[str, Any] | None, todo: list[tuple[int, Sequence[Any]]], make: Callable[[Pool], Worker], pool: Pool
 ) -> Iterator[dict[str, Any]]:
-    """What the actors give for each shard, in the order in which they finish.
+    """Yields the actors' answer for each shard, in the order in which they finish.
 
     A shard is one row and one block: however Ray Data hands them out, an actor sees the same items together.
     """
@@ -147,10 +155,10 @@ def _answers(
         if isinstance(handler, logging.StreamHandler):  # the log file stays
             handler.setLevel(logging.CRITICAL)
     rows = [{"shard": shard, "items": json.dumps(list(items)).encode()} for shard, items in todo]
-    mailbox = Mailbox(uuid.uuid4().hex)
+    messages = Messages()
     answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
-        fn_constructor_args=(make, pool, about, mailbox, _DEATHS),
+        fn_constructor_args=(make, pool, about, messages, _DEATHS),
         batch_size=1,
         batch_format="pyarrow",
         # One shard in work and one waiting: more would leave the last ones queued behind a slow actor.
@@ -167,8 +175,6 @@ def _answers(
             yield from batch.to_pylist()
     except RayError as error:
         raise _failed(own_words(error)) from error
-    finally:
-        mailbox.clear()
 
 
 def _failed(words: str) -> RuntimeError:
@@ -177,7 +183,7 @@ def _failed(words: str) -> RuntimeError:
 
 @contextmanager
 def _core_muted() -> Iterator[None]:
-    """Python goes on writing to stderr, Ray's core does not.
+    """Python still writes to stderr, Ray's core does not.
 
     It calls Ray Data's way of making actors an error, as their arguments could get lost; Ray Data keeps them.
     """
@@ -199,14 +205,14 @@ class Actor:
         make: Callable[[Pool], Worker],
         pool: Pool,
         expected: dict[str, Any] | None,
-        mailbox: Mailbox,
+        messages: Messages,
         most_deaths: int = _DEATHS,
     ) -> None:
         import ray
 
-        self._mailbox, self._name = mailbox, ray.get_runtime_context().get_actor_id() or ""
-        deaths = self._mailbox.get(self._name) or 0
-        self._mailbox.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself
+        self._messages, self._name = messages, ray.get_runtime_context().get_actor_id() or ""
+        deaths = self._messages.get(self._name) or 0
+        self._messages.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself
         self._worker, self._expected, self._failed = None, expected, deaths > most_deaths
         self._problem = f"{ENDED}, {deaths} times" if self._failed else ""
         if not self._failed:
@@ -228,7 +234,7 @@ class Actor:
         if self._worker and self._expected in (None, about):
             work = partial(self._worker, json.loads(row["items"]))
             answer["problem"] = self._try(lambda: answer.update(content=work()))
-            self._mailbox.put(self._name, 0)
+            self._messages.put(self._name, 0)
         return pa.Table.from_pylist([{**answer, "failed": self._failed}])
 
     def _try(self, work: Callable[[], Any]) -> str:

@@ -1,4 +1,4 @@
-"""Ray's token file, readable by its owner alone: whoever reads it can run code on the cluster."""
+"""Ray's token file, readable by its owner alone: a user who reads it can run code on the cluster."""
 
 import os
 import secrets
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def keep_token_private() -> None:
-    """Makes `~/.ray/auth_token` with mode 0600 where it is missing, and gives an existing one of ours that mode.
+    """Makes `~/.ray/auth_token` with mode 0600 where it is missing, and sets that mode on an existing one of ours.
 
     To be called before Ray starts: Ray 2.60 makes the file when it first starts a cluster of its own, readable by all,
     and every later `ray start --head` asks for what it holds. Does nothing where RAY_AUTH_MODE, RAY_AUTH_TOKEN or

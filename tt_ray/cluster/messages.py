@@ -1,37 +1,79 @@
-"""Short messages between a run's driver, Ray Train's controller and its workers, kept by the cluster's head."""
+"""Messages between a command, Ray Train's controller and the workers: the latest of each name, kept by an actor."""
 
-import json
-from dataclasses import dataclass
-from typing import Any
+import threading
+from typing import Any, Self
 
-_NAMESPACE = "tt_ray"
+from tt_ray.terminal.progress import Display, Standing
 
 
-@dataclass(frozen=True)
-class Mailbox:
-    """Named messages of one command; each replaces the one before. Needs a connection to Ray."""
+class Messages:
+    """Named messages of one command; each replaces the one before.
 
-    command: str
-    """Tells this command's messages from those of others on the cluster."""
+    Other processes of the cluster receive them as an argument. The actor that holds them needs no CPU, runs on the
+    machine of the command, which it ends with, and starts while others go about their work: the first answer takes
+    about two seconds.
+    """
+
+    def __init__(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # A machine that workers run on may be taken away.
+        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Holder).remote()
 
     def put(self, name: str, message: Any) -> None:
-        """`message` is JSON."""
-        from ray.experimental.internal_kv import _internal_kv_put
+        """Returns once the message has arrived."""
+        import ray
 
-        _internal_kv_put(self._key(name), json.dumps(message).encode(), overwrite=True, namespace=_NAMESPACE)
+        ray.get(self._actor.put.remote(name, message))
+
+    def send(self, name: str, message: Any) -> None:
+        """Returns at once: for signal handlers, and for news that the next will replace."""
+        self._actor.put.remote(name, message)
 
     def get(self, name: str) -> Any:
         """None when there is no such message."""
-        from ray.experimental.internal_kv import _internal_kv_get
+        import ray
 
-        message = _internal_kv_get(self._key(name), namespace=_NAMESPACE)
-        return None if message is None else json.loads(message)
+        return ray.get(self._actor.get.remote(name))
 
-    def clear(self) -> None:
-        """Removes all messages of this command."""
-        from ray.experimental.internal_kv import _internal_kv_del
 
-        _internal_kv_del(f"{self.command}/", del_by_prefix=True, namespace=_NAMESPACE)
+class _Holder:
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = {}
 
-    def _key(self, name: str) -> str:
-        return f"{self.command}/{name}"
+    def put(self, name: str, message: Any) -> None:
+        self._held[name] = message
+
+    def get(self, name: str) -> Any:
+        return self._held.get(name)
+
+
+class ProgressThread:
+    """Shows the progress that worker 0 sends, while the body of the `with` statement waits for the run."""
+
+    def __init__(self, messages: Messages, display: Display, interval_s: float = 0.5) -> None:
+        self._messages, self._display, self._interval_s = messages, display, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        last, starts = None, None
+        while not self._stop.wait(self._interval_s):
+            started, standing = self._messages.get("started"), self._messages.get("progress")
+            if started is not None and started != starts:
+                starts = started
+                if started["times"] > 1:
+                    self._display.say(f"workers were started again: {started['workers']} of them")
+            if standing is not None and standing != last:
+                last = standing
+                self._display.training(Standing(**standing))

@@ -1,4 +1,4 @@
-"""An error in the words of whoever raised it, whatever Ray, Ray Data and Ray Train have wrapped around it."""
+"""An error in the words in which it was raised, whatever Ray, Ray Data and Ray Train have wrapped around it."""
 
 import pickle
 import re

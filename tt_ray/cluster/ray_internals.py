@@ -1,136 +1,122 @@
-"""Ray Train's TorchTrainer without what delays the first step and disturbs the others."""
+"""All private names of Ray that this project uses, as read in Ray 2.60: nothing else imports one.
 
-import importlib
-import os
+`PRIVATE` has each with its reason, tests/cluster/test_ray_internals.py has a test of each by name, and CONTRIBUTING.md
+says how to raise the version. Where one is gone, importing this module raises ImportError, and `launch` trains with
+Ray's own TorchTrainer instead: that costs seconds at the start and the steps since the last checkpoint at a resize, and
+one note, but not the run.
+
+What the start costs in private names, as CPU seconds from the command to the first step on 2 cores (which it fills;
+medians of 3 rounds by turns on a busy machine; one worker, embeddings there), decided by at most a fifth more than
+before:
+
+- 16.6 with all that was tried: the trainer below, no autoscaler (three names), no log monitor, internal_kv for
+  messages, torch's process group by Ray's functions (eight names).
+- 18.5 as it is now: an autoscaler's process starts, and messages are an actor.
+- 22.3 with the two helper processes too, for which three names stay; and TorchTrainer imports torch twice more.
+"""
+
+import pkgutil
 import time
-from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.result import Result
 
-from tt_ray.cluster.messages import Mailbox
+from tt_ray.cluster.messages import Messages
+
+PRIVATE = {
+    "ray.train.v2._internal.execution.callback:ControllerCallback.after_controller_state_update": (
+        "Nothing public reports that Ray is about to end healthy workers to start more or fewer. Saves: no step is "
+        "taken twice at a resize."
+    ),
+    "ray.train.v2._internal.execution.controller.state:ResizingState": "Which of the states of the controller that is.",
+    "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer.fit": (
+        "TorchTrainer imports torch in the command and in the controller, for seconds, on CPUs that the workers need."
+    ),
+    "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer._create_default_callbacks": (
+        "Where Ray decides on the two helper processes below."
+    ),
+    "ray.train.v2._internal.callbacks.datasets:DatasetsCallback": (
+        "Its process feeds Ray Data sets to workers; there are none."
+    ),
+    "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback": (
+        "Its process asks the dashboard every second of the run whether the controller lives, to free the workers' "
+        "places if not; the end of the command, which follows, frees them as well. And there may be no dashboard."
+    ),
+}
 
 # Workers answer within run.log_every steps and the time of a checkpoint, unless they have come to their end.
 _PAUSE_LIMIT_S = 120.0
-_LEAVE_LIMIT_S = 30.0
+
+
+def missing() -> str:
+    """The first name of `PRIVATE` that this Ray lacks; empty where it has all."""
+    for name in PRIVATE:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            return name
+    return ""
+
+
+if gone := missing():  # a method that is only overridden would be missed by nobody
+    raise ImportError(f"this Ray has no {gone}")
 
 
 class LeanTrainer(DataParallelTrainer):
-    """Without three helper processes.
+    """Ray's TorchTrainer without torch where it is not used, and without two helper processes.
 
-    One would feed Ray Data sets to workers; there are none. One asks the dashboard every second whether the
-    controller lives, to free its workers' places if not; the end of the driver, which follows, frees them as well. The
-    third asks an autoscaler for nodes, which only a cluster has: `alone` is for a Ray that this command has started.
+    Args:
+        run: The function of the workers, which forms the process group by itself.
+        messages: For a pause before a resize.
+        settings: As for TorchTrainer.
     """
 
-    alone = False
+    def __init__(self, run: Any, messages: Messages, **settings: Any) -> None:
+        super().__init__(run, backend_config=SharedGpusConfig(), **settings)
+        self._messages = messages
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = DatasetsCallback | PlacementGroupCleanerCallback
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        if self.alone and not self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = NoAutoscaler(self.scaling_config)
-        return super()._initialize_and_run_controller(**arguments)
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Ctrl-C stays with the command, which has a checkpoint taken; Ray's handler would abort without one."""
+        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+        return [*kept, PauseToResize(self._messages)]
 
 
-class NoAutoscaler(FixedScalingPolicy):
-    """A fixed number of workers, on the machine that is there."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-
-class TorchBackendConfig(BackendConfig):
-    """Ray's TorchConfig, imported by workers only: neither the driver nor the controller needs seconds of torch."""
-
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
-        """nccl or gloo."""
-
-    @property
-    def backend_cls(self) -> type["TorchBackend"]:
-        return TorchBackend
-
-    @property
-    def train_func_context(self) -> Any:
-        return _on_own_device
-
-
-def _on_own_device() -> AbstractContextManager[None]:
-    from ray.train.torch import TorchConfig
-
-    return TorchConfig().train_func_context()
-
-
-class TorchBackend(Backend):
-    """Has workers form a process group, and leave it, as Ray's own backend for torch does."""
+class SharedGpus(Backend):
+    """Public: has each worker see the GPUs of its machine, as NCCL wants it and TorchTrainer does."""
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        assert isinstance(backend_config, TorchBackendConfig)
-        # Before a port is chosen, which others may take until worker 0 listens on it.
-        worker_group.execute(_import_torch)
-        place, world = worker_group.execute_single(0, get_address_and_port), len(worker_group)
-        join = [(rank, world, backend_config.backend, *place) for rank in range(world)]
-        ray.get([worker_group.execute_single_async(each[0], _join_group, *each) for each in join])
 
-    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        with suppress(GetTimeoutError):  # they are ended next, come what may
-            ray.get(worker_group.execute_async(_leave_group, len(worker_group)), timeout=_LEAVE_LIMIT_S)
+class SharedGpusConfig(BackendConfig):
+    """Public: chooses `SharedGpus`."""
 
-
-def _import_torch() -> None:
-    importlib.import_module("ray.train.torch")
-
-
-def _join_group(rank: int, world: int, backend: str, address: str, port: int) -> None:
-    from ray.train.torch import config
-
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    config._set_torch_distributed_env_vars()
-    config._setup_torch_process_group(backend, rank, world, "env://")
-
-
-def _leave_group(world: int) -> None:
-    from ray.train.torch import config
-
-    config._shutdown_torch(destroy_process_group=world > 1)
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend."""
+        return SharedGpus
 
 
 class PauseToResize(ControllerCallback):
     """Before Ray ends healthy workers to start more or fewer, has them write a checkpoint: no step is taken twice."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.mailbox = mailbox
+    def __init__(self, messages: Messages) -> None:
+        self.messages = messages
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Called by Ray's controller, which ends the workers once this returns."""
         if not isinstance(current_state, ResizingState):
             return
         # Keys of its own: a signal may ask for the end of the command at the same time, and must not be forgotten.
-        self.mailbox.put("paused", None)
-        self.mailbox.put("pause", "pause")
+        self.messages.put("paused", None)
+        self.messages.put("pause", "pause")
         deadline = time.monotonic() + _PAUSE_LIMIT_S
-        while not any(self.mailbox.get(key) is not None for key in ("paused", "stopped")):
+        while not any(self.messages.get(key) is not None for key in ("paused", "stopped")):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        self.mailbox.put("pause", None)
+        self.messages.put("pause", None)

@@ -1,15 +1,15 @@
 """One run on Ray from its configuration to its result: prepares, starts workers, waits, and stops on signals."""
 
 import signal
-import uuid
 from functools import partial
 from typing import Any
 
-from tt_ray.cluster.messages import Mailbox
+from tt_ray.cluster.connect import cluster_address
+from tt_ray.cluster.messages import Messages, ProgressThread
 from tt_ray.config import Config
 from tt_ray.terminal.command import in_background
 from tt_ray.terminal.errors import UserError
-from tt_ray.terminal.progress import Display, Watcher
+from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import stop_on_signals, stopped
 from tt_ray.training.preflight import opening, prepare, try_model
 from tt_ray.training.run_folder import check_run, discard_run, sole_writer, start_run
@@ -27,7 +27,7 @@ def train_run(config: Config) -> dict[str, Any]:
     """
     with Display() as display, sole_writer(config, display.say):
         resumes = check_run(config)
-        from tt_ray.cluster.launch import cluster_address, start_ray, train_on_ray
+        from tt_ray.cluster.launch import start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
         prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
@@ -42,18 +42,17 @@ def train_run(config: Config) -> dict[str, Any]:
         display.say(opening(config, resumes, where))
         start_run(config)
         data.keep(config, notes)
-        mailbox = Mailbox(uuid.uuid4().hex)
-        ask = partial(mailbox.put, "request", "stop")
+        messages = Messages()
+        ask = partial(messages.send, "request", "stop")
         # Only now: Ray takes SIGTERM for itself when it starts.
-        with Watcher(mailbox.get, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
+        with ProgressThread(messages, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
             display.show("starting workers", 0, 1)
             try:
-                result = train_on_ray(config, data.store, mailbox, notes=notes)
+                result = train_on_ray(config, data.store, messages, notes=notes)
             except UserError:
                 if not resumes:
                     discard_run(config)
                 raise
-        mailbox.clear()
     if "stopped" in result:
         raise stopped(result["stopped"], signals[0])
     return result

@@ -1,10 +1,9 @@
 """The live line of a command: rich's bar on a terminal, a plain line every few seconds in a log."""
 
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -104,32 +103,3 @@ class LiveTable:
 
     def __exit__(self, *_: object) -> None:
         self.live.stop()
-
-
-class Watcher:
-    """Shows a run's progress while the body of the `with` statement waits for the run."""
-
-    def __init__(self, read: Callable[[str], Any], display: Display, interval_s: float = 0.5) -> None:
-        self.read, self.display, self.interval_s = read, display, interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        last, starts = None, None
-        while not self._stop.wait(self.interval_s):
-            started, standing = self.read("started"), self.read("progress")
-            if started is not None and started != starts:
-                starts = started
-                if started["times"] > 1:
-                    self.display.say(f"workers were started again: {started['workers']} of them")
-            if standing is not None and standing != last:
-                last = standing
-                self.display.training(Standing(**standing))

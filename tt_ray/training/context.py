@@ -1,22 +1,17 @@
-"""What the training loop may ask of its runner, and the runners: one process, torchrun, Ray Train."""
+"""What the training loop may ask of its runner, and the runner without Ray: one process, or those of torchrun."""
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from tt_ray.cluster.messages import Mailbox
 from tt_ray.terminal.progress import Standing
 
 T = TypeVar("T")
-# How long the end of a run waits for what it has given to others, before it sees to it itself.
-_LAST_WAIT_S = 30.0
-
-
 REQUESTS = ("stop", "pause", "preempted")
 """What a runner may want of the loop, each after a checkpoint: to end the command, to start again with more or fewer
 workers, to leave machines that are about to be taken away."""
@@ -39,10 +34,10 @@ class Context(Protocol):
         ...
 
     def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
-        """Tells of a validation after so many epochs; called on worker 0. `kept` waits for the step's checkpoint."""
+        """Reports a validation after so many epochs; called on worker 0. `kept` waits for the step's checkpoint."""
 
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
-        """Runs `function` elsewhere. The answer, told whether to wait, gives its result, None before it is there."""
+        """Runs `function` elsewhere. The answer, called with whether to wait, returns its result or None."""
         ...
 
 
@@ -80,60 +75,6 @@ class LocalContext:
 
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
         raise NotImplementedError("there is nothing but this process")
-
-
-class RayContext:
-    """A Ray Train worker. Ray has set up the process group."""
-
-    has_others = True
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        import ray.train
-        import ray.train.torch
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        context = ray.train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        self._mailbox = mailbox
-        self._validations: dict[int, dict[str, float]] = {}
-        self._notice = get_train_context().preemption_context
-        self._patience: float | None = None
-
-    def progress(self, standing: Standing) -> None:
-        self._mailbox.put("progress", asdict(standing))
-
-    def requested(self) -> str:
-        # What ray.train.get_preemption_info() gives on worker 0, without its barrier: the loop asks all workers anyway.
-        if self._notice.preemption_info is not None:
-            return "preempted"
-        # The end of the command before a pause: who stops does not start again.
-        return (self._mailbox.get("request") or self._mailbox.get("pause") or "") if self.rank == 0 else ""
-
-    def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
-        # All of them: a message that nobody has read is replaced by the next.
-        self._validations[epochs] = scores
-        self._mailbox.put("validations", self._validations)
-
-    def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
-        import ray
-
-        task = ray.remote(num_cpus=1, num_gpus=int(self.device.type == "cuda"), max_retries=2)(function)
-        reference = task.remote(*arguments)
-
-        def answer(wait: bool) -> T | None:
-            if wait and self._patience is None:
-                self._patience = time.monotonic() + _LAST_WAIT_S
-            seconds = max((self._patience or 0) - time.monotonic(), 0) if wait else 0
-            if ray.wait([reference], timeout=seconds)[0]:
-                return ray.get(reference)
-            if not wait:
-                return None
-            # The machine that it was meant for may be gone, and the workers leave nothing free: it runs beside them.
-            ray.cancel(reference)
-            return ray.get(task.options(num_cpus=0, num_gpus=0).remote(*arguments))
-
-        return answer
 
 
 class Stopwatch:

@@ -8,89 +8,36 @@ not used, since a winner of many owes something to the luck of its seeds.
 """
 
 import dataclasses
-import json
 import signal
 import threading
-import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import tyro
 
 from tt_ray.cli import read_config
+from tt_ray.cluster.connect import join_ray, keep_ray_quiet
 from tt_ray.config import Config
-from tt_ray.io.files import new_file
-from tt_ray.io.one_writer import INSIDE, inside, one_writer
-from tt_ray.io.storage import is_uri
+from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.terminal.command import read_arguments, run_command
-from tt_ray.terminal.errors import Stopped, UserError, nearest, reason
+from tt_ray.terminal.errors import Stopped, UserError, nearest
 from tt_ray.terminal.progress import Display
-from tt_ray.training.same_data import check_data, keep_data
-from tt_ray.tune.journal import Journal, Record
-from tt_ray.tune.live_table import Board, winner
-from tt_ray.tune.space import (
-    SEARCHERS,
-    TOP5_CLASSES,
-    Space,
-    check_space,
-    find_space,
-    grid_points,
-    random_points,
-)
-from tt_ray.tune.trial import Plan
+from tt_ray.terminal.signals import stop_on_signals
+from tt_ray.tune.search import Arguments, Search
+from tt_ray.tune.space import find_space
 
-VAL_SHARE = 0.2
 PROG = "python -m tt_ray.tune"
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Searches a space of configurations. Any --dotted.path value changes the base. The same command goes on."""
-
-    space: tyro.conf.Positional[str]
-    """A file of tune_spaces/ (loss_weight, projection, alignment_loss, joint, optim, pbt_weight) or of your own."""
-    base: str = "shapes_textteacher"
-    """Recipe or YAML file that trials start from, and that the winner is compared with."""
-    out: Path | None = None
-    """Folder of journal, results and trials' run folders; tune/SPACE unless given."""
-    num_samples: int = 0
-    """Trials; 0 is the space's own number, and for the grid searcher all combinations."""
-    max_concurrent: int = 0
-    """Trials at a time; 0 is as many as the cluster holds."""
-    workers_per_trial: int = 1
-    """Workers of each trial's training; above 1 through Ray Train."""
-    gpus_per_trial: float = 0.0
-    """GPUs of each trial; a fraction lets trials of one worker share one."""
-    searcher: str = ""
-    """random (evenly spread), grid (all combinations, 5 points of a range) or optuna; empty is the space's own."""
-    scheduler: str = ""
-    """fifo (all to the end), asha (bad trials end early) or pbt (population-based training); empty is the space's."""
-    time_budget: float = 0.0
-    """Seconds after which no trial of the search goes on; 0 is none. The final comparison comes after them."""
-    seeds: tuple[int, ...] = (100,)
-    """train.seed of the search: each configuration is trained on all and judged by their mean."""
-    final_seeds: tuple[int, ...] = (0, 1, 2)
-    """train.seed of the comparison of the winner with the base recipe."""
 
 
 def main(arguments: list[str]) -> None:
     """The command. Exit status 1 when no trial came to its end."""
+    keep_ray_quiet()  # before the file of the space imports Ray
     given, base = read(arguments)
-    space = find_space(given.space)
-    search = Search(given, base, space)
+    search = Search(given, base, find_space(given.space))
     search.check()
     with one_writer(inside(search.out), f"search {search.out}"):
         search.check_out()
         _search(search)
 
 
-def _search(search: "Search") -> None:
+def _search(search: Search) -> None:
     stop = threading.Event()
-    from tt_ray.cluster.launch import join_ray
-    from tt_ray.terminal.signals import stop_on_signals
-
     with Display() as display:
         display.show("starting Ray", 0, 1)
         joined = join_ray(display.say)
@@ -126,258 +73,6 @@ def read(arguments: list[str]) -> tuple[Arguments, Config]:
             raise UserError(f"no option {word}; {nearest(name, known)}")
     given = read_arguments(Arguments, own, PROG)
     return given, read_config([given.base, *fields], PROG)
-
-
-class Search:
-    """One command's search."""
-
-    def __init__(self, given: Arguments, base: Config, space: Space) -> None:
-        self.given, self.base, self.space = given, base, space
-        self.out = (given.out or Path("tune") / space.name).expanduser().absolute()
-        self.searcher = given.searcher or space.searcher
-        self.scheduler = given.scheduler or space.scheduler
-        self.journal: Journal = None  # type: ignore[assignment]  # opened by run
-        self.store = ""
-        self.record: pa.Table = None  # type: ignore[assignment]  # what the base trains on, known when it is open
-        self.said: list[str] = []
-        self.notes: list[str] = []
-
-    # --- before anything starts -----------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Raises UserError on everything that needs neither data nor Ray to see."""
-        from tt_ray.tune.schedulers import options_of
-
-        given = self.given
-        if is_uri(str(self.given.out or "").replace(":/", "://", 1)):
-            raise UserError(f"--out {given.out} must be a folder on this machine or one that all nodes share")
-        if self.searcher not in SEARCHERS:
-            raise UserError(f"no searcher {self.searcher!r}; {nearest(self.searcher, SEARCHERS)}")
-        for name, low in (("num_samples", 0), ("max_concurrent", 0), ("workers_per_trial", 1), ("time_budget", 0)):
-            if getattr(given, name) < low:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(given, name)}, but must be at least {low}")
-        if not given.seeds or len({*given.seeds, *given.final_seeds}) < len(given.seeds) + len(given.final_seeds):
-            raise UserError("--seeds needs one at least, and none twice or among --final-seeds")
-        gpus, workers = given.gpus_per_trial, given.workers_per_trial
-        if not 0 <= gpus <= 1 if workers == 1 else gpus not in (0, workers):
-            raise UserError(f"--gpus-per-trial is {gpus:g}: give up to 1 for one worker, and one each for several")
-        if self.scheduler == "pbt" and (self.searcher != "random" or given.max_concurrent):
-            raise UserError("--scheduler pbt draws by itself, trains all side by side: no --searcher, --max-concurrent")
-        check_space(self.space, self.base)
-        self.options = options_of(self.space, self.scheduler, self.base.train.epochs)
-        self.settings = self._settings()
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file: give a folder")
-
-    def _settings(self) -> dict[str, Any]:
-        """What makes it this search: another command with the same goes on with it."""
-        tree = self.base.to_dict()
-        tree.pop("run")
-        return {
-            "space": {path: str(domain.domain_str) for path, domain in self.space.domains.items()},
-            "metric": f"{self.space.mode} {self.space.metric}",
-            "searcher": self.searcher,
-            "scheduler": {self.scheduler: self.options},
-            "seeds": list(self.given.seeds),
-            "final_seeds": list(self.given.final_seeds),
-            "base": tree,
-        }
-
-    def check_out(self) -> None:
-        """Raises UserError where the folder holds anything but an earlier part of this search."""
-        path = self.out / "search.json"
-        if not path.exists():
-            if self.out.exists() and {each.name for each in self.out.iterdir()} - {INSIDE}:
-                raise UserError(f"{self.out} is no search and not empty: give another --out")
-            return
-        before = json.loads(path.read_text())
-        changed = [name for name, value in self.settings.items() if before.get(name) != value]
-        if changed:
-            raise UserError(f"{self.out} holds a search with another {', '.join(changed)}: give another --out")
-
-    # --- the search -----------------------------------------------------------------------------------------------
-
-    def run(self, display: Display, stop: threading.Event, joined: bool) -> None:
-        """The search, then the comparison of its winner with the base recipe. Ray runs already; `joined` if before."""
-        from tt_ray.cluster.launch import cluster_address
-
-        self.resources, self.slots = self._fit()
-        pixels = self._prepare(display)
-        self._open()
-        display.notes([*self.said, *self.notes])
-        place = f"the Ray cluster at {cluster_address()}" if joined else "this machine"
-        jobs, count = self._jobs()
-        display.say(f"{count} trials of {self.space.name} on {place}, {self.slots} at a time, results in {self.out}")
-        self._run_phase("search", jobs, self._selection(), pixels, display, stop)
-        if stop.is_set() or not self.given.final_seeds:
-            return
-        finals = self._finals()
-        if any(not record.ended for record in finals):
-            held = self._pixels(self._on(self.base), display)
-            self._run_phase("final", finals, self._on(self.base), held, display, stop)
-
-    def _fit(self) -> tuple[Any, int]:
-        import ray
-
-        from tt_ray.tune.runner import Resources
-
-        given = self.given
-        cpus = self.base.run.cpus_per_worker or 1
-        resources = Resources(given.workers_per_trial, cpus, given.gpus_per_trial / given.workers_per_trial)
-        fits = resources.slots([node["Resources"] for node in ray.nodes() if node["Alive"]])
-        population = given.num_samples or self.space.num_samples
-        if self.scheduler == "pbt" and given.workers_per_trial > 1 and population > fits:
-            raise UserError(
-                f"--scheduler pbt trains all {population} trials side by side, but the cluster holds {fits} of "
-                f"{given.workers_per_trial} workers: give a lower --num-samples or --workers-per-trial"
-            )
-        return resources, min(given.max_concurrent or fits, fits)
-
-    def _selection(self) -> Config:
-        """The base for trials of the search."""
-        config = self._on(self.base)
-        return config.override("data.val_share", self.base.data.val_share or VAL_SHARE)
-
-    def _on(self, base: Config) -> Config:
-        """The base, run as a trial is, on all training images."""
-        given = self.given
-        run = {"storage": str(self.out / "trials"), "num_workers": given.workers_per_trial}
-        run |= {"use_gpu": given.gpus_per_trial > 0, "async_validation": False, "overwrite": False}
-        run |= {"checkpoint_every": 0, "keep_checkpoints": 4 if self.scheduler == "pbt" else 2}
-        run |= {"cpus_per_worker": base.run.cpus_per_worker or 1}
-        for name, value in run.items():
-            base = base.override(f"run.{name}", value)
-        return base.override("data.val_share", 0.0)
-
-    def _prepare(self, display: Display) -> dict[str, Any]:
-        """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""
-        from tt_ray.training.preflight import prepare
-        from tt_ray.training.trainable import check_model
-
-        searched = self.space.domains
-        base = self._on(self.base).override("run.storage", self.base.run.storage)
-        if "text.weight" in searched and not base.teaches:
-            base = base.override("text.weight", 0.5)
-        if self.space.metric == "top5":
-            self._check_top5(base)  # before captions are embedded, which can take long
-        data = prepare(base, display)
-        self.record, self.said, store = data.record, data.notes, data.store
-        display.show("trying the model", 0, 1)
-        check_model(base, data.classes)  # what no trial can train, or else each would tell
-        own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
-        if not any(path.startswith(own) for path in searched):
-            self.store = "" if store is None else str(store)
-        return self._pixels(self._selection(), display)
-
-    def _check_top5(self, base: Config) -> None:
-        from tt_ray.data.prepare import open_images
-
-        if (count := len(open_images(base)[0].classes)) < TOP5_CLASSES:
-            raise UserError(
-                f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {count}: "
-                "search by top1 or val_loss"
-            )
-
-    def _pixels(self, config: Config, display: Display) -> dict[str, Any]:
-        from tt_ray.data.loader import hold_pixels
-        from tt_ray.data.prepare import open_images
-
-        display.show("preparing images", 0, 1)
-        train, val, _ = open_images(config)
-        if any(path.startswith("data.") for path in self.space.domains):
-            return {}
-        held = {name: hold_pixels(split, config) for name, split in (("train", train), ("val", val))}
-        return {name: array for name, array in held.items() if array is not None}
-
-    def _open(self) -> None:
-        begun = any(record.reports for record in Journal(self.out).records.values())
-        notes = check_data(self.out, self.record, self.base.run.accept_changed_data) if begun else []
-        self.notes += notes
-        try:
-            with new_file(self.out / "search.json") as partial:
-                partial.write_text(json.dumps(self.settings, indent=2))
-            keep_data(self.out, self.record, notes)
-            self.journal = Journal(self.out)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.out}: {reason(error)}: choose another --out") from None
-
-    def _jobs(self) -> tuple[Any, int]:
-        """What is to run, and how many trials there are in all."""
-        from tt_ray.tune.runner import Suggestions
-
-        records, count = self.journal.of("search"), self.given.num_samples or self.space.num_samples
-        if self.searcher == "optuna":
-            return Suggestions(self.space, records, count, self._add), max(count, len(records))
-        if self.searcher == "grid":
-            points = list(grid_points(self.space))[: self.given.num_samples or None]
-        else:
-            points = random_points(self.space, count)
-        for values in points[len(records) :]:
-            self._add(values)
-        records = self.journal.of("search")
-        return [record for record in records if not record.ended], len(records)
-
-    def _add(self, values: Mapping[str, Any]) -> Record:
-        name = f"t{len(self.journal.of('search')):03d}"
-        return self.journal.add(name, "search", dict(values), list(self.given.seeds))
-
-    def _finals(self) -> list[Record]:
-        """Winner and base, a record for each seed."""
-        best = self.best()
-        if best is None:
-            return []
-        records = []
-        for seed in self.given.final_seeds:
-            for name, values in ((f"final-{best.name}", best.job()["values"]), ("final-base", {})):
-                key = f"{name}-{seed}"
-                known = self.journal.records.get(key)
-                records.append(known or self.journal.add(key, "final", values, [seed]))
-        return [record for record in records if not record.ended]
-
-    def best(self) -> Record | None:
-        """The trial with the best mean over seeds, among those at their end if there are any."""
-        return winner(self.journal.of("search"), self.space)
-
-    def _run_phase(
-        self, phase: str, jobs: Any, base: Config, pixels: dict[str, Any], display: Display, stop: threading.Event
-    ) -> None:
-        from ray.tune.schedulers import FIFOScheduler
-
-        from tt_ray.tune.runner import Suggestions, Trials, run_trials
-        from tt_ray.tune.schedulers import build_scheduler, meetings
-
-        if not (jobs.count if isinstance(jobs, Suggestions) else jobs):
-            return
-        epochs, search = self.base.train.epochs, phase == "search"
-        meets = meetings(self.scheduler, self.options, epochs) if search and len(self.given.seeds) > 1 else (epochs,)
-        plan = Plan(base.to_dict(), meets, self.store, search and self.scheduler == "pbt")
-        budget = self.given.time_budget if search and self.given.time_budget else None
-        trials = Trials(plan, self.resources, self.slots, base.run.max_failures, pixels, self.out, budget)
-        past = self.journal.of("search")
-        scheduler = FIFOScheduler()
-        if search:
-            scheduler = build_scheduler(self.space, self.scheduler, self.options, epochs, past)
-        of = len(past) if search else len(self.journal.of("final"))
-        of = max(of, jobs.count) if isinstance(jobs, Suggestions) else of
-        began = time.monotonic()
-        with Board(self.journal, phase, of, epochs, self.space, display) as board:
-            run_trials(trials, jobs, scheduler, self.journal, board, stop)
-        open_ones = sum(not record.ended for record in self.journal.of(phase))
-        if search and open_ones and not stop.is_set() and budget and time.monotonic() - began >= budget:
-            self.notes.append(
-                f"the time budget of {budget:g} s, which starts with the first trial's process, ended the search with "
-                f"{open_ones} trials unfinished"
-            )
-
-    # --- afterwards -----------------------------------------------------------------------------------------------
-
-    def write(self) -> str:
-        """results.parquet, best.yaml, plots and summary.md; returns what the command prints."""
-        if self.journal is None:
-            return ""
-        from tt_ray.tune.results import write_results
-
-        return write_results(self.out, self.space, self.base, self.journal, self.best(), self.notes)
 
 
 if __name__ == "__main__":

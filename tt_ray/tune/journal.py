@@ -1,6 +1,6 @@
 """What a search has done so far: a line for every trial, every report and every end, written before anything else.
 
-Nothing else needs to survive the command: a search goes on from its journal and its trials' run folders.
+Nothing else needs to survive the command: a search resumes from its journal and its trials' run folders.
 """
 
 import json
@@ -43,7 +43,7 @@ class Record:
         return self.reports[-1].get(metric) if self.reports else None
 
     def job(self) -> dict[str, Any]:
-        """What the trial is told."""
+        """Arguments of the trial's function."""
         values = self.reports[-1]["values"] if self.reports else self.values
         return {"name": self.name, "values": values, "seeds": self.seeds, "reported": self.epoch}
 

@@ -14,8 +14,8 @@ from tt_ray.tune.space import Space, Values
 _SHOWN = 10
 
 
-class Board(LiveTable):
-    """On a terminal a table, in a log a line now and then; what `tt_ray.tune.runner` tells of goes here."""
+class SearchTable(LiveTable):
+    """A table on a terminal, a line now and then in a log; shows what `tt_ray.tune.runner` reports."""
 
     def __init__(self, journal: Journal, phase: str, of: int, epochs: int, space: Space, display: Display) -> None:
         self.journal, self.phase, self.of, self.epochs, self.space = journal, phase, of, epochs, space
@@ -25,7 +25,7 @@ class Board(LiveTable):
         self.running: dict[str, float] = {}
 
     def began(self, record: Record) -> None:
-        """A trial has started, or goes on."""
+        """A trial has started or resumed."""
         self.running[record.name] = time.monotonic()
 
     def changed(self, record: Record) -> None:
@@ -65,7 +65,7 @@ class Board(LiveTable):
 
 
 def best_first(records: list[Record], space: Space) -> list[Record]:
-    """Trials with a value, best first: those at the end before those that are not there, and NaN behind them all."""
+    """Trials with a value, best first: those that have ended before the others, and NaN after them all."""
     found = [(record, record.last(space.metric)) for record in records if record.status != "failed"]
     valued = [(record, value) for record, value in found if value is not None]
 
@@ -88,11 +88,11 @@ def table(records: list[Record], space: Space) -> Table:
     for record in records:
         value = record.last(space.metric)
         values: Values = record.job()["values"]
-        cells = [shown(values.get(path, "")) for path in space.domains]
+        cells = [value_text(values.get(path, "")) for path in space.domains]
         grid.add_row(record.name, *cells, str(record.epoch), "" if value is None else space.shown(value), record.status)
     return grid
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """A value of a configuration, for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from tt_ray.io.files import new_file
 from tt_ray.tune.journal import Record
-from tt_ray.tune.live_table import shown
+from tt_ray.tune.live_table import value_text
 from tt_ray.tune.space import Space
 
 _DOT = {"s": 14, "alpha": 0.6, "linewidths": 0}
@@ -124,7 +124,7 @@ def _marks(space: Space, path: str) -> list[tuple[float, str]]:
     if hasattr(domain, "categories"):
         last = max(len(domain.categories) - 1, 1)
         return [(number / last, str(name)) for number, name in enumerate(domain.categories)]
-    return [(0.0, shown(domain.lower)), (1.0, shown(domain.upper))]
+    return [(0.0, value_text(domain.lower)), (1.0, value_text(domain.upper))]
 
 
 def _lineages(space: Space, records: Sequence[Record]) -> Any:

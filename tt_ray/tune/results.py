@@ -15,7 +15,7 @@ from tt_ray.config import Config
 from tt_ray.io.files import new_file
 from tt_ray.statistics import plus_minus
 from tt_ray.tune.journal import Journal, Record
-from tt_ray.tune.live_table import best_first, shown
+from tt_ray.tune.live_table import best_first, value_text
 from tt_ray.tune.space import METRICS, Space, apply
 
 _SHOWN = 10
@@ -87,9 +87,8 @@ def write_results(
     out: Path, space: Space, base: Config, journal: Journal, best: Record | None, notes: Sequence[str]
 ) -> str:
     """Writes all files, each whole or not at all; returns what the command prints."""
-    table = results_table(journal, space)
     with new_file(out / "results.parquet", durable=False) as partial:
-        pq.write_table(table, partial)
+        pq.write_table(results_table(journal, space), partial)
     plots: list[str] = []
     if best is not None:
         with new_file(out / "best.yaml", durable=False) as partial:
@@ -97,9 +96,8 @@ def write_results(
         from tt_ray.tune.plots import write_plots
 
         plots = write_plots(out, space, journal.of("search"))
-    text = summary(space, journal, best, notes, plots)
     with new_file(out / "summary.md", durable=False) as partial:
-        partial.write_text(text)
+        partial.write_text(summary(space, journal, best, notes, plots))
     return _printed(out, space, journal, best, notes)
 
 
@@ -148,7 +146,7 @@ def summary(space: Space, journal: Journal, best: Record | None, notes: Sequence
     lines += [f"- {note}" for note in notes] + [""] * bool(notes)
     if best is not None:
         lines += ["## Best configuration", "", "| field | value |", "| --- | --- |"]
-        lines += [f"| {path} | {shown(value)} |" for path, value in best.job()["values"].items()]
+        lines += [f"| {path} | {value_text(value)} |" for path, value in best.job()["values"].items()]
         lines += ["", "`best.yaml` is this over the base recipe: `python -m tt_ray.train best.yaml`.", ""]
         lines += _schedule_lines(space, journal, best)
         lines += _final_lines(space, journal, best)
@@ -170,7 +168,7 @@ def _schedule_lines(space: Space, journal: Journal, best: Record) -> list[str]:
     lines = ["These are its last values. Its weights came by this schedule, which `best.yaml` does not repeat:", ""]
     lines += [f"| epoch | {' | '.join(space.domains)} |", "| --- " * (len(space.domains) + 1) + "|"]
     for row in rows:
-        lines.append(f"| {row['epoch']} | {' | '.join(shown(row['values'][path]) for path in space.domains)} |")
+        lines.append(f"| {row['epoch']} | {' | '.join(value_text(row['values'][path]) for path in space.domains)} |")
     return [*lines, ""]
 
 
@@ -204,7 +202,7 @@ def _trial_lines(space: Space, records: Sequence[Record]) -> list[str]:
     lines = [f"| trial | {' | '.join(space.domains)} | epochs | {space.heading} |"]
     lines.append("| --- " * (len(space.domains) + 3) + "|")
     for record in records[:_SHOWN]:
-        values = [shown(record.job()["values"].get(path, "")) for path in space.domains]
+        values = [value_text(record.job()["values"].get(path, "")) for path in space.domains]
         seeds = [row[space.metric] for row in record.reports[-1]["seeds"].values()]
         lines.append(f"| {record.name} | {' | '.join(values)} | {record.epoch} | {spread(seeds, space)} |")
     return lines
@@ -245,7 +243,7 @@ def _range_lines(space: Space, records: Sequence[Record]) -> list[str]:
     for path in space.domains:
         values = [record.job()["values"][path] for record in good]
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            told = f"{shown(min(values))} to {shown(max(values))}"
+            told = f"{value_text(min(values))} to {value_text(max(values))}"
         else:
             told = ", ".join(dict.fromkeys(str(value) for value in values))
         lines.append(f"- {path}: {told}")
@@ -253,14 +251,14 @@ def _range_lines(space: Space, records: Sequence[Record]) -> list[str]:
 
 
 def _values(record: Record) -> str:
-    return ", ".join(f"{path} {shown(value)}" for path, value in record.values.items())
+    return ", ".join(f"{path} {value_text(value)}" for path, value in record.values.items())
 
 
 def _printed(out: Path, space: Space, journal: Journal, best: Record | None, notes: Sequence[str]) -> str:
     lines = [*notes]
     if best is not None:
         value = space.shown(best.reports[-1][space.metric])
-        values = ", ".join(f"{path} {shown(each)}" for path, each in best.job()["values"].items())
+        values = ", ".join(f"{path} {value_text(each)}" for path, each in best.job()["values"].items())
         lines.append(f"best: {best.name} ({values}), {space.metric} {value} on the selection split")
         if unfinished := sum(not record.ended for record in journal.of("search")):
             lines.append(f"{unfinished} trials are not finished, and the best may be another one when they are")

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
-from ray.tune.callback import Callback
-from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -22,7 +20,7 @@ from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.space import METRICS, Space, Values
-from tt_ray.tune.trial import Plan, run_trial
+from tt_ray.tune.trial import TrialPlan, run_trial
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -37,24 +35,24 @@ _LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Resources:
+class TrialResources:
     """What each trial takes of the cluster."""
 
     workers: int
     cpus: int
-    """Of each worker."""
+    """CPUs of each worker."""
     gpus: float
-    """Of each worker; a fraction lets several trials of one worker share a GPU."""
+    """GPUs of each worker; a fraction lets several trials of one worker share a GPU."""
 
-    def bundles(self) -> PlacementGroupFactory:
+    def bundles(self) -> tune.PlacementGroupFactory:
         """What Tune sets aside for a trial.
 
         Several workers get their places from Ray Train: what the trial itself took would be missing there, and a
         cluster full of trials that wait for their workers would wait for ever. A byte of memory stands for nothing.
         """
         if self.workers > 1:
-            return PlacementGroupFactory([{"memory": 1.0}])
-        return PlacementGroupFactory([{"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}])
+            return tune.PlacementGroupFactory([{"memory": 1.0}])
+        return tune.PlacementGroupFactory([{"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}])
 
     def slots(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """Trials that fit nodes with these resources at a time; raises UserError when not one does."""
@@ -73,7 +71,7 @@ class Resources:
 
 
 class Watch(Protocol):
-    """Who is told how the search goes."""
+    """Receives reports of how the search goes."""
 
     def began(self, record: Record) -> None: ...
 
@@ -86,8 +84,8 @@ class Watch(Protocol):
 class Trials:
     """A set of trials to run."""
 
-    plan: Plan
-    resources: Resources
+    plan: TrialPlan
+    resources: TrialResources
     concurrent: int
     max_failures: int
     """Deaths of a trial's process, such as with its node, after which it has failed."""
@@ -105,7 +103,7 @@ def run_trials(
     watch: Watch,
     stop: threading.Event,
 ) -> None:
-    """Until all have ended, `stop` is set, or the time is up; what has not ended then can go on another day."""
+    """Runs trials until all have ended, `stop` is set, or the time is up; what has not ended then can be resumed."""
     os.environ.update(_QUIET)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -134,7 +132,7 @@ def run_trials(
             storage_path=str(scratch),
             verbose=0,
             stop=_Stop(stop),
-            callbacks=[_Keeper(journal, watch)],
+            callbacks=[_JournalCallback(journal, watch)],
             failure_config=tune.FailureConfig(max_failures=trials.max_failures),
         ),
     )
@@ -160,8 +158,8 @@ class _Stop(tune.Stopper):
         return {}  # Tune wants to write it down; nobody reads that
 
 
-class _Keeper(Callback):
-    """Writes down what happens, and tells whoever watches."""
+class _JournalCallback(tune.Callback):
+    """Writes what happens into the journal, and passes it on to the watch."""
 
     def __init__(self, journal: Journal, watch: Watch) -> None:
         self.journal, self.watch = journal, watch
@@ -212,7 +210,7 @@ class _Keeper(Callback):
 class Suggestions(Searcher):
     """Optuna's proposals as jobs: first those that an earlier command has left unfinished, then new ones.
 
-    Optuna is told of all trials that have ended, those of earlier commands included.
+    Optuna receives the results of all trials that have ended, those of earlier commands included.
     """
 
     def __init__(self, space: Space, records: Sequence[Record], of: int, new: Callable[[Values], Record]) -> None:
@@ -223,6 +221,8 @@ class Suggestions(Searcher):
         """Trials that are to run."""
         self.optuna = _optuna(space)
         self.running: dict[str, Record] = {}
+        self.proposed: set[str] = set()
+        """Tune's ids of the trials whose values Optuna has proposed in this command."""
         for record in records:
             if record.ended:
                 self._tell(record)
@@ -235,6 +235,7 @@ class Suggestions(Searcher):
     def _propose(self, trial_id: str) -> Values:
         values = self.optuna.suggest(trial_id)
         assert values is not None
+        self.proposed.add(trial_id)
         # Four digits are what anybody will read or type again.
         return {path: float(f"{value:.4g}") if isinstance(value, float) else value for path, value in values.items()}
 
@@ -243,9 +244,9 @@ class Suggestions(Searcher):
         if record is None:
             return
         failed = error or bool(result and "failed" in result)
-        if trial_id in self.optuna._ot_trials:
-            told = None if failed or result is None else self.space.comparable(result)
-            self.optuna.on_trial_complete(trial_id, told, failed)
+        if trial_id in self.proposed:
+            row = None if failed or result is None else self.space.comparable(result)
+            self.optuna.on_trial_complete(trial_id, row, failed)
         else:
             self._tell(record)
 

@@ -1,12 +1,12 @@
-"""The schedulers of a search: ASHA and population-based training as Ray Tune has them, made to go on after a crash."""
+"""The schedulers of a search: ASHA, which remembers earlier commands, and Ray Tune's population-based training."""
 
 import math
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 from ray.tune.search.sample import Categorical, Domain
 
 from tt_ray.terminal.errors import UserError, nearest
@@ -50,61 +50,66 @@ def meetings(scheduler: str, options: Mapping[str, Any], epochs: int) -> tuple[i
     return tuple(sorted(found))
 
 
-def build_scheduler(space: Space, scheduler: str, options: dict[str, Any], epochs: int, past: Sequence[Record]) -> Any:
+def search_scheduler(space: Space, scheduler: str, options: dict[str, Any], epochs: int, past: Sequence[Record]) -> Any:
     """For Ray Tune; `past` are trials of an earlier command."""
-    common: dict[str, Any] = {"time_attr": "epoch", "metric": space.metric, "mode": space.mode}
     if scheduler == "asha":
-        # max_t is beyond the end: it would end trials before their export.
-        asha = _Halving(space, **common, max_t=epochs, stop_last_trials=False, **options)
+        asha = _Halving(space, options, epochs)
         asha.replay(past)
         return asha
-    if scheduler == "pbt":
-        return _Population(space, options, common)
-    return FIFOScheduler()
+    return _Population(space, options) if scheduler == "pbt" else FIFOScheduler()
 
 
-class _Halving(ASHAScheduler):
-    """Knows trials by the names that they keep from one command to the next, and lets NaN lose."""
+class _Halving(FIFOScheduler):
+    """Asynchronous successive halving (ASHA; Li et al. 2020, arXiv 1810.05934).
 
-    def __init__(self, space: Space, **settings: Any) -> None:
-        super().__init__(**settings)
+    A trial that reaches a rung is ended unless it is among the best 1 / `reduction_factor` of those that have reached
+    it before. Trials are known by the names that they keep from one command to the next; NaN loses.
+    """
+
+    def __init__(self, space: Space, options: Mapping[str, Any], epochs: int) -> None:
+        super().__init__()
         self.space = space
+        self.losers = 100 * (1 - 1 / options["reduction_factor"])
+        self.rungs: list[tuple[float, dict[str, float]]] = []
+        """Epochs of each, the highest first, and what trials had reached there, by name."""
+        rung = options["grace_period"]
+        while rung <= epochs:
+            self.rungs.insert(0, (rung, {}))
+            rung *= options["reduction_factor"]
 
     def replay(self, past: Sequence[Record]) -> None:
-        """Fills the rungs as the earlier command had filled them."""
-        controller = cast(Any, None)
+        """Fills the rungs with what trials of an earlier command had reached."""
         for record in past:
-            trial = cast(Trial, SimpleNamespace(config={"job": {"name": record.name}}))
-            self.on_trial_add(controller, trial)
             for row in sorted(record.reports, key=lambda row: row["epoch"]):
-                self.on_trial_result(controller, trial, row)
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_add(tune_controller, _named(trial))
+                self._survives(record.name, row)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        return super().on_trial_result(tune_controller, _named(trial), self.space.comparable(result))
+        return self.CONTINUE if self._survives(trial.config["job"]["name"], result) else self.STOP
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, _named(trial), self.space.comparable(result))
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_remove(tune_controller, _named(trial))
-
-
-def _named(trial: Trial) -> Trial:
-    """All that ASHA asks of a trial."""
-    return cast(Trial, SimpleNamespace(trial_id=trial.config["job"]["name"]))
+    def _survives(self, name: str, row: Mapping[str, Any]) -> bool:
+        value = row.get(self.space.metric)
+        reached = next((found for epochs, found in self.rungs if row["epoch"] >= epochs), None)
+        if value is None or reached is None or name in reached:  # it is judged once at each rung
+            return True
+        merit = self.space.better(value)
+        lost = bool(reached) and merit < np.percentile(list(reached.values()), self.losers)
+        reached[name] = merit
+        return not lost
 
 
 class _Population(PopulationBasedTraining):
     """Keeps values inside their domains, and every trial its own name and place; lets NaN lose."""
 
-    def __init__(self, space: Space, options: Mapping[str, Any], common: dict[str, Any]) -> None:
+    def __init__(self, space: Space, options: Mapping[str, Any]) -> None:
         self.space = space
+        self.job: dict[str, Any] = {}
+        """Of the trial that has just reported."""
         lists = {path: _mutation(domain) for path, domain in space.domains.items()}
         super().__init__(
-            **common,
+            time_attr="epoch",
+            metric=space.metric,
+            mode=space.mode,
+            custom_explore_fn=self._explore,
             perturbation_interval=options["interval"],
             quantile_fraction=options["quantile"],
             hyperparam_mutations={"job": {"values": lists}},
@@ -115,13 +120,14 @@ class _Population(PopulationBasedTraining):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result.get("finished"):  # going on from another's checkpoint would cost it its own end, for no step more
             return self.CONTINUE
+        self.job = trial.config["job"]
         return super().on_trial_result(tune_controller, trial, self.space.comparable(result))
 
-    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
-        new, operations = super()._get_new_config(trial, trial_to_clone)
-        values = {path: _inside(self.space.domains[path], value) for path, value in new["job"]["values"].items()}
-        new["job"] = {**trial.config["job"], "values": values}
-        return new, operations
+    def _explore(self, perturbed: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with which the trial that has just reported continues from another one's checkpoint."""
+        values = perturbed["job"]["values"]
+        inside = {path: _inside(self.space.domains[path], value) for path, value in values.items()}
+        return {"job": {**self.job, "values": inside}}
 
 
 def _mutation(domain: Domain) -> Any:

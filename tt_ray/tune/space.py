@@ -41,7 +41,7 @@ _OWN = ("train.seed", "train.epochs", "data.val_share", "data.group_column", "da
 _ATTRIBUTES = ("SPACE", "METRIC", "MODE", "NUM_SAMPLES", "SEARCHER", "SCHEDULER", "SCHEDULER_OPTIONS")
 _DOMAINS = "tune.uniform(low, high) or tune.choice([...])"
 _LAST = 1e30
-"""In place of NaN and infinity for those who compare: Ray's schedulers take NaN for better than anything."""
+"""In place of NaN and infinity where values are compared: Ray's schedulers take NaN for better than anything."""
 GRID_POINTS = 5
 """Points of a continuous dimension in a grid."""
 
@@ -75,7 +75,7 @@ class Space:
         return value if self.mode == "max" else -value
 
     def comparable(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A report for those who compare by metric and mode, without NaN."""
+        """A report without NaN, for what compares by metric and mode."""
         value = row.get(self.metric)
         if value is None or math.isfinite(value):
             return dict(row)

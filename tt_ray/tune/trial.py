@@ -1,14 +1,13 @@
 """What runs inside a trial of a search: the real training loop, for one seed after the other.
 
 A trial with one worker trains in its own process; with several, each training is a Ray Train run of its own. Every
-seed has a run folder, so a trial that is started again goes on from its checkpoints by itself.
+seed has a run folder, so a trial that is started again resumes from its checkpoints by itself.
 """
 
 import itertools
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -28,25 +27,25 @@ from tt_ray.tune.space import METRICS, apply
 
 _POLL_S = 0.5
 _POINTER = "trial.json"
-# At a donor that goes on meanwhile, and prunes what has just been seen.
+# At the checkpoints of a donor that trains meanwhile, and prunes what has just been seen.
 _LOOKS = 10
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """What the trials of a search have in common."""
 
     base: dict[str, Any]
     """The configuration under the trials' values; `run` says where and on what they run."""
     meetings: tuple[int, ...]
-    """Epochs after which all seeds must be as far, before any goes on; the last is the end of training."""
+    """Epochs that all seeds must have reached before any continues; the last is the end of training."""
     store: str
     """Embedding store that serves all trials; empty where each finds its own, or needs none."""
     hands_over: bool = False
-    """Whether trials may go on from each other's checkpoints (population-based training)."""
+    """Whether trials may continue from each other's checkpoints (population-based training)."""
 
 
-def run_trial(config: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels]) -> None:
+def run_trial(config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels]) -> None:
     """Trains as `config["job"]` says: the trial's name, values and seeds, and the epochs it has reported already.
 
     Reports the means over seeds after every validation. What goes wrong is a last report with the reason under
@@ -76,16 +75,16 @@ def _reason(error: Exception) -> str:
 
 
 class _Trial:
-    def __init__(self, job: dict[str, Any], plan: Plan, pixels: Mapping[str, Pixels], tell: Callable[..., None]):
+    def __init__(self, job: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], report: Callable[..., None]):
         self.name, self.values, self.seeds = job["name"], job["values"], job["seeds"]
         self.reported: int = job["reported"]
-        self.plan, self.pixels, self.tell = plan, pixels, tell
+        self.plan, self.pixels, self.report = plan, pixels, report
         self.base = Config.from_dict(plan.base)
         self.scores: dict[int, dict[int, dict[str, float]]] = {seed: {} for seed in self.seeds}
         self._began, self._spent = 0.0, 0.0
 
     def config(self, seed: int) -> Config:
-        """Of one seed's run; raises UserError for values that do not go together."""
+        """Configuration of one seed's run; raises UserError for values that do not go together."""
         own = {"train.seed": seed, "run.name": run_name(self.name, seed)}
         return apply(self.base, {**self.values, **own})
 
@@ -126,7 +125,7 @@ class _Trial:
 
         class TrialContext(LocalContext):
             def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
-                kept()  # who goes on from here needs the checkpoint
+                kept()  # a trial that continues from here needs the checkpoint
                 trial._hear(seed, {epochs: scores})
 
         torch.set_num_threads(max(config.run.cpus_per_worker, 1))
@@ -137,27 +136,27 @@ class _Trial:
             return None
 
     def _by_workers(self, seed: int, config: Config, until: int) -> dict[str, Any] | None:
-        from tt_ray.cluster.launch import join_ray, train_on_ray
-        from tt_ray.cluster.messages import Mailbox
+        from tt_ray.cluster.connect import join_ray
+        from tt_ray.cluster.launch import train_on_ray
+        from tt_ray.cluster.messages import Messages
 
         join_ray()
-        mailbox = Mailbox(uuid.uuid4().hex)
+        messages = Messages()
         store = self._store(config)
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(train_on_ray, config, store, mailbox, until)
+            answer = pool.submit(train_on_ray, config, store, messages, until)
             try:
                 while not wait([answer], timeout=_POLL_S).done:
-                    self._hear(seed, {int(epoch): row for epoch, row in (mailbox.get("validations") or {}).items()})
+                    self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
             finally:
                 if not answer.done():  # the trial is being ended: its workers must go, or the next has no place
-                    mailbox.put("request", "stop")
-        self._hear(seed, {int(epoch): row for epoch, row in (mailbox.get("validations") or {}).items()})
-        mailbox.clear()
+                    messages.put("request", "stop")
+        self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
         result = answer.result()
         return None if "stopped" in result else result
 
     def _hear(self, seed: int, rows: dict[int, dict[str, float]]) -> None:
-        """Takes down validations; with one seed they are reported at once, but the last, which is after the export."""
+        """Keeps validations; with one seed all but the last are reported at once, and that one after the export."""
         self.scores[seed].update(rows)
         if len(self.seeds) == 1:
             self._report(self.plan.meetings[-1] - 1)
@@ -171,21 +170,21 @@ class _Trial:
             means = {name: mean(row[name] for row in rows.values()) for name in names}
             row = {**means, "epoch": epoch, "seeds": rows, "seconds": self._seconds()}
             self.reported = epoch
-            self._tell({**row, "finished": epoch == self.plan.meetings[-1], **self._origin()})
+            self._send({**row, "finished": epoch == self.plan.meetings[-1], **self._origin()})
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _send(self, row: dict[str, Any]) -> None:
         if not self.plan.hands_over:
-            self.tell(row)
+            self.report(row)
             return
         from ray import tune
 
         with TemporaryDirectory() as folder:
             # The checkpoints themselves are in the run folders.
             (Path(folder) / _POINTER).write_text(json.dumps({"name": self.name, "epoch": row["epoch"]}))
-            self.tell(row, checkpoint=tune.Checkpoint.from_directory(folder))
+            self.report(row, checkpoint=tune.Checkpoint.from_directory(folder))
 
     def follow(self, pointer: dict[str, Any]) -> None:
-        """Goes on from where `pointer` says: from this trial's own checkpoint, or from a copy of another trial's."""
+        """Continues from where `pointer` says: from this trial's own checkpoint, or from a copy of another trial's."""
         self.reported = pointer["epoch"]
         if pointer["name"] == self.name:
             return
@@ -196,11 +195,11 @@ class _Trial:
                 file.write(json.dumps({"from": pointer["name"], "epoch": self.reported, "values": self.values}) + "\n")
 
     def _seconds(self) -> float:
-        """That this process has trained."""
+        """Seconds that this process has trained."""
         return self._spent + (time.perf_counter() - self._began if self._began else 0.0)
 
     def _origin(self) -> dict[str, Any]:
-        """How often this trial has gone on from another one, and from which the last time."""
+        """How often this trial has continued from another one, and from which the last time."""
         rows = takeovers(self.config(self.seeds[0]).run_dir)
         return {"generation": len(rows), "donor": rows[-1]["from"] if rows else ""}
 
@@ -255,12 +254,12 @@ def _images(tree: dict[str, Any]) -> Any:
 
 
 def run_name(trial: str, seed: int) -> str:
-    """Of a trial's run folder."""
+    """Name of a trial's run folder."""
     return f"{trial}-seed{seed}"
 
 
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
-    """What is written down of a run's validations, by epochs done, up to its newest checkpoint (it goes on there)."""
+    """A run's validations as written down, by epochs done, up to its newest checkpoint, where it resumes."""
     from tt_ray.io.checkpoint_folder import checkpoints, newest_intact, step_of
     from tt_ray.training.metrics_log import read_rows
 
@@ -272,7 +271,7 @@ def validations(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def takeovers(run_dir: Path) -> list[dict[str, Any]]:
-    """Whose checkpoints a run has gone on from: trial (`from`), epochs that were done, own values since then."""
+    """Trials whose checkpoints a run has continued from (`from`), epochs that were done, own values since then."""
     path = run_dir / "takeovers.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -281,7 +280,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
     """Replaces a run's training state and rows by another's after `epoch` epochs; returns the epochs it then has.
 
     Where the donor has pruned that checkpoint, the next that it has; not that of `end`, the last epoch, from which
-    there is nothing to go on to. Raises UserError when it has none.
+    nothing is left to train. Raises UserError when it has none.
     """
     from tt_ray.io.checkpoint_folder import newest_intact
 
@@ -301,7 +300,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
         shutil.copy(donor / "metrics.jsonl", own / "metrics.jsonl")
         partial.rename(own / "checkpoints")
         return number
-    raise UserError(f"{donor} has no intact checkpoint to go on from")
+    raise UserError(f"{donor} has no intact checkpoint to continue from")
 
 
 def _nearest(donor: Path, epoch: int, end: int) -> list[tuple[int, Path]]:

@@ -20,7 +20,7 @@ from tt_ray.terminal.errors import Stopped
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    from tt_ray.cluster.launch import join_ray
+    from tt_ray.cluster.connect import join_ray
 
     join_ray()
     yield
