@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from tt_ray.config.ranges import RANGES
+from tt_ray.losses import ALIGNMENT_LOSSES, find_loss
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from tt_ray.config.tree import Config
 
-# Those of tt_ray.losses.TEMPERATURES, which is not imported for the time that torch takes.
-_CONTRASTIVE = ("clip", "normclip", "infonce", "siglip", "clip_learned")
 _LARGEST = 3.4e38
 # Arguments of timm.create_model that follow from the data, or that would load weights behind the recipe's back.
 _OWN_KWARGS = ("num_classes", "in_chans", "pretrained", "checkpoint_path")
@@ -36,6 +35,7 @@ def check_config(config: "Config") -> None:
             raise UserError(f"model.kwargs has {key}, which is not for choosing: leave it out")
     if not config.run.name.isprintable():
         raise UserError(f"run.name is {config.run.name!r}, but must have no line breaks or other control characters")
+    find_loss(config.text.loss)
     build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
     if config.run.strategy == "fsdp" and config.train.precision == "fp16":
         raise UserError("run.strategy fsdp does not scale fp16's losses: give --train.precision bf16")
@@ -45,17 +45,19 @@ def check_config(config: "Config") -> None:
 
 
 def _check_teachers(config: "Config") -> None:
-    text, teacher = config.text, config.teacher
-    if text.temperature and text.loss not in _CONTRASTIVE:
+    text, teacher, loss = config.text, config.teacher, find_loss(config.text.loss)
+    if text.temperature and not loss.contrastive:
+        others = ", ".join(name for name, each in ALIGNMENT_LOSSES.items() if each.contrastive)
+        raise UserError(f"text.loss {text.loss} has no text.temperature, as {others} have: leave it out")
+    embeds = bool(teacher.model) and teacher.target == "embedding"
+    if "teacher" in loss.needs and not embeds:
         raise UserError(
-            f"text.loss {text.loss} has no text.temperature, as {', '.join(_CONTRASTIVE)} have: leave it out"
+            f"text.loss {text.loss} compares with a vision teacher too: give --teacher.model, target embedding"
         )
-    if text.loss == "vl2lite" and not (teacher.model and teacher.target == "embedding"):
-        raise UserError("text.loss vl2lite compares with a vision teacher too: give --teacher.model, target embedding")
-    if text.loss == "borlan" and teacher.model and teacher.target == "embedding":
-        raise UserError("text.loss borlan needs the text of each class: leave out --teacher.model")
-    if text.loss == "borlan" and config.data.unlabelled:
-        raise UserError("text.loss borlan needs the label of each image: leave out --data.unlabelled")
+    if "means" in loss.needs and embeds:
+        raise UserError(f"text.loss {text.loss} needs the text of each class: leave out --teacher.model")
+    if {"labels", "means"} & set(loss.needs) and config.data.unlabelled:
+        raise UserError(f"text.loss {text.loss} needs the label of each image: leave out --data.unlabelled")
     if teacher.model and not config.reads_text:
         usual = {"text.captions": "", "text.embeddings": "", "text.control": "none", "head.out_dim": 0}
         for path, value in usual.items():

@@ -22,7 +22,6 @@ from tt_ray.data.prepare import Data
 from tt_ray.data.sampling import train_order
 from tt_ray.io.checkpoint_folder import checkpoint_name, step_of
 from tt_ray.io.storage import Storage
-from tt_ray.losses import NEEDS
 from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mixed_precision
 from tt_ray.models.export import write_export
 from tt_ray.models.teacher import Teacher, load_teacher
@@ -111,7 +110,7 @@ class Trainer:
     def _build_objective(self) -> Objective:
         order, train, statistics = self.order, self.data.train, None
         objective = Objective.of(self.config)
-        if self.config.teaches and "means" in NEEDS.get(objective.loss, ()):
+        if self.config.teaches and objective.loss is not None and "means" in objective.loss.needs:
             assert self.data.targets is not None
             where = (self.context.device, order.rank, order.world)
             statistics = class_statistics(self.data.targets, train.labels, len(train.classes), *where)
