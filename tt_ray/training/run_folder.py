@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 
 from tt_ray.config import Config
 from tt_ray.io.checkpoint_folder import checkpoints, newest_intact
+from tt_ray.io.files import new_file
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.storage import Storage
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, one_line, reason
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -110,17 +111,13 @@ def start_run(config: Config) -> None:
         storage.remove(folder)
     elif starts_over(config):
         storage.remove(folder)
-    partial = folder / ".config.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        config.to_yaml(partial)
-        partial.replace(folder / "config.yaml")
+        with new_file(folder / "config.yaml") as partial:  # which leaves nothing that would look like somebody else's
+            config.to_yaml(partial)
         storage.push(folder / "config.yaml")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()  # alone in the folder it would look like somebody else's
         raise UserError(
-            f"cannot write the run folder {config.run_place}: {error.strerror or error}: give another --run.storage"
+            f"cannot write the run folder {config.run_place}: {reason(error)}: give another --run.storage"
         ) from None
 
 
@@ -138,8 +135,7 @@ def fetch_run(config: Config) -> None:
         with storage.alone():
             storage.pull(config.run_dir, skip=("checkpoints", "export"))
     except OSError as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"cannot read run.storage {config.run.storage}: {problem}") from None
+        raise UserError(f"cannot read run.storage {config.run.storage}: {one_line(error)}") from None
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from tt_ray.config import Config
 from tt_ray.data.prepare import Data, find_store, join, open_images
 from tt_ray.data.sources.base import Source
 from tt_ray.embeddings.store import open_store
-from tt_ray.io.files import sha256, sync
+from tt_ray.io.files import new_file, sha256
 from tt_ray.io.resumable import digest_of
 from tt_ray.io.storage import Storage
-from tt_ray.terminal.errors import UserError, one_line
+from tt_ray.terminal.errors import UserError, one_line, reason
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
@@ -85,7 +85,7 @@ def check_data(folder: Path, record: pa.Table, accept: bool) -> list[str]:
 
 def keep_data(folder: Path, record: pa.Table, notes: list[str], storage: Storage | None = None) -> None:
     """Writes the record and the notes of `check_data`, unless the folder has it. Raises UserError on a full disk."""
-    path, partial = folder / FILE, folder / f".{FILE}.partial"
+    path = folder / FILE
     metadata = {**record.schema.metadata, _NOTES: json.dumps(notes).encode()}
     try:
         if path.exists() and pq.read_schema(path).metadata == metadata:
@@ -93,14 +93,12 @@ def keep_data(folder: Path, record: pa.Table, notes: list[str], storage: Storage
     except (OSError, pa.ArrowException):
         pass  # damaged, and accepted as it is now
     try:
-        pq.write_table(record.replace_schema_metadata(metadata), partial, compression="zstd")
-        sync(partial)
-        partial.replace(path)
+        with new_file(path) as partial:
+            pq.write_table(record.replace_schema_metadata(metadata), partial, compression="zstd")
         if storage is not None:
             storage.push(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}: give another --run.storage") from None
+        raise UserError(f"cannot write {path}: {reason(error)}: give another --run.storage") from None
 
 
 def _images(split: Source, name: str) -> pa.Table:
