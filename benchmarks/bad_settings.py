@@ -105,7 +105,7 @@ COMMAND_LINE = [
     train("NaN for a number", "--optim.weight_decay nan", "optim.weight_decay is nan"),
     train("yes for a boolean", "--run.use_gpu yes", "run.use_gpu is 'yes'", "True or False"),
     train("two values for one", "--train.epochs 1 2", "train.epochs"),
-    train("unknown choice", "--text.loss clop", "text.loss is 'clop'", "'clip'"),
+    train("unknown choice", "--text.loss clop", "text.loss is 'clop'; did you mean clip?"),
     train("unknown schedule", "--text.schedule lim", "text.schedule", "'lim'"),
     train("negative epochs", "--train.epochs -1", "train.epochs is -1"),
     train("odd batch with mixup", "--data.mixup 1 --train.batch_size 3", "train.batch_size is 3", "even"),

@@ -20,7 +20,7 @@ from benchmarks.step_cost import RESULTS, Side, compare, random_data, report
 from tt_ray.config import Config
 from tt_ray.data.loader import TrainBatches
 from tt_ray.training.context import LocalContext
-from tt_ray.training.metrics_log import Logbook
+from tt_ray.training.metrics_log import MetricsLog
 from tt_ray.training.run_folder import start_run
 from tt_ray.training.trainer import Trainer
 
@@ -55,7 +55,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         data = random_data(given.batch_size, given.image_size, 1000, 0)
         trainer = Trainer(config, data, LocalContext(0, 1, torch.device("cpu")))
         batch = TrainBatches(data.train, data.targets, trainer.order, config)[0]
-        with Logbook(config.run_dir, 0) as book:
+        with MetricsLog(config.run_dir, 0) as book:
             trainer.step(batch, 0)
             for number in range(given.repeats):
                 seconds = []
@@ -67,8 +67,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                     seconds.append(time.perf_counter() - began)
                 after.append(seconds[0])
                 between.append(median(seconds[1:]))
-                trainer.keeper.wait()
-        assert not trainer.keeper.problem(), trainer.keeper.problem()
+                trainer.checkpoints.wait()
+        assert not trainer.checkpoints.problem(), trainer.checkpoints.problem()
     result = compare(Side("after a checkpoint", after), Side("between", between), "s per step")
     return {**result, "settings": {key: value for key, value in vars(given).items() if key != "out"}}
 

@@ -24,7 +24,7 @@ from tt_ray.config import Config, HeadConfig
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.prepare import open_images
 from tt_ray.data.sampling import train_order
-from tt_ray.losses import initial_scalars
+from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead
 from tt_ray.recipes.registry import in1k_vit_s_baseline
 from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
@@ -89,7 +89,7 @@ def text_cost(loss: str, batch: int = 128, dim: int = 64) -> TextCost:
 def _objective_cost(loss: str, batch: int, dim: int) -> tuple[int, int, int]:
     width = 32
     config = Config().override("text.loss", loss)
-    head, classifier = TextHead(HeadConfig(), width, dim, initial_scalars(loss)), nn.Linear(width, 4)
+    head, classifier = TextHead(HeadConfig(), width, dim, find_loss(loss).initial_scalars()), nn.Linear(width, 4)
     features = torch.randn(batch, width, requires_grad=True)
     labels, text = torch.zeros(batch, dtype=torch.long), torch.randn(batch, dim)
     outputs = Outputs(features, classifier(features), head(features), head.scalars)

@@ -123,7 +123,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["cifar.yaml"], ["cannot read cifar.yaml", "No such file"]),
         (["--data.rot", "x"], ["no option --data.rot", "did you mean --data.root"]),
         (["--lr", "1"], ["no option --lr", "optim.lr"]),
-        (["--text.loss", "clop"], ["text.loss is 'clop'", "'clip'"]),
+        (["--text.loss", "clop"], ["text.loss is 'clop'; did you mean clip?"]),
         (["--text.schedule", "lim"], ["text.schedule", "'lim'", "lin"]),
         (["--data.source", "imagefolders"], ["data.source is 'imagefolders'", "did you mean imagefolder?"]),
         (["--model.name", "vit_tini_patch16_224"], ["model.name is 'vit_tini_patch16_224'", "vit_tiny_patch16_224"]),

@@ -106,7 +106,7 @@ def test_a_saved_run_reads_back(tmp_path: Path) -> None:
         (["--optim.lr", "-1"], ["optim.lr is -1", "between 0"]),
         (["--train.epochs", "1.5"], ["train.epochs is '1.5'"]),
         (["--train.epochs", "0"], ["train.epochs is 0"]),
-        (["--text.loss", "clop"], ["text.loss is 'clop'", "'clip'"]),
+        (["--text.loss", "clop"], ["text.loss is 'clop'; did you mean clip?"]),
         (["--text.schedule", "cosine"], ["text.schedule is 'cosine'", "cos"]),
         (["--run.use_gpu", "maybe"], ["run.use_gpu is 'maybe', but must be True or False"]),
         (["--run.use_gpu", "yes"], ["run.use_gpu is 'yes', but must be True or False"]),

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from tt_ray import losses
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE, TEMPERATURES, initial_scalars
+from tt_ray.losses import ALIGNMENT_LOSSES
+
+LEARNED = [name for name, loss in ALIGNMENT_LOSSES.items() if loss.learned]
 
 SHAPES = [(2, 3), (5, 4), (7, 16)]
 
@@ -111,14 +113,14 @@ def extras(name: str, batch: int, dim: int, classes: int = 3) -> tuple[Tensor, .
         "labels": torch.arange(batch) % classes,
         "teacher": torch.randn(batch, dim, generator=generator, dtype=torch.float64),
     }
-    return tuple(known[need] for need in NEEDS.get(name, ()))
+    return tuple(known[need] for need in ALIGNMENT_LOSSES[name].needs)
 
 
 def _loss(name: str, pred: Tensor, target: Tensor, *scalars: Tensor, order: Tensor | None = None) -> Tensor:
     """The loss with what it needs, whose rows are in `order`."""
     more = [
         (each if order is None or need not in ("teacher", "labels") else each[order])
-        for need, each in zip(NEEDS.get(name, ()), extras(name, *pred.shape), strict=True)
+        for need, each in zip(ALIGNMENT_LOSSES[name].needs, extras(name, *pred.shape), strict=True)
     ]
     more = [each.to(pred.dtype) if each.is_floating_point() else each for each in more]
     return ALIGNMENT_LOSSES[name](pred, target, *scalars, *more)
@@ -185,18 +187,19 @@ def test_similarities_are_divided_by_the_temperature(name: str) -> None:
     assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LEARNED_SCALARS)
+@pytest.mark.parametrize("name", LEARNED)
 def test_a_learned_temperature_starts_where_it_is_told(name: str) -> None:
-    assert initial_scalars(name) == LEARNED_SCALARS[name]
-    assert initial_scalars(name) == pytest.approx(initial_scalars(name, TEMPERATURES[name]))
-    assert math.exp(-initial_scalars(name, 0.5)[0]) == pytest.approx(0.5)
-    assert initial_scalars("l2", 0.5) == ()
+    assert ALIGNMENT_LOSSES[name].initial_scalars() == ALIGNMENT_LOSSES[name].learned
+    own = {"siglip": 0.1, "clip_learned": 0.07}[name]
+    assert ALIGNMENT_LOSSES[name].initial_scalars() == pytest.approx(ALIGNMENT_LOSSES[name].initial_scalars(own))
+    assert math.exp(-ALIGNMENT_LOSSES[name].initial_scalars(0.5)[0]) == pytest.approx(0.5)
+    assert ALIGNMENT_LOSSES["l2"].initial_scalars(0.5) == ()
 
 
-@pytest.mark.parametrize("name", LEARNED_SCALARS)
+@pytest.mark.parametrize("name", LEARNED)
 def test_learned_scalars_start_at_the_default_and_get_gradients(name: str) -> None:
     pred, target = _rows(4, 3)
-    scalars = torch.tensor(LEARNED_SCALARS[name], dtype=torch.float64, requires_grad=True)
+    scalars = torch.tensor(ALIGNMENT_LOSSES[name].learned, dtype=torch.float64, requires_grad=True)
     value = ALIGNMENT_LOSSES[name](pred, target, *scalars.unbind())
     assert value.item() == pytest.approx(ALIGNMENT_LOSSES[name](pred, target).item(), rel=1e-6)
     value.backward()
@@ -268,7 +271,7 @@ def test_gradients_are_finite(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", ALIGNMENT_LOSSES)
 def test_gradient_is_that_of_finite_differences(name: str) -> None:
     pred, target = _rows(4, 3)
-    learned = torch.tensor(LEARNED_SCALARS.get(name, ()), dtype=torch.float64, requires_grad=True)
+    learned = torch.tensor(ALIGNMENT_LOSSES[name].learned, dtype=torch.float64, requires_grad=True)
     inputs = [pred.requires_grad_(), *([learned] if len(learned) else [])]
 
     def loss(pred: Tensor, *scalars: Tensor) -> Tensor:
@@ -288,7 +291,7 @@ def test_borlan_takes_shares_of_classes() -> None:
         assert value.item() == pytest.approx(naive, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", PER_IMAGE)
+@pytest.mark.parametrize("name", [name for name, loss in ALIGNMENT_LOSSES.items() if loss.per_image])
 def test_losses_of_images_by_themselves_are_means_over_parts(name: str) -> None:
     pred, target = _rows(6, 4)
     halves = [_loss(name, pred[rows], target[rows]).item() for rows in (slice(0, 3), slice(3, 6))]

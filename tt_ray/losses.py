@@ -1,38 +1,96 @@
 """Alignment losses between the text head's output `pred` (B, D) and caption embeddings `target` (B, D).
 
-All are pure functions that give a scalar. Formulas: TextTeacher (arXiv 2605.22098) and its code, unless said otherwise.
-Some take more: `siglip` and `clip_learned` scalars that are learned with the text head (LEARNED_SCALARS), `borlan` and
-`vl2lite` what the batch and the data know (NEEDS). `distillation` compares logits, and is none of them.
+A loss is one pure function that returns a scalar, and one row of ALIGNMENT_LOSSES, which the configuration's checks,
+the model and the objective read. `text.loss` takes a row's name, or MODULE:NAME of a function or `Loss` of your own.
+Formulas: TextTeacher (arXiv 2605.22098) and its code, unless said otherwise.
 """
 
+from __future__ import annotations
+
+import importlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from tt_ray.terminal.errors import UserError, nearest, one_line
 
-AlignmentLoss = Callable[..., Tensor]
-# Of the contrastive losses, unless text.temperature says otherwise; learned ones start there.
-TEMPERATURES = {"clip": 1.0, "normclip": 1.0, "infonce": 0.1, "siglip": 0.1, "clip_learned": 0.07}
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+
+    class _Later(ModuleType):
+        """A module that is imported when it is first used: commands check `text.loss` without waiting for torch."""
+
+        def __getattr__(self, name: str) -> Any:
+            value = getattr(importlib.import_module(self.__name__), name)
+            setattr(self, name, value)
+            return value
+
+    torch, F = _Later("torch"), _Later("torch.nn.functional")
+
 _VL2LITE_TEMPERATURE = 2.0
 _BORLAN_TEMPERATURE = 0.07
 # Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
-_SIGLIP = (-math.log(TEMPERATURES["siglip"]), -10.0)
-_CLIP = -math.log(TEMPERATURES["clip_learned"])
+_SIGLIP = (-math.log(0.1), -10.0)
+_CLIP = -math.log(0.07)
 
 
-def clip(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["clip"]) -> Tensor:
+@dataclass(frozen=True)
+class Loss:
+    """A row: a function of `pred`, `target`, the learned scalars and the needs, in this order."""
+
+    function: Callable[..., Tensor]
+    contrastive: bool = False
+    """Divides similarities by a temperature, which text.temperature sets: by the function's argument of that name,
+    or, where scalars are learned, as the start of the first one, the logarithm of its inverse."""
+    per_image: bool = False
+    """A mean over images, each by itself: workers then need not see one another's images."""
+    learned: tuple[float, ...] = ()
+    """Initial values of scalars that are learned with the text head."""
+    needs: tuple[str, ...] = ()
+    """What else it compares with: teacher (B, D), labels (B,) or (B, C), means and variances of classes (C, D)."""
+
+    def __call__(self, pred: Tensor, target: Tensor, *more: Any, **options: Any) -> Tensor:
+        return self.function(pred, target, *more, **options)
+
+    def initial_scalars(self, temperature: float = 0.0) -> tuple[float, ...]:
+        """Where the learned scalars start, at a temperature or (0) at the loss's own; empty where none is learned."""
+        return (-math.log(temperature), *self.learned[1:]) if self.learned and temperature else self.learned
+
+
+def find_loss(name: str) -> Loss:
+    """The loss that `text.loss` names.
+
+    Raises:
+        UserError: There is no such row, or MODULE:NAME cannot be imported.
+    """
+    if name in ALIGNMENT_LOSSES:
+        return ALIGNMENT_LOSSES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"text.loss is {name!r}; {nearest(name, ALIGNMENT_LOSSES)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(f"text.loss {name} cannot be imported: {one_line(error)}") from None
+    return found if isinstance(found, Loss) else Loss(found)
+
+
+def clip(pred: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
     """Cross-entropy of S = pred target^T / T against the diagonal, mean of both directions; rows keep their length."""
     return _symmetric(pred / temperature @ target.T)
 
 
-def normclip(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["normclip"]) -> Tensor:
+def normclip(pred: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
     """`clip` on rows of unit length."""
     return _symmetric(_cosines(pred, target, temperature))
 
 
-def infonce(pred: Tensor, target: Tensor, temperature: float = TEMPERATURES["infonce"]) -> Tensor:
+def infonce(pred: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
     """Image-to-text cross-entropy of cosines over the temperature (InfoNCE, arXiv 1807.03748)."""
     return F.cross_entropy(_cosines(pred, target, temperature), _diagonal(pred))
 
@@ -113,33 +171,21 @@ def distillation(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-ALIGNMENT_LOSSES: dict[str, AlignmentLoss] = {
-    "clip": clip,
-    "normclip": normclip,
-    "infonce": infonce,
-    "cos": cos,
-    "lncos": lncos,
-    "l2": l2,
-    "kl": kl,
-    "dist": dist,
-    "siglip": siglip,
-    "clip_learned": clip_learned,
-    "vl2litetext": vl2litetext,
-    "vl2lite": vl2lite,
-    "borlan": borlan,
+ALIGNMENT_LOSSES: dict[str, Loss] = {
+    "clip": Loss(clip, contrastive=True),
+    "normclip": Loss(normclip, contrastive=True),
+    "infonce": Loss(infonce, contrastive=True),
+    "cos": Loss(cos, per_image=True),
+    "lncos": Loss(lncos, per_image=True),
+    "l2": Loss(l2, per_image=True),
+    "kl": Loss(kl),
+    "dist": Loss(dist),
+    "siglip": Loss(siglip, contrastive=True, learned=_SIGLIP),
+    "clip_learned": Loss(clip_learned, contrastive=True, learned=(_CLIP,)),
+    "vl2litetext": Loss(vl2litetext),
+    "vl2lite": Loss(vl2lite, needs=("teacher",)),
+    "borlan": Loss(borlan, per_image=True, needs=("labels", "means", "variances")),
 }
-# Initial values of the arguments that follow (pred, target), in order.
-LEARNED_SCALARS: dict[str, tuple[float, ...]] = {"siglip": _SIGLIP, "clip_learned": (_CLIP,)}
-# Other arguments that follow (pred, target), by name.
-NEEDS: dict[str, tuple[str, ...]] = {"vl2lite": ("teacher",), "borlan": ("labels", "means", "variances")}
-# Means over images, each by itself: the mean over workers is that over the batch.
-PER_IMAGE = ("cos", "lncos", "l2", "borlan")
-
-
-def initial_scalars(loss: str, temperature: float = 0.0) -> tuple[float, ...]:
-    """Where a loss's learned scalars start, at a temperature or (0) at its own; empty where it learns none."""
-    scalars = LEARNED_SCALARS.get(loss, ())
-    return (-math.log(temperature), *scalars[1:]) if scalars and temperature else scalars
 
 
 def _diagonal(pred: Tensor) -> Tensor:

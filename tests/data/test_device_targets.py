@@ -8,9 +8,8 @@ import torch
 
 from tests.data.test_text_targets import LABELS, SAME, _config, _source, store
 from tests.toy import largest_difference, run_toy, toy_config, weights
-from tt_ray.data import device_targets
-from tt_ray.data.device_targets import hold_targets
-from tt_ray.data.text_targets import build_targets
+from tt_ray.data import text_targets
+from tt_ray.data.text_targets import build_targets, hold_targets
 from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.terminal.errors import UserError
 
@@ -32,7 +31,7 @@ CPU = torch.device("cpu")
 def test_they_are_the_loaders(
     store: EmbeddingStore, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_targets, "_BLOCK", 7)
+    monkeypatch.setattr(text_targets, "_BLOCK", 7)
     ids = [*SAME[30:], "none", *SAME[:9], SAME[3]]
     config = _config(text__max_missing=0.5, **change)
     targets, _ = build_targets(store, _source(ids), LABELS[np.arange(len(ids)) % len(LABELS)], config)
@@ -59,7 +58,7 @@ def test_what_does_not_fit_is_told(store: EmbeddingStore, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     targets, _ = build_targets(store, _source(SAME), LABELS, _config())
-    monkeypatch.setattr(device_targets, "DeviceTargets", full)
+    monkeypatch.setattr(text_targets, "DeviceTargets", full)
     with pytest.raises(UserError, match="text.on_device: 0.0 GiB of embeddings do not fit on cpu: leave it off"):
         hold_targets(targets, True, CPU)
     assert hold_targets(targets, False, CPU) is None and hold_targets(None, True, CPU) is None

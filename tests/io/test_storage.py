@@ -29,7 +29,7 @@ from tt_ray.io import one_writer
 from tt_ray.io.one_writer import beside
 from tt_ray.io.storage import Storage, fetch_data, local_root
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint_manager import Keeper
+from tt_ray.training.checkpoint_manager import CheckpointManager
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import check_run, read_result, sole_writer
 
@@ -108,15 +108,15 @@ def test_other_uris_are_refused(uri: str) -> None:
 def test_pruning_spares_what_is_in_use(tmp_path: Path) -> None:
     config = toy_config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=1)
     run_toy(config)
-    keeper = Keeper(config.run_dir, Storage.open(str(tmp_path)), 1)
-    assert keeper.names() == ["step-00000012"]
+    manager = CheckpointManager(config.run_dir, Storage.open(str(tmp_path)), 1)
+    assert manager.names() == ["step-00000012"]
 
 
 def test_none_is_pruned_where_all_are_to_be_kept(tmp_path: Path) -> None:
     config = toy_config(tmp_path, run__checkpoint_every=3, run__keep_checkpoints=0)
     run_toy(config)
-    keeper = Keeper(config.run_dir, Storage.open(str(tmp_path)), 0)
-    assert keeper.names() == [f"step-{step:08d}" for step in (12, 9, 6, 3)]
+    manager = CheckpointManager(config.run_dir, Storage.open(str(tmp_path)), 0)
+    assert manager.names() == [f"step-{step:08d}" for step in (12, 9, 6, 3)]
 
 
 def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_behind_a_uri_there_is_one_writer(uri: str, tmp_path: Path, monkeypatch:
         assert "waiting up to 3 s for a sign of life" in said[-1]
 
 
-def agreed(keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def agreed(managers: list[CheckpointManager], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What each of several workers, here threads, goes on from, or why not."""
-    sent, barrier = [torch.zeros(0)] * len(keepers), Barrier(len(keepers))
+    sent, barrier = [torch.zeros(0)] * len(managers), Barrier(len(managers))
     ranks = local()
 
     def add(value: torch.Tensor) -> torch.Tensor:
@@ -177,13 +177,13 @@ def agreed(keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def agree(rank: int) -> Any:
         ranks.own = rank
         try:
-            return keepers[rank].agree(rank, torch.device("cpu"))[0]
+            return managers[rank].agree(rank, torch.device("cpu"))[0]
         except UserError as error:
             return str(error)
 
     monkeypatch.setattr("tt_ray.training.checkpoint_manager.sum_over_workers", add)
-    with ThreadPoolExecutor(len(keepers)) as pool:
-        return list(pool.map(agree, range(len(keepers))))
+    with ThreadPoolExecutor(len(managers)) as pool:
+        return list(pool.map(agree, range(len(managers))))
 
 
 def test_workers_go_on_from_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,25 +191,25 @@ def test_workers_go_on_from_one_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", f"file://{tmp_path}/there")
     run_toy(config)
     storage, newest = Storage.open(config.run.storage), config.run_dir / "checkpoints" / "step-00000012"
-    keepers = [Keeper(config.run_dir, storage, 2) for _ in range(8)]
-    assert agreed(keepers, monkeypatch) == [newest] * 8
+    managers = [CheckpointManager(config.run_dir, storage, 2) for _ in range(8)]
+    assert agreed(managers, monkeypatch) == [newest] * 8
     shutil.rmtree(storage.root)
-    assert agreed(keepers, monkeypatch) == [newest] * 8
+    assert agreed(managers, monkeypatch) == [newest] * 8
     # On another machine an earlier run of this name has left a checkpoint of this step.
     other = Storage(tmp_path / "other", storage.remote, storage.base)
     shutil.copytree(newest, old := tmp_path / "other" / "toy" / "checkpoints" / newest.name)
     (old / "manifest.json").write_text((old / "manifest.json").read_text() + " ")
-    assert agreed([*keepers, Keeper(tmp_path / "other" / "toy", other, 2)], monkeypatch)[-1] == old
+    assert agreed([*managers, CheckpointManager(tmp_path / "other" / "toy", other, 2)], monkeypatch)[-1] == old
     assert (old / "manifest.json").read_bytes() == (newest / "manifest.json").read_bytes()
 
 
 def test_workers_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_toy(config := toy_config(tmp_path, run__checkpoint_every=4))
     here, elsewhere = (
-        Keeper(folder, Storage.open(str(tmp_path)), 2) for folder in (config.run_dir, tmp_path / "elsewhere")
+        CheckpointManager(folder, Storage.open(str(tmp_path)), 2) for folder in (config.run_dir, tmp_path / "elsewhere")
     )
-    for keepers in ([here, elsewhere], [elsewhere, here]):
-        assert all("not all workers see the same files" in str(answer) for answer in agreed(keepers, monkeypatch))
+    for managers in ([here, elsewhere], [elsewhere, here]):
+        assert all("not all workers see the same files" in str(answer) for answer in agreed(managers, monkeypatch))
 
 
 def test_data_are_fetched_once_by_all_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,15 +234,15 @@ def test_an_upload_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest
     original = fs.copy_files
     monkeypatch.setattr(fs, "copy_files", lambda *a, **k: raise_next(failures) if failures else original(*a, **k))
     monkeypatch.setattr("tt_ray.training.checkpoint_manager._PAUSES_S", (0.0, 0.0))
-    keeper = Keeper(there.root / "run", there, 1)
-    keeper.push(there.root / "run")
+    manager = CheckpointManager(there.root / "run", there, 1)
+    manager.push(there.root / "run")
     assert there.names(there.root / "run") == ["a.bin"]
     failures += [OSError("the bucket is gone")] * 3
     with pytest.raises(OSError, match="gone"):
-        keeper.push(there.root / "run")
+        manager.push(there.root / "run")
     failures.append(OSError(errno.ENOSPC, "no space"))
     with pytest.raises(OSError, match="no space"):
-        keeper.push(there.root / "run")
+        manager.push(there.root / "run")
 
 
 def raise_next(failures: list[OSError]) -> None:

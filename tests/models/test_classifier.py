@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tt_ray.config import Config, DataConfig, HeadConfig, ModelConfig, TextConfig
-from tt_ray.losses import LEARNED_SCALARS
+from tt_ray.losses import ALIGNMENT_LOSSES
 from tt_ray.models.classifier import TextHead, build_backbone, build_model
 from tt_ray.terminal.errors import UserError
 
@@ -131,12 +131,12 @@ def test_head_has_its_depth_and_width(head: HeadConfig, widths: list[tuple[int, 
     assert [type(layer) for layer in between] == [nn.GELU] * (len(widths) - 1)
 
 
-@pytest.mark.parametrize("loss", ["clip", *LEARNED_SCALARS])
+@pytest.mark.parametrize("loss", ["clip", "siglip", "clip_learned"])
 def test_head_holds_the_learned_scalars(loss: str) -> None:
     outputs = build_model(_config(loss=loss), CLASSES, DIM)(_images())
-    assert (outputs.scalars is None) == (loss not in LEARNED_SCALARS)
+    assert (outputs.scalars is None) == (not ALIGNMENT_LOSSES[loss].learned)
     if outputs.scalars is not None:
-        assert outputs.scalars.tolist() == pytest.approx(LEARNED_SCALARS[loss])
+        assert outputs.scalars.tolist() == pytest.approx(ALIGNMENT_LOSSES[loss].learned)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tt_ray.training.metrics_log import STEP_COLUMNS, Logbook, keep_rows, read_rows
+from tt_ray.training.metrics_log import STEP_COLUMNS, MetricsLog, keep_rows, read_rows
 
 ROWS = [
     {"kind": "step", "step": 0, "loss": 3.0},
@@ -58,7 +58,7 @@ def test_no_file_is_no_rows(tmp_path: Path) -> None:
 
 def test_rows_of_an_interrupted_and_a_resumed_run_are_those_of_one_run(tmp_path: Path) -> None:
     def log(folder: Path, first: int, until: int) -> None:
-        with Logbook(folder, first) as book:
+        with MetricsLog(folder, first) as book:
             for start in range(first, until, 2):
                 book.steps([_row(step) for step in range(start, start + 2)])
                 book.validation({"step": start + 2, "epoch": 0, "top1": float(start)})
@@ -75,12 +75,12 @@ def test_rows_of_an_interrupted_and_a_resumed_run_are_those_of_one_run(tmp_path:
 
 def test_a_new_run_starts_with_an_empty_file(tmp_path: Path) -> None:
     _write(tmp_path / "metrics.jsonl", ROWS)
-    Logbook(tmp_path, 0).close()
+    MetricsLog(tmp_path, 0).close()
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
 def test_flushed_rows_are_in_the_file(tmp_path: Path) -> None:
-    with Logbook(tmp_path / "a" / "run", 0) as book:
+    with MetricsLog(tmp_path / "a" / "run", 0) as book:
         book.steps([_row(0), _row(1)])
         book.flush()
         rows = read_rows(tmp_path / "a" / "run" / "metrics.jsonl")
@@ -90,7 +90,7 @@ def test_flushed_rows_are_in_the_file(tmp_path: Path) -> None:
 def test_tensorboard_gets_the_last_of_the_rows(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Logbook(tmp_path, 0) as book:
+    with MetricsLog(tmp_path, 0) as book:
         book.steps([{**_row(0), "loss": 5.0}, {**_row(1), "loss": 4.0, "lr": 0.125}])
         book.validation({"step": 2, "top1": 50.0})
     events = EventAccumulator(str(tmp_path / "tensorboard"))

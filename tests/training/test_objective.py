@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.test_losses import extras
 from tt_ray.config import Config, HeadConfig, OptimConfig, TeacherConfig, TextConfig
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, TEMPERATURES, initial_scalars
+from tt_ray.losses import ALIGNMENT_LOSSES
 from tt_ray.models.classifier import Outputs, TaughtClassifier, TextHead
 from tt_ray.training.objective import PARTS, Objective
 
@@ -36,7 +36,9 @@ class _Backbone(nn.Module):
 def _model(loss: str = "clip", head: bool = True) -> TaughtClassifier:
     torch.manual_seed(0)
     backbone = _Backbone()
-    return TaughtClassifier(backbone, TextHead(HeadConfig(), WIDTH, DIM, initial_scalars(loss)) if head else None)
+    return TaughtClassifier(
+        backbone, TextHead(HeadConfig(), WIDTH, DIM, ALIGNMENT_LOSSES[loss].initial_scalars()) if head else None
+    )
 
 
 def _batch(soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +74,7 @@ def _losses_by_hand(outputs: Outputs, labels: Tensor, text: Tensor, loss: str, s
     assert outputs.text is not None
     scalars = () if outputs.scalars is None else outputs.scalars.unbind()
     more = [each.float() for each in extras(loss, len(text), DIM, CLASSES)]
-    if "labels" in NEEDS.get(loss, ()):
+    if "labels" in ALIGNMENT_LOSSES[loss].needs:
         more[0] = labels
     return [loss_cls, ALIGNMENT_LOSSES[loss](outputs.text, text, *scalars, *more)]
 
@@ -191,13 +193,13 @@ def test_without_balance_w_is_1() -> None:
     assert ratio == 1 and total.item() == pytest.approx(0.25 * loss_text + 0.75 * loss_cls, rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", LEARNED_SCALARS)
+@pytest.mark.parametrize("loss", [name for name, loss in ALIGNMENT_LOSSES.items() if loss.learned])
 def test_learned_scalars_get_a_gradient(loss: str) -> None:
     images, labels, text = _batch()
     model = _model(loss)
     _objective(loss)(model(images), labels, text, 0.5)[0].backward()
     grad = _gradients(model)["text_head.scalars"]
-    assert grad.shape == (len(LEARNED_SCALARS[loss]),) and (grad != 0).all()
+    assert grad.shape == (len(ALIGNMENT_LOSSES[loss].learned),) and (grad != 0).all()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -291,15 +293,15 @@ def test_a_worker_counts_by_its_labelled_images() -> None:
     assert sum(each) / 2 == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", TEMPERATURES)
+@pytest.mark.parametrize("loss", [name for name, loss in ALIGNMENT_LOSSES.items() if loss.contrastive])
 def test_a_run_takes_its_temperature(loss: str) -> None:
     config = Config().override("text.loss", loss).override("text.temperature", 0.4)
     images, labels, text = _batch(False)
     model = _model(loss)
     assert model.text_head is not None
-    if loss in LEARNED_SCALARS:
+    if ALIGNMENT_LOSSES[loss].learned:
         with torch.no_grad():
-            model.text_head.scalars = torch.nn.Parameter(torch.tensor(initial_scalars(loss, 0.4)))
+            model.text_head.scalars = torch.nn.Parameter(torch.tensor(ALIGNMENT_LOSSES[loss].initial_scalars(0.4)))
     outputs = model(images)
     assert outputs.text is not None
     pred = outputs.text if loss == "clip" else F.normalize(outputs.text, dim=1)

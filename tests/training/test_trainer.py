@@ -29,7 +29,8 @@ from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import NonFiniteLoss
 from tt_ray.training.context import LocalContext
 from tt_ray.training.metrics_log import read_rows
-from tt_ray.training.trainer import _STEP_SEED, Trainer
+from tt_ray.training.step import _STEP_SEED
+from tt_ray.training.trainer import Trainer
 
 MIXED: dict[str, Any] = {"data__mixup": 0.8, "data__cutmix": 1.0, "model__drop_path": 0.2}
 

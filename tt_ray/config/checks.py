@@ -20,11 +20,10 @@ from tt_ray.config.sections import (
     TrainConfig,
 )
 from tt_ray.config.sources import check_source
+from tt_ray.losses import ALIGNMENT_LOSSES, find_loss
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError, nearest
 
-# Those of tt_ray.losses.TEMPERATURES, which is not imported for the time that torch takes.
-_CONTRASTIVE = ("clip", "normclip", "infonce", "siglip", "clip_learned")
 _LARGEST = 3.4e38
 # Arguments of timm.create_model that follow from the data, or that would load weights behind the recipe's back.
 _OWN_KWARGS = ("num_classes", "in_chans", "pretrained", "checkpoint_path")
@@ -93,19 +92,20 @@ def check_teachers(text: TextConfig, teacher: TeacherConfig, head: HeadConfig, d
     Raises:
         UserError: Two fields contradict each other.
     """
-    if text.temperature and text.loss not in _CONTRASTIVE:
+    loss = find_loss(text.loss)
+    if text.temperature and not loss.contrastive:
+        others = ", ".join(name for name, each in ALIGNMENT_LOSSES.items() if each.contrastive)
+        raise UserError(f"text.loss {text.loss} has no text.temperature, as {others} have: leave it out")
+    embeds = bool(teacher.model) and teacher.target == "embedding"
+    if "teacher" in loss.needs and not embeds:
         raise UserError(
-            f"text.loss {text.loss} has no text.temperature, as {', '.join(_CONTRASTIVE)} have: leave it out"
+            f"text.loss {text.loss} compares with a vision teacher too: give --teacher.model, target embedding"
         )
-    if text.loss == "vl2lite" and not (teacher.model and teacher.target == "embedding"):
-        raise UserError(
-            "text.loss vl2lite compares with a vision teacher too: add --teacher.model, with target embedding"
-        )
-    if text.loss == "borlan" and teacher.model and teacher.target == "embedding":
-        raise UserError("text.loss borlan needs the text of each class: leave out --teacher.model")
-    if text.loss == "borlan" and data.unlabelled:
-        raise UserError("text.loss borlan needs the label of each image: leave out --data.unlabelled")
-    if teacher.model and text.loss != "vl2lite":
+    if "means" in loss.needs and embeds:
+        raise UserError(f"text.loss {text.loss} needs the text of each class: leave out --teacher.model")
+    if {"labels", "means"} & set(loss.needs) and data.unlabelled:
+        raise UserError(f"text.loss {text.loss} needs the label of each image: leave out --data.unlabelled")
+    if teacher.model and "teacher" not in loss.needs:
         about_text = {
             "text.captions": text.captions != "",
             "text.embeddings": text.embeddings != "",

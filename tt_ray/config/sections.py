@@ -109,13 +109,8 @@ class TextConfig:
     """Lambda in lambda * w * L_text + (1 - lambda) * L_cls; 0 is the baseline and needs no captions."""
     schedule: str = "const"
     """How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
-    # fmt: off
-    loss: Literal[
-        "clip", "normclip", "infonce", "cos", "lncos", "l2", "kl", "dist", "siglip",
-        "clip_learned", "vl2litetext", "vl2lite", "borlan",
-    ] = "clip"
-    # fmt: on
-    """Alignment loss between the text head's output and the embedding; vl2lite needs text and a teacher."""
+    loss: str = "clip"
+    """Alignment loss: clip, siglip, cos, l2 or another of tt_ray/losses.py, or MODULE:NAME of one of your own."""
     temperature: Annotated[float, Range(0)] = 0.0
     """Temperature of contrastive losses, or its initial value where they learn it; 0 is the loss's own."""
     balance: bool = True

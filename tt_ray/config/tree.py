@@ -32,6 +32,7 @@ from tt_ray.config.sections import (
     TrainConfig,
 )
 from tt_ray.io.storage import is_uri, local_root
+from tt_ray.losses import find_loss
 from tt_ray.terminal.errors import UserError, nearest, one_line, reason
 
 
@@ -90,7 +91,7 @@ class Config:
     @property
     def reads_text(self) -> bool:
         """Whether captions or their embeddings are needed."""
-        return self.teaches and (not self.teacher.model or self.text.loss == "vl2lite")
+        return self.teaches and (not self.teacher.model or "teacher" in find_loss(self.text.loss).needs)
 
     @property
     def has_text_head(self) -> bool:

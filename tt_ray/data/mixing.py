@@ -1,7 +1,9 @@
 """Mixup and cutmix of images, labels and text targets with one coefficient (arXiv 2605.22098)."""
 
+from dataclasses import dataclass
+
 import numpy as np
-from timm.data.mixup import Mixup, mixup_target
+from timm.data.mixup import mixup_target
 from torch import Tensor
 
 from tt_ray.config import Config
@@ -10,8 +12,16 @@ from tt_ray.stateless_random import seed_of
 _MIXING_SEED = 3
 
 
-class TextMixup(Mixup):
-    """timm's Mixup on a batch and its flip, drawn from (seed, step) alone, with text targets mixed likewise."""
+@dataclass(frozen=True)
+class Mixing:
+    """timm's Mixup of a batch and its flip, bit for bit, drawn from (seed, step) alone, with text mixed likewise."""
+
+    mixup: float
+    """Parameter of mixup's Beta distribution; 0 is off."""
+    cutmix: float
+    """The same of cutmix; where both are on, each step tosses a coin."""
+    label_smoothing: float
+    classes: int
 
     def mix(
         self, images: Tensor, labels: Tensor, text: Tensor | None, seed: int, step: int
@@ -22,19 +32,40 @@ class TextMixup(Mixup):
         share of pixels, as for labels. Pairs that are not labelled (-1) get shares of 0; an image and its partner are
         both labelled, or neither (see Order).
         """
-        np.random.seed(seed_of(seed, _MIXING_SEED, step))
-        share = float(self._mix_batch(images))
-        mixed = mixup_target(labels.clamp(min=0), self.num_classes, share, self.label_smoothing)
+        share = self._mix_images(images, np.random.RandomState(seed_of(seed, _MIXING_SEED, step)))
+        mixed = mixup_target(labels.clamp(min=0), self.classes, share, self.label_smoothing)
         mixed *= (labels >= 0)[:, None]
         if text is not None and share != 1:
             text = text * share + text.flip(0) * (1 - share)
         return images, mixed, text
 
+    def _mix_images(self, images: Tensor, random: np.random.RandomState) -> float:
+        """Mixes in place; returns the share of each image that is its own. The order of draws is timm's."""
+        random.rand()  # timm's toss of whether to mix at all
+        cuts = random.rand() < 0.5 if self.mixup and self.cutmix else bool(self.cutmix)
+        alpha = self.cutmix if cuts else self.mixup
+        share = float(random.beta(alpha, alpha))
+        if share == 1:
+            return share
+        if not cuts:
+            partners = images.flip(0).mul_(1 - share)
+            images.mul_(share).add_(partners)
+            return share
+        height, width = images.shape[-2:]
+        (top, bottom), (left, right) = (_cut(size, share, random) for size in (height, width))
+        images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+        return 1 - (bottom - top) * (right - left) / (height * width)
 
-def build_mixing(config: Config, num_classes: int) -> TextMixup | None:
+
+def build_mixing(config: Config, num_classes: int) -> Mixing | None:
     """None when both coefficients are 0."""
     data = config.data
     if not (data.mixup or data.cutmix):
         return None
-    smoothing = config.optim.label_smoothing
-    return TextMixup(data.mixup, data.cutmix, label_smoothing=smoothing, num_classes=num_classes)
+    return Mixing(data.mixup, data.cutmix, config.optim.label_smoothing, num_classes)
+
+
+def _cut(size: int, share: float, random: np.random.RandomState) -> tuple[int, int]:
+    """Start and end of a cut of sqrt(1 - share) of `size` around a random centre; what lies outside is lost."""
+    length, centre = int(size * np.sqrt(1 - share)), random.randint(0, size)
+    return max(centre - length // 2, 0), min(centre + (length + 1) // 2, size)

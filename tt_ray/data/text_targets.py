@@ -1,4 +1,4 @@
-"""What the text head is to reach: a split joined with an embedding store, once; then rows in, tensors out."""
+"""Targets of the text head: a split joined with an embedding store, once; then rows in, tensors out."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +15,14 @@ from tt_ray.stateless_random import uniform
 from tt_ray.terminal.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _SHUFFLE_KEY, _RANDOM_CLASS_KEY = 0x5EED5, 0x5EEDC
 _EXAMPLES = 5
 _EPS = 1e-6
+# Rows that are copied to a device at a time: 16 MiB of float16 at D = 1024.
+_BLOCK = 8192
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -166,3 +169,46 @@ def _projection(store: EmbeddingStore, config: Config) -> Floats | None:
     # One common divisor leaves the components as they are; only one per dimension changes them.
     pca = fit_pca(store, out_dim, "full" if config.text.normalize_std == "full" else "none")
     return pca.components.astype(np.float32)
+
+
+class DeviceTargets:
+    """The targets of a `TextTargets`, held on `device`: a step's lookup is one gather there, and nothing is sent."""
+
+    def __init__(self, targets: TextTargets, device: "torch.device") -> None:
+        import torch
+
+        rows, index = np.unique(targets.index, return_inverse=True)  # only what the split uses, once
+        source = targets.store.embeddings if targets.table is None else targets.table
+        kind = torch.from_numpy(np.zeros(0, source.dtype)).dtype
+        self.embeddings = torch.empty((len(rows), source.shape[1]), dtype=kind, device=device)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            self.embeddings[start : start + len(block)] = torch.from_numpy(source[block])
+        self.index = torch.from_numpy(index.astype(np.int64)).to(device)
+        self.shift, self.scale = (torch.from_numpy(part).to(device) for part in (targets.shift, targets.scale))
+        self.projection = None
+        if targets.projection is not None:
+            self.projection = torch.from_numpy(targets.projection.T.copy()).to(device)
+
+    def __getitem__(self, rows: "Tensor") -> "Tensor":
+        """Targets of the rows (B,), on any device: float32, (B, D'), on this one. Does not wait for it."""
+        chosen = self.index[rows.to(self.index.device, non_blocking=True)]
+        text = (self.embeddings[chosen].float() - self.shift) * self.scale
+        return text if self.projection is None else text @ self.projection
+
+
+def hold_targets(targets: TextTargets | None, wanted: bool, device: "torch.device") -> DeviceTargets | None:
+    """The targets on the device where that is wanted (text.on_device).
+
+    Raises:
+        UserError: They do not fit there.
+    """
+    import torch
+
+    if targets is None or not wanted:
+        return None
+    try:
+        return DeviceTargets(targets, device)
+    except torch.OutOfMemoryError:
+        gib = len(np.unique(targets.index)) * targets.store.dim * targets.store.embeddings.itemsize / 2**30
+        raise UserError(f"text.on_device: {gib:.1f} GiB of embeddings do not fit on {device}: leave it off") from None

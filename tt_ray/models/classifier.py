@@ -9,7 +9,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from tt_ray.config import Config, HeadConfig
-from tt_ray.losses import initial_scalars
+from tt_ray.losses import find_loss
 from tt_ray.models.trial_pass import out_of_memory
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError, nearest, one_line
@@ -136,7 +136,8 @@ def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassi
     in_dim = cast(Any, backbone).get_classifier().in_features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.train.seed, _HEAD_SEED))
-        head = TextHead(config.head, in_dim, text_dim, initial_scalars(config.text.loss, config.text.temperature))
+        scalars = find_loss(config.text.loss).initial_scalars(config.text.temperature)
+        head = TextHead(config.head, in_dim, text_dim, scalars)
     return TaughtClassifier(backbone, head)
 
 

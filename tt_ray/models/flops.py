@@ -3,8 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
@@ -26,7 +25,8 @@ def count(model: nn.Module, image_size: int) -> Counts:
     """Counts of a forward pass of the model, as it is in evaluation, on one black image."""
     device = next(model.parameters()).device
     was_training = model.training
-    counter, activations = FlopCounterMode(display=False), _Activations()
+    counter = FlopCounterMode(display=False)
+    activations = FlopCounterMode(display=False, custom_mapping={op: _activations_of(op) for op in flop_registry})
     # Not inference_mode, in which layers reach the counters whole.
     try:
         with torch.no_grad(), counter, activations:
@@ -34,20 +34,16 @@ def count(model: nn.Module, image_size: int) -> Counts:
     finally:
         model.train(was_training)
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Counts(params, counter.get_total_flops(), activations.total, image_size)
+    return Counts(params, counter.get_total_flops(), activations.get_total_flops(), image_size)
 
 
-class _Activations(TorchDispatchMode):
-    """Adds up the outputs of the operations whose FLOPs are counted."""
+def _activations_of(operation: Any) -> Any:
+    """A rule for FlopCounterMode that counts an operation's outputs in place of its FLOPs, from shapes."""
+    attends = "scaled_dot_product" in str(operation)
 
-    total = 0
+    def outputs(*shapes: Any, out_shape: Any, **_: Any) -> int:
+        scores = torch.Size(shapes[0][:-1]).numel() * shapes[1][-2] if attends else 0
+        first = out_shape if isinstance(out_shape, torch.Size) else out_shape[0]
+        return first.numel() + scores
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            first: Tensor = out[0] if isinstance(out, tuple) else out
-            self.total += first.numel()
-            if "scaled_dot_product" in func.__name__:
-                query, key = args[:2]
-                self.total += query.shape[:-1].numel() * key.shape[-2]
-        return out
+    return outputs

@@ -1,7 +1,5 @@
 """timm's pretrained models and what they want of images; anything but all of the weights is an error."""
 
-import logging
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -93,23 +91,22 @@ def create(name: str, problem: str, help_: str, pretrained: bool, **kwargs: Any)
 
 @contextmanager
 def _all_weights() -> Iterator[None]:
-    """Raises UserError where timm would log that it goes on with some random weights."""
-    found: list[str] = []
+    """Makes state dicts load strictly: timm is lenient for some families, and keeps random weights for what is missing.
 
-    class Watch(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if re.search(r"random init|Missing keys|Unexpected keys", text):
-                found.append(text)
+    Raises:
+        UserError: A state dict lacks weights of the model, or has others.
+    """
+    load = nn.Module.load_state_dict
 
-    logger, watch = logging.getLogger("timm.models._builder"), Watch()
-    level = logger.level
-    logger.addHandler(watch)
-    logger.setLevel(logging.INFO)
+    def strictly(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        keys = load(module, *arguments, **options)
+        wrong = [*(f"missing {key}" for key in keys.missing_keys), *(f"surplus {key}" for key in keys.unexpected_keys)]
+        if wrong:
+            raise UserError(f"the weights do not fit the model: {', '.join(wrong)[:500]}")
+        return keys
+
+    nn.Module.load_state_dict = strictly  # type: ignore[method-assign]
     try:
         yield
     finally:
-        logger.removeHandler(watch)
-        logger.setLevel(level)
-    if found:
-        raise UserError(f"the weights do not fit the model: {' '.join(found)[:500]}")
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]

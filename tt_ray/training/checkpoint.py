@@ -5,16 +5,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from tt_ray.io.checkpoint_folder import write_manifest
 from tt_ray.io.files import new_folder
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, one_line
+from tt_ray.training.collectives import sum_over_workers
+
+# Whole tensors in main memory, on worker 0 alone: one worker writes, and a large model does not fit on a host twice.
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -28,29 +34,44 @@ class Position:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the training state in main memory, which further steps do not change."""
+    """A copy of the training state in main memory, which further steps do not change; empty on all workers but 0."""
 
     tensors: dict[str, dict[str, Tensor]]
     """By file (model, optimizer, ema) and name."""
     optimizer: dict[str, Any]
     """What of the optimiser is no tensor."""
 
-    def not_finite(self) -> str:
-        """Name of the first weight that is infinite or NaN somewhere; empty when there is none."""
-        weights = [*self.tensors["model"].items(), *self.tensors.get("ema", {}).items()]
-        return next((name for name, weight in weights if not weight.isfinite().all()), "")
+
+def not_finite(model: nn.Module, ema: nn.Module | None) -> str:
+    """Name of a weight that is infinite or NaN somewhere; empty when there is none. All workers must call.
+
+    Each looks at its own part of a sharded model, so that a name may be known to one of them alone.
+    """
+    weights = [item for module in (model, ema) if module is not None for item in module.state_dict().items()]
+    local = [(name, weight.to_local() if isinstance(weight, DTensor) else weight) for name, weight in weights]
+    bad = torch.stack([~weight.isfinite().all() for _, weight in local])  # one wait for the device, not one a weight
+    found = next((name for (name, _), is_bad in zip(local, bad.tolist(), strict=True) if is_bad), "")
+    elsewhere = bool(sum_over_workers(bad.any().float()))
+    return found or ("of another worker's part" if elsewhere else "")
 
 
 def snapshot(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> Snapshot:
-    """Copies the state; where it is sharded every worker must call, and each gets the whole."""
+    """Copies the state to worker 0's main memory. Where the model is sharded all workers must call."""
     for module in (model, ema):
         if isinstance(module, FSDPModule):
             module.reshard()  # a validation leaves the outermost parameters whole
-    tensors, state = _optimizer_state(model, optimizer)
-    files = {"model": model.state_dict(), "optimizer": tensors}
+    # Without state (fp16 may have skipped every step so far) torch would take a step to make some.
+    state: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE) if optimizer.state else {}
+    tensors, scalars = dict[str, Tensor](), dict[str, Any]()
+    for name, entries in state.get("state", {}).items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{name}|{key}"] = value
+    files: dict[str, Any] = {"model": get_model_state_dict(model, options=_WHOLE), "optimizer": tensors}
     if ema is not None:
-        files["ema"] = ema.state_dict()
-    return Snapshot({file: {k: _copy(v) for k, v in entries.items()} for file, entries in files.items()}, state)
+        files["ema"] = get_model_state_dict(ema, options=_WHOLE)
+    # Each is dropped as soon as it is copied, so that no two copies of a GPU's model are in main memory.
+    copies = {file: {name: _copy(entries.pop(name)) for name in list(entries)} for file, entries in files.items()}
+    return Snapshot(copies, {"scalars": scalars, "groups": _groups(model, optimizer)})
 
 
 def save_checkpoint(path: Path, position: Position, state: Snapshot, extra: dict[str, Any], config_yaml: str) -> None:
@@ -67,7 +88,11 @@ def save_checkpoint(path: Path, position: Position, state: Snapshot, extra: dict
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None
 ) -> tuple[Position, dict[str, Any]]:
-    """Fills model, optimiser and EMA in place; raises UserError unless names and shapes agree exactly."""
+    """Fills model, optimiser and EMA in place.
+
+    Raises:
+        UserError: Names or shapes do not agree exactly.
+    """
     try:
         for module, file in ((model, "model"), (ema, "ema")):
             if module is not None:
@@ -75,16 +100,15 @@ def load_checkpoint(
                 module.load_state_dict({name: _as(value, current.get(name)) for name, value in saved.items()})
         state = json.loads((path / "state.json").read_text())
         tensors = load_file(path / "optimizer.safetensors")
-        _restore_optimizer(model, optimizer, tensors, state["optimizer"])
+        _restore_optimizer(model, optimizer, {**tensors, **state["optimizer"]["scalars"]}, state["optimizer"]["groups"])
     except (RuntimeError, SafetensorError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path} does not fit this run's configuration: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{path} does not fit this run's configuration: {one_line(error)[:300]}") from None
     return Position(**state["position"]), state["extra"]
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, in main memory, not shared with it."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().to("cpu", copy=True).contiguous()
+    """A tensor that shares no memory with training, whose CPU tensors torch returns as they are."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _as(value: Tensor, current: Tensor | None) -> Tensor:
@@ -94,36 +118,31 @@ def _as(value: Tensor, current: Tensor | None) -> Tensor:
     return distribute_tensor(value, current.device_mesh, current.placements, src_data_rank=None)
 
 
-def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by `parameter|entry`, and the rest as JSON."""
+def _groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The optimiser's parameter groups, with the names of parameters in place of the parameters."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for parameter, entries in optimizer.state.items():
-        assert isinstance(parameter, nn.Parameter)
-        for key, value in entries.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{names[parameter]}|{key}"] = value
-    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
-    return tensors, {"scalars": scalars, "groups": groups}
+    return [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
 
 
 def _restore_optimizer(
-    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], state: dict[str, Any]
+    model: nn.Module, optimizer: Optimizer, entries: dict[str, Any], groups: list[dict[str, Any]]
 ) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    saved = [group["params"] for group in state["groups"]]
-    if saved != [[names[p] for p in group["params"]] for group in optimizer.param_groups]:
+    """Fills the optimiser's state from entries by `parameter|key`.
+
+    Not by torch's set_optimizer_state_dict: that takes a step to make state, and keeps what it finds no entry for.
+    """
+    current = _groups(model, optimizer)
+    if [group["params"] for group in groups] != [group["params"] for group in current]:
         raise KeyError("the optimiser's parameters differ")
-    numbers = {name: number for number, name in enumerate(name for group in saved for name in group)}
-    by_number: dict[int, dict[str, Any]] = {}
-    parameters = dict(model.named_parameters())
-    for key, value in [*tensors.items(), *state["scalars"].items()]:
-        name, entry = key.rsplit("|", 1)
-        if isinstance(value, Tensor) and value.shape == parameters[name].shape:
+    # Optimizer.load_state_dict knows a parameter by its number in the order of the groups.
+    numbers = {name: number for number, name in enumerate(name for group in groups for name in group["params"])}
+    parameters, by_number = dict(model.named_parameters()), dict[int, dict[str, Any]]()
+    for name_and_key, value in entries.items():
+        name, key = name_and_key.rsplit("|", 1)
+        if isinstance(value, Tensor) and value.shape == parameters[name].shape:  # a moment is sharded as its parameter
             value = _as(value, parameters[name])
-        by_number.setdefault(numbers[name], {})[entry] = value
-    current = optimizer.state_dict()["param_groups"]
-    groups = [{**saved, "params": now["params"]} for saved, now in zip(state["groups"], current, strict=True)]
-    # JSON has no tuples; optimisers compare and unpack betas either way, but equal state is easier to check.
-    groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in groups]
-    optimizer.load_state_dict({"state": by_number, "param_groups": groups})
+        by_number.setdefault(numbers[name], {})[key] = value
+    saved = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
+    # JSON has no tuples; optimisers unpack betas either way, but equal state is easier to check.
+    saved = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in saved]
+    optimizer.load_state_dict({"state": by_number, "param_groups": saved})

@@ -19,7 +19,7 @@ from tt_ray.training.collectives import sum_over_workers
 _PAUSES_S = (1.0, 10.0, 60.0, 120.0)
 
 
-class Keeper:
+class CheckpointManager:
     """Checkpoints of the run folder `run_dir`, in `run_dir/checkpoints`."""
 
     def __init__(self, run_dir: Path, storage: Storage, keep: int) -> None:

@@ -1,7 +1,6 @@
 """What the training loop may ask of its runner, and the runner without Ray: one process, or those of torchrun."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -75,26 +74,3 @@ class LocalContext:
 
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
         raise NotImplementedError("there is nothing but this process")
-
-
-class Stopwatch:
-    """Time and images since the last reading, and the share of the time that went into waiting for data."""
-
-    def __init__(self) -> None:
-        self._start, self._images, self._waited = time.perf_counter(), 0, 0.0
-
-    def waited(self, seconds: float, images: int) -> None:
-        """One more batch arrived after `seconds`."""
-        self._waited += seconds
-        self._images += images
-
-    def skip(self, seconds: float) -> None:
-        """Leaves out time that is not training, such as validation."""
-        self._start += seconds
-
-    def read(self) -> tuple[float, float]:
-        """Images per second and data-wait share since the last reading."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        result = self._images / seconds, self._waited / seconds
-        self.__init__()
-        return result

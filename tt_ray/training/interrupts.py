@@ -10,7 +10,7 @@ from tt_ray.training.context import Context
 _INTERVAL_S = 2.0
 
 
-class Lookout:
+class Interrupts:
     """Looks every two seconds: a cloud's notice may leave 25, and `run.log_every` steps may take longer.
 
     When workers look next follows from what they have exchanged, so that they agree on it without a barrier per step.

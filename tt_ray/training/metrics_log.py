@@ -1,10 +1,19 @@
-"""What a run writes down while it trains: metrics.jsonl, a row per step and per validation, and TensorBoard scalars."""
+"""Metrics from the device to files: metrics.jsonl, a row per step and per validation, and TensorBoard scalars."""
 
 import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from time import perf_counter
+from typing import Any, NamedTuple, Self
 
+import torch
+from torch import Tensor
+
+from tt_ray.data.loader import Batch
 from tt_ray.io.files import new_file
+from tt_ray.training.collectives import sum_over_workers, world_size
 from tt_ray.training.objective import PARTS
 
 STEP_COLUMNS = (*PARTS, "grad_norm")
@@ -24,8 +33,8 @@ _SCALARS = {
 }
 
 
-class Logbook:
-    """Appends rows; on resuming, first drops those of steps that will be run again."""
+class MetricsLog:
+    """The files; on resuming, rows of steps that will run again are dropped first."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -97,3 +106,94 @@ def keep_rows(path: Path, first_step: int) -> None:
     if path.exists():
         with new_file(path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+class Stopwatch:
+    """Time and images since the last reading, and the share of the time that went into waiting for data."""
+
+    def __init__(self) -> None:
+        self._start, self._images, self._waited = perf_counter(), 0, 0.0
+
+    def waited(self, seconds: float, images: int) -> None:
+        """One more batch arrived after `seconds`."""
+        self._waited += seconds
+        self._images += images
+
+    def skip(self, seconds: float) -> None:
+        """Leaves out time that is not training, such as validation."""
+        self._start += seconds
+
+    def read(self) -> tuple[float, float]:
+        """Images per second and data-wait share since the last reading."""
+        seconds = max(perf_counter() - self._start, 1e-9)
+        result = self._images / seconds, self._waited / seconds
+        self.__init__()
+        return result
+
+
+class Reading(NamedTuple):
+    """Metrics of some steps that all workers have read together."""
+
+    first: int
+    """The first step of `rows`."""
+    rows: list[dict[str, float]]
+    """The parts of the loss and the gradient norm of each step."""
+    images_per_s: float
+    data_wait_share: float
+    flags: list[bool]
+    """Whether any worker has raised its flag, one by one."""
+
+    def not_finite(self, scaled: bool) -> str | None:
+        """What is not finite, the loss or the gradient, at the first such step, with the parts of its loss.
+
+        `scaled`: fp16's scaler leaves out steps whose gradient is not finite, so those do no harm.
+        """
+        checked = {"loss": "loss"} if scaled else {"loss": "loss", "grad_norm": "gradient"}
+        for step, row in enumerate(self.rows, self.first):
+            for column, name in checked.items():
+                if not math.isfinite(row[column]):
+                    parts = ", ".join(f"{part} {row[part]:g}" for part in STEP_COLUMNS)
+                    return f"the {name} is not finite at step {step} ({parts})"
+        return None
+
+
+@dataclass
+class StepMetrics:
+    """Columns of recent steps, kept on the device until `read`: the only place where the host waits for it."""
+
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    columns: list[Tensor] = field(default_factory=list)
+    first: int = 0
+
+    def add(self, step: int, columns: Tensor, waited: float, images: int) -> None:
+        """Columns (5,) of one step, the seconds that its batch was waited for, and the images of all workers."""
+        if not self.columns:
+            self.first = step
+        self.columns.append(columns)
+        self.watch.waited(waited, images)
+
+    def read(self, flags: list[bool]) -> Reading | None:
+        """Means over workers since the last reading; None when there has been no step since."""
+        if not self.columns:
+            return None
+        table = torch.stack(self.columns)
+        raised = torch.tensor(flags, dtype=table.dtype).to(table.device, non_blocking=True)
+        # One exchange for both, since small ones cost their latency.
+        *values, total = sum_over_workers(torch.cat([table.flatten(), raised])).split([table.numel(), len(flags)])
+        means = (values[0] / world_size()).reshape(table.shape).tolist()
+        rate, wait = self.watch.read()
+        self.columns = []
+        rows: list[dict[str, float]] = [dict(zip(STEP_COLUMNS, row, strict=True)) for row in means]
+        return Reading(self.first, rows, rate, wait, [bool(value) for value in total.tolist()])
+
+
+def timed(batches: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch, float]]:
+    """Steps with their batches and the seconds that each was waited for."""
+    step = first
+    while True:
+        start = perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield step, batch, perf_counter() - start
+        step += 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tt_ray.config import Config
 from tt_ray.data.sources.base import NOBODY
-from tt_ray.losses import ALIGNMENT_LOSSES, LEARNED_SCALARS, NEEDS, PER_IMAGE, distillation
+from tt_ray.losses import Loss, distillation, find_loss
 from tt_ray.models.classifier import Outputs
 from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
 
@@ -21,14 +21,14 @@ class Objective(NamedTuple):
     With a vision teacher L_text is the loss towards its embedding, or its logits.
     """
 
-    loss: str
-    """Of the alignment; empty distils logits."""
+    loss: Loss | None
+    """The alignment loss; None distils logits."""
     balance: bool
     gather: bool
     label_smoothing: float
     eps: float
     temperature: float = 0.0
-    """Of distilled logits, or of the alignment loss; 0 is the loss's own."""
+    """Temperature of distilled logits, or of the alignment loss; 0 is the loss's own."""
     shares: tuple[int, ...] = ()
     """Images of each worker in a step; empty where all have as many."""
     labelled: tuple[int, ...] = ()
@@ -40,9 +40,10 @@ class Objective(NamedTuple):
     def of(cls, config: Config) -> "Objective":
         text, optim, teacher = config.text, config.optim, config.teacher
         logits = bool(teacher.model) and teacher.target == "logits"
-        loss = "" if logits else text.loss
-        gather = text.negatives == "global" and not logits and loss not in PER_IMAGE
-        temperature = teacher.temperature if logits else 0.0 if loss in LEARNED_SCALARS else text.temperature
+        loss = None if logits else find_loss(text.loss)
+        gather = text.negatives == "global" and loss is not None and not loss.per_image
+        # A learned temperature starts at text.temperature (see Loss.initial_scalars) and is no option any more.
+        temperature = teacher.temperature if loss is None else 0.0 if loss.learned else text.temperature
         return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, temperature)
 
     def __call__(
@@ -77,7 +78,7 @@ class Objective(NamedTuple):
         return total * (len(self.labelled) / sum(self.labelled))
 
     def _alignment(self, outputs: Outputs, labels: Tensor, text: Tensor | None, teacher: Tensor | None) -> Tensor:
-        if not self.loss:
+        if self.loss is None:
             assert teacher is not None
             return distillation(outputs.logits.float(), teacher, self.temperature) * self._part(len(teacher))
         assert outputs.text is not None and text is not None
@@ -89,9 +90,9 @@ class Objective(NamedTuple):
         means, variances = self.statistics or (None, None)
         known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
         scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-        needs = [known[name] for name in NEEDS.get(self.loss, ())]
+        needs = [known[name] for name in self.loss.needs]
         options = {"temperature": self.temperature} if self.temperature else {}
-        return ALIGNMENT_LOSSES[self.loss](pred, text, *scalars, *needs, **options) * part
+        return self.loss(pred, text, *scalars, *needs, **options) * part
 
     def _part(self, rows: int) -> float:
         """What a worker's mean counts, so that the mean over workers is that over images."""

@@ -1,5 +1,7 @@
 """How several workers share a model: each holds all of it (DDP), or a part (FSDP2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -46,9 +48,10 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
     return [block for part in found for block in part if any(True for _ in block.parameters())]
 
 
-def sync_gradients(net: nn.Module, value: bool) -> None:
-    """Whether the next backward passes exchange gradients; those of all but the last part of a batch need not."""
-    if isinstance(net, DistributedDataParallel):
-        net.require_backward_grad_sync = value  # what DDP.no_sync() sets
-    elif isinstance(net, FSDPModule):
+@contextmanager
+def gradients_exchanged(net: nn.Module, value: bool) -> Iterator[None]:
+    """Whether passes inside exchange gradients between workers; those of all but the last part of a batch need not."""
+    if isinstance(net, FSDPModule):
         net.set_requires_gradient_sync(value)
+    with net.no_sync() if isinstance(net, DistributedDataParallel) and not value else nullcontext():
+        yield

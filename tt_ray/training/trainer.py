@@ -3,218 +3,70 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
 
 from tt_ray.config import Config
-from tt_ray.data.augment import normalize
-from tt_ray.data.device_targets import hold_targets
 from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
-from tt_ray.data.mixing import build_mixing
 from tt_ray.data.prepare import Data
-from tt_ray.data.sampling import train_order
-from tt_ray.io.checkpoint_folder import checkpoint_name, step_of
+from tt_ray.io.checkpoint_folder import checkpoint_name
 from tt_ray.io.files import new_file
 from tt_ray.io.storage import Storage
-from tt_ray.losses import NEEDS
-from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mixed_precision
 from tt_ray.models.export import write_export
-from tt_ray.models.teacher import Teacher, load_teacher
-from tt_ray.schedules import build_schedule
-from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
 from tt_ray.terminal.progress import Standing
-from tt_ray.training.checkpoint import Position, load_checkpoint, snapshot
-from tt_ray.training.checkpoint_manager import Keeper
-from tt_ray.training.class_statistics import class_statistics
+from tt_ray.training.async_validation import AsyncValidations
+from tt_ray.training.checkpoint import Position, load_checkpoint, not_finite, snapshot
+from tt_ray.training.checkpoint_manager import CheckpointManager
 from tt_ray.training.collectives import sum_over_workers
 from tt_ray.training.context import REQUESTS, Context
-from tt_ray.training.interrupts import Lookout
-from tt_ray.training.metrics_log import Logbook
-from tt_ray.training.objective import Objective
-from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients, learning_rate
-from tt_ray.training.parallelism import distribute, place, sync_gradients
-from tt_ray.training.recorder import Read, Recorder, timed
-from tt_ray.training.validation import validate, validate_checkpoint
+from tt_ray.training.interrupts import Interrupts
+from tt_ray.training.metrics_log import MetricsLog, Reading, StepMetrics, timed
+from tt_ray.training.optim import learning_rate
+from tt_ray.training.step import Learner
+from tt_ray.training.validation import validate
 from tt_ray.training.weight_average import average_note
-
-_STEP_SEED = 6
-Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
 
 
 def train(config: Config, data: Data, context: Context, until: int = 0) -> dict[str, Any]:
-    """Trains from the newest intact checkpoint in the run folder, or from the start, to the end.
+    """Trains to the end from the newest intact checkpoint in the run folder, or from the start.
 
-    Returns what result.json holds. Worker 0 writes metrics, checkpoints, the export and, last of all, result.json.
-    With `until`, raises Interrupted("until") once that many epochs are done and more are to come.
-    Raises NonFiniteLoss, and UserError when a checkpoint cannot be written or does not fit the configuration.
+    Worker 0 writes metrics, checkpoints, the export and, last of all, result.json.
+
+    Args:
+        config: The run.
+        data: Both splits and the text targets.
+        context: The runner.
+        until: Stop after so many epochs, where more are to come; 0 trains to the end.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        Interrupted: A runner has asked for it, or `until` epochs are done; there is a checkpoint.
+        NonFiniteLoss: A loss, gradient or weight is infinite or NaN.
+        UserError: A checkpoint cannot be written, or does not fit the configuration.
     """
     return Trainer(config, data, context, until).run()
 
 
-class Trainer:
-    """State of one worker's training."""
+class Trainer(Learner):
+    """One worker's run: its steps, and what happens between them."""
 
     def __init__(self, config: Config, data: Data, context: Context, until: int = 0) -> None:
-        self.config, self.data, self.context = config, data, context
-        device = context.device
-        self.order = train_order(config, len(data.train), context.rank, context.world, data.train.labels)
+        super().__init__(config, data, context)
         self.steps = config.train.epochs * self.order.steps_per_epoch
         self.stop = min(until * self.order.steps_per_epoch or self.steps, self.steps)
-        self.teacher, dim = self._load_teacher()
-        self.model = build_model(config, len(data.train.classes), dim)
-        self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
-        self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
-        if config.train.compile:
-            self.model.compile_backbone()
-        self.net = distribute(self.model, config.run.strategy, device)
-        if self.ema is not None:
-            place(cast(TaughtClassifier, self.ema.module), config.run.strategy, device)
-        self.optimizer = build_optimizer(config.optim, self.model)
-        self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-        self.objective = self._build_objective()
-        limit = config.train.max_batch_per_worker or config.train.batch_size
-        self.parts = -(-max(self.order.shares) // limit)
-        self.held_text = hold_targets(data.targets, config.text.on_device, device)
-        self.weight = build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
-        self.mixing = build_mixing(config, len(data.train.classes))
         self.seconds, self.scores, self.warnings = 0.0, dict[str, float](), list[str]()
         self.first_step_at: float | None = None
-        self.recorder = Recorder()
-        self.storage = Storage.open(config.run.storage)
-        self.keeper = Keeper(config.run_dir, self.storage, config.run.keep_checkpoints)
-        self.beside = config.run.async_validation and context.has_others
-        self.validations: list[tuple[dict[str, int], str, Callable[[bool], dict[str, float] | None]]] = []
-
-    def _load_teacher(self) -> tuple[Teacher | None, int]:
-        """The vision teacher, if there is one, and the size of what the text head is to reach."""
-        config, data = self.config, self.data
-        text_dim = data.targets.dim if data.targets else 0
-        if not (config.teaches and config.teacher.model):
-            return None, text_dim
-        teacher, dim = load_teacher(config, data.train, self.context.device)
-        if text_dim and dim != text_dim:
-            raise UserError(
-                f"text.loss {config.text.loss} multiplies the teacher's embedding with that of text, but {dim} and "
-                f"{text_dim} dimensions differ: give a teacher that shares the encoder's space (CLIP's +projection)"
-            )
-        return teacher, text_dim or dim
-
-    def _build_objective(self) -> Objective:
-        order, train, statistics = self.order, self.data.train, None
-        objective = Objective.of(self.config)
-        if self.config.teaches and "means" in NEEDS.get(objective.loss, ()):
-            assert self.data.targets is not None
-            where = (self.context.device, order.rank, order.world)
-            statistics = class_statistics(self.data.targets, train.labels, len(train.classes), *where)
-        return objective._replace(
-            shares=() if len(set(order.shares)) == 1 else order.shares,
-            labelled=() if order.labelled is None else order.labelled_shares,
-            statistics=statistics,
+        self.metrics = StepMetrics()
+        self.checkpoints = CheckpointManager(
+            config.run_dir, Storage.open(config.run.storage), config.run.keep_checkpoints
         )
-
-    # --- a step ---------------------------------------------------------------------------------------------------
-
-    def step(self, batch: Batch, step: int) -> Tensor:
-        """One update; returns the columns STEP_COLUMNS, shape (5,), on the device. Does not wait for the device."""
-        self.scheduler.step_update(step)
-        images, labels, text = self.on_device(batch, step)
-        weight = self.weight(step // self.order.steps_per_epoch)
-        text, teacher = self.ask_teacher(images, text) if weight else (text, None)
-        # All workers in parts, or none: where the model is sharded they meet in each.
-        backward = self._backward_in_parts if self.parts > 1 else self._backward
-        objective = partial(self.objective, labels=labels, text=text, weight=weight, teacher=teacher)
-        parts = backward(images, objective, step)
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), self.config.optim.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.model)
-        return torch.cat([parts, norm.detach().reshape(1)])
-
-    def on_device(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images, normalised, labels and text targets, mixed as configured."""
-        data, device = self.config.data, self.context.device
-        images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
-        images = images.contiguous(memory_format=self.memory_format)
-        labels = batch.labels.to(device, non_blocking=True)
-        text = None if batch.text is None else batch.text.to(device, non_blocking=True)
-        if self.held_text is not None:
-            text = self.held_text[batch.rows]
-        if self.mixing is not None:
-            images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
-        return images, labels, text
-
-    def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the text head is to reach, and what else the objective compares with; the teacher sees mixed images."""
-        if self.teacher is None:
-            return text, None
-        target = torch.cat([self.teacher(chunk) for chunk in images.tensor_split(self.parts)])
-        return (target, None) if text is None and self.model.text_head is not None else (text, target)
-
-    def _backward(self, images: Tensor, objective: Loss, step: int) -> Tensor:
-        self._seed(step, 0)
-        with self.autocast():
-            outputs = self.net(images)
-        loss, parts = objective(outputs)
-        self.scaler.scale(loss).backward()
-        return parts
-
-    def _backward_in_parts(self, images: Tensor, objective: Loss, step: int) -> Tensor:
-        """The same gradient in less memory: contrastive losses need all features, so those come first, without a graph.
-
-        Each part then runs again, with the same random numbers, to carry its share of the gradient back (GradCache,
-        arXiv 2101.06983). Batch-norm statistics see every part twice.
-        """
-        chunks = images.tensor_split(self.parts)
-        pooled: list[Tensor] = []
-        for number, chunk in enumerate(chunks):
-            self._seed(step, number)
-            with torch.no_grad(), self.autocast():
-                pooled.append(self.net(chunk).features)
-        with self.autocast():
-            outputs = self.model.heads(torch.cat(pooled).requires_grad_())
-        loss, parts = objective(outputs)
-        roots = [root for root in (outputs.logits, outputs.text, outputs.scalars) if root is not None]
-        grads = torch.autograd.grad(self.scaler.scale(loss), roots)
-        start = 0
-        for number, chunk in enumerate(chunks):
-            last = number == len(chunks) - 1
-            self._seed(step, number)
-            sync_gradients(self.net, last)
-            with self.autocast():
-                again: Outputs = self.net(chunk)
-            heads = [root for root in (again.logits, again.text) if root is not None]
-            part = [grad[start : start + len(chunk)] for grad in grads[: len(heads)]]
-            if last and again.scalars is not None:
-                heads, part = [*heads, again.scalars], [*part, grads[-1]]
-            torch.autograd.backward(heads, part)
-            start += len(chunk)
-        return parts
-
-    def _seed(self, step: int, part: int) -> None:
-        seed = seed_of(self.config.train.seed, _STEP_SEED, step, self.context.rank, part)
-        # torch.manual_seed seeds every kind of device there is, which takes ten times as long.
-        torch.default_generator.manual_seed(seed)
-        if self.context.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-
-    def autocast(self) -> torch.autocast:
-        """Mixed precision as configured."""
-        return mixed_precision(self.context.device, self.config.train.precision)
-
-    # --- a run ----------------------------------------------------------------------------------------------------
+        self.validations = AsyncValidations(config, context, self.checkpoints, self.order.steps_per_epoch)
 
     def run(self) -> dict[str, Any]:
         """From the newest intact checkpoint to result.json."""
@@ -225,92 +77,112 @@ class Trainer:
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.stop), config.data.num_loaders, pin=cuda)
-        with Logbook(config.run_dir, start) if context.rank == 0 else nullcontext() as book:
-            if book is not None and start and not book.validated(start):
-                self._validate_beside(self.keeper.folder / checkpoint_name(start))
-            self._steps(start, loaded, held_out, book)
+        with MetricsLog(config.run_dir, start) if context.rank == 0 else nullcontext() as log:
+            if log is not None and start and not log.validated(start):
+                # The checkpoint was written, but the command ended before its validation came back.
+                self.validations.start(self.checkpoints.folder / checkpoint_name(start))
+            self._steps(start, loaded, held_out, log)
         return self._finish()
 
-    def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, book: Logbook | None) -> None:
+    def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, log: MetricsLog | None) -> None:
+        """All steps from `start` on. `log` is None on all workers but 0.
+
+        Whatever is decided here is decided alike on all workers, from the step's number or from an exchange: each
+        branch has collectives of its own, and a worker that took another one would wait forever.
+        """
         run, per_epoch = self.config.run, self.order.steps_per_epoch
-        began, lookout = time.perf_counter() - self.seconds, Lookout(self.context, start)
+        began, interrupts = time.perf_counter() - self.seconds, Interrupts(self.context, start)
         self.model.train()
         for step, batch, waited in timed(loaded, start):
-            self.recorder.add(step, self.step(batch, step), waited, self.order.batch_size)
+            self.metrics.add(step, self.step(batch, step), waited, self.order.batch_size)
             self.first_step_at = self.first_step_at or time.time()
             done = step + 1
             self.seconds = time.perf_counter() - began
-            due = done % (run.checkpoint_every or per_epoch) == 0 or done == self.stop or self._due_beside(done)
-            logs = due or done % run.log_every == 0 or done % per_epoch == 0
-            request = self._read(book) if logs or lookout.look(done) else ""
-            if done % per_epoch == 0:
-                self._validate(held_out, done, book)
-            if request or due:
-                self._checkpoint(done, book)
-            if book is not None and book.validated(done):
-                self.context.validated(done // per_epoch, self.scores, self.keeper.wait)
+            ends_epoch = done % per_epoch == 0
+            saves = done % (run.checkpoint_every or per_epoch) == 0 or done == self.stop or self.validations.due(done)
+            # 1. Metrics first: a loss that is not finite must end the run before it is validated or saved.
+            reads = saves or ends_epoch or done % run.log_every == 0 or interrupts.look(done)
+            request = self._read(log) if reads else ""
+            # 2. Then the validation, so that the checkpoint holds its scores and its row is on disk before it.
+            if ends_epoch:
+                self._validate(held_out, done, log)
+            # 3. Then the checkpoint, which a request needs whatever the step.
+            if saves or request:
+                self._checkpoint(done, log)
+            # 4. The runner hears of scores last: it may end the run at once, and waits for the checkpoint if it does.
+            if log is not None and log.validated(done):
+                self.context.validated(done // per_epoch, self.scores, self.checkpoints.wait)
             if request and done < self.steps:
                 self._settle()
                 raise Interrupted(request, done)
         self._settle()
         if self.stop < self.steps:
             raise Interrupted("until", self.stop)
-        self._collect(book, wait=True)
+        self._collect(log, wait=True)
         if not self.scores:  # resumed after the last step, from a checkpoint without a validation
-            self._validate(held_out, self.steps, book)
+            self._validate(held_out, self.steps, log)
 
-    def _read(self, book: Logbook | None) -> str:
-        """Writes rows and shows progress; gives what a runner asks for. Raises NonFiniteLoss, and UserError when a
-        checkpoint could not be written."""
-        requested, problem = self.context.requested(), self.keeper.problem()
-        read = self.recorder.read([*(requested == request for request in REQUESTS), bool(problem)])
-        if read is None:
+    def _read(self, log: MetricsLog | None) -> str:
+        """Writes rows and shows progress.
+
+        Returns:
+            What a runner asks for, the same on all workers; empty where it is nothing.
+
+        Raises:
+            NonFiniteLoss: The loss or the gradient of a step is not finite.
+            UserError: A checkpoint could not be written.
+        """
+        requested, problem = self.context.requested(), self.checkpoints.problem()
+        reading = self.metrics.read([*(requested == request for request in REQUESTS), bool(problem)])
+        if reading is None:
             return ""
-        if bad := read.not_finite(self.scaler.is_enabled()):
-            raise NonFiniteLoss(f"{bad}; {self.keeper.last_good()}")
-        if read.flags[-1]:
-            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.keeper.last_good()}")
-        if book is not None:
-            self._write(book, read)
-        return next((request for request, flag in zip(REQUESTS, read.flags, strict=False) if flag), "")
+        if bad := reading.not_finite(self.scaler.is_enabled()):
+            raise NonFiniteLoss(f"{bad}; {self.checkpoints.last_good()}")
+        if reading.flags[-1]:
+            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.checkpoints.last_good()}")
+        if log is not None:
+            self._write(log, reading)
+        return next((request for request, flag in zip(REQUESTS, reading.flags, strict=False) if flag), "")
 
-    def _write(self, book: Logbook, read: Read) -> None:
+    def _write(self, log: MetricsLog, reading: Reading) -> None:
         per_epoch, rows = self.order.steps_per_epoch, list[dict[str, float]]()
-        for step, row in enumerate(read.rows, read.first):
+        for step, row in enumerate(reading.rows, reading.first):
             row = {"step": step, "epoch": step // per_epoch, "text_weight": self.weight(step // per_epoch)} | row
             rows.append({key: value for key, value in row.items() if math.isfinite(value)})
-        rate = read.images_per_s
+        rate = reading.images_per_s
         rows[-1] |= {"lr": learning_rate(self.optimizer), "images_per_s": rate}
-        rows[-1] |= {"data_wait_share": read.data_wait_share, "workers": self.context.world}
-        book.steps(rows)
-        done = read.first + len(rows)
+        rows[-1] |= {"data_wait_share": reading.data_wait_share, "workers": self.context.world}
+        log.steps(rows)
+        done = reading.first + len(rows)
         eta = (self.steps - done) * self.order.batch_size / rate
         top1 = self.scores.get("top1")
         self.context.progress(Standing(done, self.steps, done // per_epoch, rate, eta, rows[-1]["loss"], top1))
-        self._collect(book)
+        self._collect(log)
 
-    def _validate(self, held_out: EvalBatches, done: int, book: Logbook | None) -> None:
+    def _validate(self, held_out: EvalBatches, done: int, log: MetricsLog | None) -> None:
         epoch, last = done // self.order.steps_per_epoch, done == self.steps
-        if (epoch % self.config.train.eval_every or self.beside) and not last:
+        if (epoch % self.config.train.eval_every or self.validations.on) and not last:
             return
         start = time.perf_counter()
         model = self.model if self.ema is None else self.ema.module
         self.scores = validate(model, held_out, self.config, self.context.device, self.autocast())
         if last and not math.isfinite(self.scores["val_loss"]):
-            raise NonFiniteLoss(f"the validation loss is not finite after step {done - 1}; {self.keeper.last_good()}")
-        if book is not None:
-            book.validation({"step": done, "epoch": epoch, **self.scores})
-        self.recorder.watch.skip(time.perf_counter() - start)
+            good = self.checkpoints.last_good()
+            raise NonFiniteLoss(f"the validation loss is not finite after step {done - 1}; {good}")
+        if log is not None:
+            log.validation({"step": done, "epoch": epoch, **self.scores})
+        self.metrics.watch.skip(time.perf_counter() - start)
 
-    def _checkpoint(self, done: int, book: Logbook | None) -> None:
-        """Copies the state; worker 0 writes it while training goes on, and validates it elsewhere if it should."""
-        self.keeper.wait()
+    def _checkpoint(self, done: int, log: MetricsLog | None) -> None:
+        """Copies the state; worker 0 writes it while training continues, and has it validated if that is due."""
+        self.checkpoints.wait()  # one copy of the state in memory at a time
+        if bad := not_finite(self.model, self.ema and self.ema.module):  # the last update may have overflowed
+            good = self.checkpoints.last_good()
+            raise NonFiniteLoss(f"weights ({bad}) are not finite after step {done - 1}; {good}")
         state = snapshot(self.model, self.optimizer, self.ema and self.ema.module)
-        if bad := state.not_finite():  # the last update may have overflowed, by a learning rate without measure
-            raise NonFiniteLoss(f"weights ({bad}) are not finite after step {done - 1}; {self.keeper.last_good()}")
-        if book is None:
+        if log is None:
             return
-        book.flush()
+        log.flush()  # the checkpoint must not know of steps whose rows are still in memory
         position = Position(done, done // self.order.steps_per_epoch, done * self.order.batch_size)
         extra = {
             "seconds": self.seconds,
@@ -318,49 +190,30 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "classes": self.data.train.classes,
         }
-        self.keeper.save(position, state, extra, self._validate_beside)
+        self.checkpoints.save(position, state, extra, self.validations.start)
 
-    def _due_beside(self, done: int) -> bool:
-        """Whether the state after `done` steps is to be validated elsewhere, which takes a checkpoint of it."""
-        epoch, rest = divmod(done, self.order.steps_per_epoch)
-        return self.beside and not rest and epoch % self.config.train.eval_every == 0 and done != self.steps
-
-    def _validate_beside(self, checkpoint: Path) -> None:
-        """Called by the keeper's thread when a checkpoint is complete."""
-        step = step_of(checkpoint)
-        if not self._due_beside(step):
+    def _collect(self, log: MetricsLog | None, wait: bool = False) -> None:
+        """Takes over what validations elsewhere have found so far."""
+        if log is None:
             return
-        epoch = step // self.order.steps_per_epoch
-        self.keeper.in_use.add(checkpoint.name)
-        answer = self.context.beside(validate_checkpoint, self.config.to_dict(), str(checkpoint))
-        self.validations.append(({"step": step, "epoch": epoch}, checkpoint.name, answer))
-
-    def _collect(self, book: Logbook | None, wait: bool = False) -> None:
-        """Writes down the validations that have come back; one that failed is no reason to end the training."""
-        while self.validations and book is not None:
-            where, name, answer = self.validations[0]
-            try:
-                scores = answer(wait)
-            except Exception as error:
-                scores = {}
-                self.warnings.append(f"validation after step {where['step']} failed: {type(error).__name__}")
-            if scores is None:
-                return
-            self.validations.pop(0)
-            self.keeper.in_use.discard(name)
-            if scores:
-                self.scores = self.scores if wait else scores
-                book.validation({**where, **scores})
+        scores, warnings = self.validations.collect(log, wait)
+        self.warnings += warnings
+        # At the end the scores are those of the last step, which this worker has validated itself.
+        self.scores = self.scores if wait else scores or self.scores
 
     def _settle(self) -> None:
-        """Waits for the last checkpoint; raises UserError on all workers when it could not be written."""
-        self.keeper.wait()
-        problem = self.keeper.problem()
+        """Waits for the last checkpoint.
+
+        Raises:
+            UserError: It could not be written; on all workers.
+        """
+        self.checkpoints.wait()
+        problem = self.checkpoints.problem()
         if sum_over_workers(torch.tensor(float(bool(problem)), device=self.context.device)):
-            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.keeper.last_good()}")
+            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.checkpoints.last_good()}")
 
     def _restore(self) -> int:
-        path, problems = self.keeper.agree(self.context.rank, self.context.device)
+        path, problems = self.checkpoints.agree(self.context.rank, self.context.device)
         self.warnings += [f"{problem}; went on from {path.name if path else 'the start'}" for problem in problems]
         if path is None:
             return 0
@@ -382,12 +235,12 @@ class Trainer:
         }
         if self.context.rank == 0:
             run_dir = config.run_dir
-            path, _ = self.keeper.newest()
+            path, _ = self.checkpoints.newest()
             assert path is not None, "the last checkpoint has been written"
             write_export(path, run_dir / "export")
-            # Last: its presence says that everything else is there.
             with new_file(run_dir / "result.json") as partial:
                 partial.write_text(json.dumps(result, indent=2))
+            # result.json last here too: who finds it in the storage finds the rest.
             for name in ("export", "metrics.jsonl", "tensorboard", "result.json"):
-                self.keeper.push(run_dir / name)
+                self.checkpoints.push(run_dir / name)
         return result

@@ -1,0 +1,179 @@
+"""One training step on one worker: a batch in, the gradient of the objective, one update of the weights."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
+
+from tt_ray.config import Config
+from tt_ray.data.augment import normalize
+from tt_ray.data.loader import Batch
+from tt_ray.data.mixing import build_mixing
+from tt_ray.data.prepare import Data
+from tt_ray.data.sampling import train_order
+from tt_ray.data.text_targets import hold_targets
+from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mixed_precision
+from tt_ray.models.teacher import Teacher, load_teacher
+from tt_ray.schedules import build_schedule
+from tt_ray.stateless_random import seed_of
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.class_statistics import class_statistics
+from tt_ray.training.context import Context
+from tt_ray.training.objective import Objective
+from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients
+from tt_ray.training.parallelism import distribute, gradients_exchanged, place
+
+_STEP_SEED = 6
+Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
+
+
+class Learner:
+    """The model of one worker, and all that an update of it needs."""
+
+    def __init__(self, config: Config, data: Data, context: Context) -> None:
+        self.config, self.data, self.context = config, data, context
+        device = context.device
+        self.order = train_order(config, len(data.train), context.rank, context.world, data.train.labels)
+        self.teacher, dim = self._load_teacher()
+        self.model = build_model(config, len(data.train.classes), dim)
+        self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        # The average copies the model before it is compiled, sharded or wrapped: it is only validated and exported.
+        self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
+        if config.train.compile:
+            self.model.compile_backbone()
+        self.net = distribute(self.model, config.run.strategy, device)
+        if self.ema is not None:
+            place(cast(TaughtClassifier, self.ema.module), config.run.strategy, device)
+        # After the model is on its device, or sharded: the optimiser must hold the parameters that training updates.
+        self.optimizer = build_optimizer(config.optim, self.model)
+        self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.objective = self._build_objective()
+        limit = config.train.max_batch_per_worker or config.train.batch_size
+        self.parts = -(-max(self.order.shares) // limit)
+        self.held_text = hold_targets(data.targets, config.text.on_device, device)
+        self.weight = build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
+        self.mixing = build_mixing(config, len(data.train.classes))
+
+    def _load_teacher(self) -> tuple[Teacher | None, int]:
+        """The vision teacher, if there is one, and the size of the text head's targets."""
+        config, data = self.config, self.data
+        text_dim = data.targets.dim if data.targets else 0
+        if not (config.teaches and config.teacher.model):
+            return None, text_dim
+        teacher, dim = load_teacher(config, data.train, self.context.device)
+        if text_dim and dim != text_dim:
+            raise UserError(
+                f"text.loss {config.text.loss} multiplies the teacher's embedding with that of text, but {dim} and "
+                f"{text_dim} dimensions differ: give a teacher that shares the encoder's space (CLIP's +projection)"
+            )
+        return teacher, text_dim or dim
+
+    def _build_objective(self) -> Objective:
+        order, train, statistics = self.order, self.data.train, None
+        objective = Objective.of(self.config)
+        if self.config.teaches and objective.loss is not None and "means" in objective.loss.needs:
+            assert self.data.targets is not None
+            where = (self.context.device, order.rank, order.world)
+            statistics = class_statistics(self.data.targets, train.labels, len(train.classes), *where)
+        return objective._replace(
+            shares=() if len(set(order.shares)) == 1 else order.shares,
+            labelled=() if order.labelled is None else order.labelled_shares,
+            statistics=statistics,
+        )
+
+    def step(self, batch: Batch, step: int) -> Tensor:
+        """One update; returns the columns STEP_COLUMNS, shape (5,), on the device. Does not wait for the device."""
+        self.scheduler.step_update(step)  # the rate is a function of the step, so a resumed run has the same
+        images, labels, text = self.on_device(batch, step)
+        weight = self.weight(step // self.order.steps_per_epoch)
+        text, teacher = self.ask_teacher(images, text) if weight else (text, None)
+        # All workers in parts, or none: where the model is sharded they wait for one another in each.
+        backward = self._backward_in_parts if self.parts > 1 else self._backward
+        objective = partial(self.objective, labels=labels, text=text, weight=weight, teacher=teacher)
+        parts = backward(images, objective, step)
+        # Unscaled before they are clipped: the limit is meant for the gradients themselves.
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.model.parameters(), self.config.optim.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return torch.cat([parts, norm.detach().reshape(1)])
+
+    def on_device(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, normalised, labels and text targets, mixed as configured."""
+        data, device = self.config.data, self.context.device
+        images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
+        images = images.contiguous(memory_format=self.memory_format)
+        labels = batch.labels.to(device, non_blocking=True)
+        text = None if batch.text is None else batch.text.to(device, non_blocking=True)
+        if self.held_text is not None:
+            text = self.held_text[batch.rows]
+        if self.mixing is not None:
+            images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
+        return images, labels, text
+
+    def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the text head is to reach, and what else the objective compares with; the teacher sees mixed images."""
+        if self.teacher is None:
+            return text, None
+        target = torch.cat([self.teacher(chunk) for chunk in images.tensor_split(self.parts)])
+        return (target, None) if text is None and self.model.text_head is not None else (text, target)
+
+    def _backward(self, images: Tensor, objective: Loss, step: int) -> Tensor:
+        self._seed(step, 0)
+        with self.autocast():
+            outputs = self.net(images)
+        loss, parts = objective(outputs)
+        self.scaler.scale(loss).backward()
+        return parts
+
+    def _backward_in_parts(self, images: Tensor, objective: Loss, step: int) -> Tensor:
+        """The same gradient in less memory: contrastive losses need all features, so those come first, without a graph.
+
+        Each part then runs again, with the same random numbers, to carry its share of the gradient back (GradCache,
+        arXiv 2101.06983). Batch-norm statistics see every part twice.
+        """
+        chunks = images.tensor_split(self.parts)
+        pooled: list[Tensor] = []
+        for number, chunk in enumerate(chunks):
+            self._seed(step, number)
+            with torch.no_grad(), self.autocast():
+                pooled.append(self.net(chunk).features)
+        with self.autocast():
+            outputs = self.model.heads(torch.cat(pooled).requires_grad_())
+        loss, parts = objective(outputs)
+        roots = [root for root in (outputs.logits, outputs.text, outputs.scalars) if root is not None]
+        grads = torch.autograd.grad(self.scaler.scale(loss), roots)
+        start = 0
+        for number, chunk in enumerate(chunks):
+            last = number == len(chunks) - 1
+            self._seed(step, number)  # as in the first pass: dropout must leave out the same units
+            # DDP decides in the forward pass whether the backward pass exchanges gradients, so both are inside.
+            with gradients_exchanged(self.net, last):
+                with self.autocast():
+                    again: Outputs = self.net(chunk)
+                heads = [root for root in (again.logits, again.text) if root is not None]
+                part = [grad[start : start + len(chunk)] for grad in grads[: len(heads)]]
+                if last and again.scalars is not None:
+                    heads, part = [*heads, again.scalars], [*part, grads[-1]]
+                torch.autograd.backward(heads, part)
+            start += len(chunk)
+        return parts
+
+    def _seed(self, step: int, part: int) -> None:
+        seed = seed_of(self.config.train.seed, _STEP_SEED, step, self.context.rank, part)
+        # torch.manual_seed seeds every kind of device there is, which takes ten times as long.
+        torch.default_generator.manual_seed(seed)
+        if self.context.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as configured."""
+        return mixed_precision(self.context.device, self.config.train.precision)
