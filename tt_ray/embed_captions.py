@@ -71,8 +71,8 @@ class CaptionEncoder:
         if len(wrong) and not self._skip:
             raise UserError(
                 f"text encoder {self._encoder.name} returns embeddings that are not finite as float16 for "
-                f"{len(wrong)} of {len(items)} captions, such as {items[wrong[0]][:80]!r}: choose another --encoder, or leave "
-                "them out with --on_bad_embedding skip, which keeps what is done"
+                f"{len(wrong)} of {len(items)} captions, such as {items[wrong[0]][:80]!r}: choose another --encoder, "
+                "or leave them out with --on_bad_embedding skip, which keeps what is done"
             )
         content = io.BytesIO()
         np.savez(content, embeddings=halves, truncated=self._encoder.truncated - before)
