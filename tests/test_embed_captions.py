@@ -309,7 +309,7 @@ def test_embeddings_that_are_not_finite(tmp_path: Path, encoder: str, no_ray: No
     given = arguments(tmp_path, str(copy))
     _spoil(copy)
     with pytest.raises(
-        UserError, match=r"not finite as float16 to \d+ of 16 captions, such as '.*dog.*': give another"
+        UserError, match=r"not finite as float16 for \d+ of 16 captions, such as '.*dog.*': choose another"
     ):
         embed(given, Recorder())
     assert not given.out.exists() and not list(unfinished(given).glob("*.shard"))
