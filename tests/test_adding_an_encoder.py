@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import transformers
 
 from tests.text.test_encoder import SMALL, save_encoder
 from tests.toy import run_toy, toy_config
@@ -19,6 +18,7 @@ from tt_ray.text import families, pooling
 from tt_ray.text.encoder import load_text_encoder
 from tt_ray.text.families import Family
 
+transformers: Any = pytest.importorskip("transformers")
 CAPTIONS = ["a dog", "a red cat sits", "dog"]
 
 

@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, root: Path, captioner: str, no_ray
     with pytest.raises(UserError, match=r"was begun with other prompt \(, now a red\)"):
         caption(other, Recorder())
     caption(given, display)
-    assert display.said == [f"going on with {unfinished}: 1 of 3 shards are there"]
+    assert display.said == [f"continuing {unfinished}: 1 of 3 shards are there"]
     assert display.shown == [("images captioned", 4, 6), ("images captioned", 6, 6)]
     assert given.out.read_bytes() == (tmp_path / "whole").read_bytes()
 
@@ -199,8 +199,8 @@ def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give either a captioner with --model, or --template"),
-        (["--model", "./none", "--template", "a {label}"], "give either a captioner with --model, or --template"),
+        ([], "choose either a captioner with --model, or --template"),
+        (["--model", "./none", "--template", "a {label}"], "choose either a captioner with --model, or --template"),
         (["--model", "./none"], "no such folder"),
         (["--template", "a photo"], "has no {label}"),
         (["--template", "a {colour} {label}"], "has {colour}, which stands for nothing"),
@@ -208,7 +208,7 @@ def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
         (["--template", "a {label}", "--data.train_split", "val"], "--data.train_split"),
         (["--model", "x", "--max_tokens", "0"], "--max_tokens 0"),
         (["--model", "x", "--batch_size", "0"], "--batch_size is 0"),
-        (["--template", "a {label}", "--out", "captions.csv"], "give one that ends in .parquet"),
+        (["--template", "a {label}", "--out", "captions.csv"], "choose one that ends in .parquet"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

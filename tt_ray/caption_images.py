@@ -40,7 +40,7 @@ Read = Callable[[int], Image.Image]
 
 @dataclass(frozen=True)
 class Images:
-    """Where the images are; fields mean what they mean in a training's configuration."""
+    """Where the images are; the fields are those of the same names in a training's configuration."""
 
     source: str = "imagefolder"
     """imagefolder (split folders), datasets (Parquet, Arrow or hub data sets), torchvision, or MODULE:NAME."""
@@ -60,13 +60,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Images -> caption table for --text.captions. Killed, the same command goes on where it stopped."""
+    """Images -> caption table for --text.captions. Killed, the same command continues where it stopped."""
 
     out: Path
-    """New caption table, Parquet. <out>.unfinished beside it keeps what is done until all is."""
+    """New caption table, Parquet. <out>.unfinished next to it keeps what is done until all is."""
     data: Images = field(default_factory=Images)
     template: str = ""
-    """Captions without a model: the class name goes where {label} stands, as in "a photo of a {label}"."""
+    """Captions without a model: the class name replaces {label}, as in "a photo of a {label}"."""
     class_names: Path | None = None
     """Names of classes for --template where folders are called otherwise, as ImageNet's: a JSON object {class: name}, a
     CSV of class,name, or LOC_synset_mapping.txt."""
@@ -77,7 +77,7 @@ class Arguments:
 
 
 class ImageCaptioner:
-    """Captions a shard's images; its answer is a JSON list of [caption, problem], one of them empty."""
+    """Captions a shard's images; returns a JSON list of [caption, problem], one of them empty."""
 
     def __init__(self, options: CaptionerOptions, batch_size: int, read: Read, pool: Pool) -> None:
         self._captioner = load_captioner(options, device=pool.device)
@@ -127,23 +127,23 @@ def _try(read: Read, row: int) -> Image.Image | str:
 
 
 def caption(given: Arguments, display: Display) -> str:
-    """Makes the table; returns a sentence for the user. Raises UserError on anything wrong with what was given."""
+    """Makes the table and returns a sentence for the user; raises UserError when an argument cannot be used."""
     out, options = given.out.expanduser().absolute(), given.captioner
     if bool(options.model) == bool(given.template):
-        raise UserError("give either a captioner with --model, or --template for captions made of class names")
+        raise UserError("choose either a captioner with --model, or --template for captions made of class names")
     if out.suffix.lower() in _OTHER_FORMATS:
-        raise UserError(f"--out {given.out} would be Parquet under another name: give one that ends in .parquet")
+        raise UserError(f"--out {given.out} would be Parquet under another name: choose one that ends in .parquet")
     config = DataConfig(**asdict(given.data))
     if given.template:
         if out.exists():
-            raise UserError(f"{out} exists already: delete it or give another --out")
+            raise UserError(f"{out} exists already: delete it or choose another --out")
         table = class_captions(config, given.template, given.class_names, display.notes)
         with disk_problems(out):
             write_captions(table, out)
         return f"caption table {out}: {len(table)} images"
     options.check()
     if given.batch_size < 1:
-        raise UserError(f"--batch_size is {given.batch_size}: give at least 1")
+        raise UserError(f"--batch_size is {given.batch_size}, but must be at least 1")
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
     ids, read, left_out = open_unlabelled(config, "train")
     display.notes(left_out)
@@ -153,13 +153,13 @@ def caption(given: Arguments, display: Display) -> str:
     if out.exists():
         about = made_of(out) or {}
         if about != about | work | asdict(options) | {"revision": revision_of(captioner)}:
-            raise UserError(f"{out} exists already, made of something else: delete it or give another --out")
+            raise UserError(f"{out} exists already, made of something else: delete it or choose another --out")
         shutil.rmtree(folder, ignore_errors=True)  # killed between the last two steps
         return f"caption table {out} is complete: there is nothing to do"
     with open_shards(folder, work, len(items)) as shards:
         if shards.about:
             shards.check(shards.about | asdict(options))
-            display.say(f"going on with {shards.folder}: {shards.done} of {shards.count} shards are there")
+            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are there")
         make = partial(ImageCaptioner, options, given.batch_size, read)
         do_missing(shards, items, make, given.pool, display, "images captioned")
         sentence = _write(shards, out, ids)
@@ -172,8 +172,8 @@ def class_captions(
 ) -> CaptionTable:
     """Captions that name each training image's class, as `name_classes` does with the table `names`.
 
-    `say` is called with what was found with the images but is not used. Raises UserError as that does, when the
-    template has no place for the name, or one for anything else, or when the images have no labels.
+    `say` is called with sentences on what was found with the images but is not used. Raises UserError as `name_classes`
+    does, when the template has no place for the name, or one for anything else, or when the images have no labels.
     """
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
@@ -211,7 +211,7 @@ def _write(shards: Shards, out: Path, ids: pa.StringArray) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.caption_images")
     what = f"caption table {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):

@@ -20,9 +20,17 @@ from tt_ray.text.image_ids import match_ids, read_ids
 
 
 def rename_images(table: CaptionTable, ids: pa.StringArray) -> tuple[CaptionTable, list[str]]:
-    """The captions of `ids`, met as a whole or by file name, under these ids; and what was left over.
+    """Puts the captions of images under these images' ids.
 
-    Raises UserError when a file name is that of several images, or no caption is one of these images'.
+    Args:
+        table: Captions, by whole image id or by file name alone.
+        ids: Image ids.
+
+    Returns:
+        The captions that belong to one of `ids`, and sentences on what was left over.
+
+    Raises:
+        UserError: A file name is that of several images, or no caption belongs to one of these images.
     """
     names = table.ids.unique()
     rows = match_ids(ids, names)
@@ -51,7 +59,7 @@ class Arguments:
     out: Path
     """Parquet file to write; must not exist."""
     ids: Path | None = None
-    """A split's folder of images, or a table with image_id: captions get these ids, by file name if need be."""
+    """A split's folder of images, or a table with image_id: captions get these ids, matched by file name if need be."""
     several: bool = False
     """Keep different captions of one image (their embeddings are averaged) instead of the first alone."""
     strict: bool = False
@@ -59,7 +67,7 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.convert_captions")
     with one_writer(beside(given.out), f"caption table {given.out}"):
         _convert(given)
@@ -67,7 +75,7 @@ def main(arguments: list[str]) -> None:
 
 def _convert(given: Arguments) -> None:
     if given.out.exists():
-        raise UserError(f"{given.out} exists: give another --out")
+        raise UserError(f"{given.out} exists: choose another --out")
     table, notes = read_captions(given.table, given.strict, given.several), []
     if given.ids is not None:
         table, notes = rename_images(table, read_ids(given.ids))

@@ -33,12 +33,12 @@ _DIGEST = "captions_sha256"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Caption table -> embedding store for --text.embeddings. Killed, the same command goes on where it stopped."""
+    """Caption table -> embedding store for --text.embeddings. Killed, the same command continues where it stopped."""
 
     captions: tyro.conf.Positional[Path]
     """Caption table: Parquet, CSV, TSV or JSONL with image_id and caption, or a folder of official CSV shards."""
     out: Path
-    """Folder of the new embedding store. <out>.unfinished beside it keeps what is done until all is."""
+    """Folder of the new embedding store. <out>.unfinished next to it keeps what is done until all is."""
     encoder: str = MINILM
     """Text encoder: a Hugging Face id or a local folder."""
     strict: bool = False
@@ -46,8 +46,8 @@ class Arguments:
     average: bool = False
     """Average the embeddings of an image's different captions; otherwise only the first one counts."""
     on_bad_embedding: Literal["stop", "skip"] = "stop"
-    """What to do where the encoder gives NaN or infinity: stop, or leave such captions out and list them in
-    <out>.skipped.tsv. What is done already is kept either way."""
+    """Where the encoder returns NaN or infinity: stop, or leave such captions out and list them in <out>.skipped.tsv.
+    Finished work is kept either way."""
     batch_size: int = 0
     """Captions in one forward pass; lower it when an actor runs out of memory. 0 takes 1,024 tokens on
     CPUs, 256 captions on GPUs."""
@@ -55,7 +55,7 @@ class Arguments:
 
 
 class CaptionEncoder:
-    """Encodes a shard's captions; its answer is an .npz of embeddings and of the number of captions cut off."""
+    """Encodes a shard's captions; returns an .npz of embeddings and of the number of captions cut off."""
 
     def __init__(self, name: str, batch_size: int, skip: bool, pool: Pool) -> None:
         self._encoder, self._batch_size, self._skip = load_text_encoder(name, device=pool.device), batch_size, skip
@@ -70,9 +70,9 @@ class CaptionEncoder:
         wrong = np.flatnonzero(~np.isfinite(halves).all(1))
         if len(wrong) and not self._skip:
             raise UserError(
-                f"text encoder {self._encoder.name} gives embeddings that are not finite as float16 to {len(wrong)} of "
-                f"{len(items)} captions, such as {items[wrong[0]][:80]!r}: give another --encoder, or leave "
-                "them out with --on_bad_embedding skip, which keeps what is done"
+                f"text encoder {self._encoder.name} returns embeddings that are not finite as float16 for "
+                f"{len(wrong)} of {len(items)} captions, such as {items[wrong[0]][:80]!r}: choose another --encoder, "
+                "or leave them out with --on_bad_embedding skip, which keeps what is done"
             )
         content = io.BytesIO()
         np.savez(content, embeddings=halves, truncated=self._encoder.truncated - before)
@@ -80,10 +80,10 @@ class CaptionEncoder:
 
 
 def embed(given: Arguments, display: Display) -> str:
-    """Makes the store; returns a sentence for the user. Raises UserError on anything wrong with what was given."""
+    """Makes the store and returns a sentence for the user; raises UserError when an argument cannot be used."""
     out = given.out.expanduser().absolute()
     if given.batch_size < 0:
-        raise UserError(f"--batch_size is {given.batch_size}: give at least 0")
+        raise UserError(f"--batch_size is {given.batch_size}, but must be at least 0")
     encoder = find_encoder(given.encoder)  # a wrong name costs no start of Ray
     table = read_captions(given.captions, strict=given.strict, several=given.average)
     if table.problems:
@@ -100,7 +100,7 @@ def embed(given: Arguments, display: Display) -> str:
     with open_shards(folder, work, len(items)) as shards:
         if shards.about:
             shards.check(shards.about | {"id": given.encoder, "revision": revision_of(encoder)})
-            display.say(f"going on with {folder}: {shards.done} of {shards.count} shards are there")
+            display.say(f"continuing {folder}: {shards.done} of {shards.count} shards are there")
         skip = given.on_bad_embedding == "skip"
         make = partial(CaptionEncoder, given.encoder, given.batch_size, skip)
         do_missing(shards, items, make, given.pool, display, "captions embedded")
@@ -127,7 +127,7 @@ def _list_skipped(out: Path, table: CaptionTable, distinct: pa.DictionaryArray, 
     listed = out.with_name(f"{out.name}.skipped.tsv")
     rows = np.flatnonzero(bad[distinct.indices.to_numpy()])
     if len(rows) == len(table):
-        raise UserError(f"none of {len(table)} captions has a finite embedding: give another --encoder")
+        raise UserError(f"none of {len(table)} captions has a finite embedding: choose another --encoder")
     lines = (f"{table.ids[row]}\t{' '.join(str(table.captions[row]).split())}\n" for row in rows.tolist())
     with disk_problems(listed):
         listed.unlink(missing_ok=True)
@@ -175,11 +175,11 @@ def _must_be_this(out: Path, name: str, encoder: Path, table: CaptionTable) -> N
     about = open_store(out, verify=True).manifest["encoder"] if out.is_dir() else {}
     same = (about.get("id"), about.get(_DIGEST)) == (name, digest_of(table.ids, table.captions))
     if not same or about["revision"] != revision_of(encoder):
-        raise UserError(f"{out} exists already, made of something else: delete it or give another --out")
+        raise UserError(f"{out} exists already, made of something else: delete it or choose another --out")
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
     given = read_arguments(Arguments, arguments, "python -m tt_ray.embed_captions")
     what = f"embedding store {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):

@@ -522,7 +522,7 @@ def test_minilm_equals_sentence_transformers(minilm: Path) -> None:
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     config = transformers.BertConfig(**{**SMALL, "vocab_size": len(WORDS) - 1}, max_position_embeddings=16)
     save_encoder(transformers.BertModel(config), tmp_path)
-    message = "tokenizer of 10 tokens, with ids up to 9, but a model of 9 embedding rows: give the folder"
+    message = "tokenizer of 10 tokens, with ids up to 9, but a model of 9 embedding rows: put the tokenizer"
     with pytest.raises(UserError, match=message):
         load_text_encoder(str(tmp_path))
 

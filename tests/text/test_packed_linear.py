@@ -5,7 +5,8 @@ import torch
 import transformers
 from torch import nn
 
-from tt_ray.text.packed_linear import PACKED_FAMILIES, PackedLinear, pack_linears
+from tt_ray.text.families import FAMILIES
+from tt_ray.text.packed_linear import PackedLinear, pack_linears
 
 SIZES = {
     **dict.fromkeys(("hidden_size", "dim", "intermediate_size", "hidden_dim"), 16),
@@ -36,7 +37,7 @@ def test_layers_are_packed_at_any_depth_and_keep_nothing_of_the_old_weights() ->
     assert set(dict(model.named_parameters())) == {"2.weight", "2.bias"}
 
 
-@pytest.mark.parametrize("family", PACKED_FAMILIES)
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.packed])
 def test_families_give_the_same_states(family: str) -> None:
     config = transformers.AutoConfig.for_model("clip_text_model" if family == "clip" else family, **SIZES)
     model = transformers.AutoModel.from_config(config).eval().requires_grad_(False)
@@ -46,3 +47,16 @@ def test_families_give_the_same_states(family: str) -> None:
     pack_linears(model, 8)
     assert any(isinstance(module, PackedLinear) for module in model.modules())
     torch.testing.assert_close(model(**inputs).last_hidden_state, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["_linear_pointwise", "_reorder_linear_weight"])
+def test_torch_has_the_private_operators(name: str) -> None:
+    assert hasattr(torch.ops.mkldnn, name), f"torch.ops.mkldnn.{name} is gone: see tt_ray/text/packed_linear.py"
+
+
+def test_a_torch_without_them_computes_the_same_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, values = nn.Sequential(nn.Linear(8, 4)), torch.randn(5, 8)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    with pytest.warns(UserWarning, match=f"torch {torch.__version__.split('+')[0]}.* packs no weights"):
+        pack_linears(model, 16)
+    assert type(model[0]) is nn.Linear and model(values).shape == (5, 4)

@@ -15,7 +15,7 @@ from tt_ray.text.encoder_files import revision_of
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _ASK = "Describe the image in one sentence."
-# What a family was trained to caption with; others are asked in words.
+# Prompts that families were trained to caption with; others are asked in words.
 _PROMPTS = {
     **dict.fromkeys(("blip", "blip-2", "git", "vision-encoder-decoder"), ""),
     "paligemma": "caption en",
@@ -33,7 +33,7 @@ class CaptionerOptions:
     model: str = ""
     """Captioner: a Hugging Face id or a local folder with safetensors weights."""
     prompt: str = ""
-    """What the captioner is asked, never a part of the caption; empty takes what its family is used to."""
+    """Prompt of the captioner, never a part of the caption; empty takes the one that its family was trained with."""
     max_tokens: int = 40
     """Longest caption, in the captioner's tokens."""
     beams: int = 1
@@ -41,21 +41,21 @@ class CaptionerOptions:
     temperature: float = 0.0
     """0 writes the likeliest words; above it, words are drawn at random."""
     seed: int = 0
-    """Of the random words; the same seed writes the same captions."""
+    """Seed of the random words; the same seed writes the same captions."""
 
     def check(self) -> None:
-        """Raises UserError on what no captioner can do."""
+        """Raises UserError on settings that no captioner can use."""
         if self.max_tokens < 1 or self.beams < 1 or self.temperature < 0:
             raise UserError(
                 f"--max_tokens {self.max_tokens}, --beams {self.beams} and --temperature {self.temperature:g} must be "
                 "at least 1, 1 and 0"
             )
         if self.beams > 1 and self.temperature:
-            raise UserError("give either --beams or --temperature: a search draws nothing at random")
+            raise UserError("choose either --beams or --temperature: a search draws nothing at random")
 
 
 class Captioner:
-    """A frozen captioner; made by `load_captioner`."""
+    """A frozen captioner, as `load_captioner` returns it."""
 
     def __init__(self, options: CaptionerOptions, revision: str, model: Any, processor: Any, tokenizer: Any) -> None:
         self.options = options
@@ -83,7 +83,7 @@ class Captioner:
                 do_sample=hot,
                 **({"temperature": self.options.temperature} if hot else {}),
             )
-        written = self._tokenizer.batch_decode(_behind(tokens, inputs.get("input_ids")), skip_special_tokens=True)
+        written = self._tokenizer.batch_decode(_after(tokens, inputs.get("input_ids")), skip_special_tokens=True)
         return [" ".join(text.split()) for text in written]
 
     def _inputs(self, images: list[Image.Image]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Captioner:
         if not self._prompt or self._family == "git":
             inputs = self._processor(images=images, return_tensors="pt")
             if self._prompt:
-                # GIT goes on behind [CLS] and the prompt; the [SEP] of its tokenizer would end the caption.
+                # GIT continues after [CLS] and the prompt; the [SEP] of its tokenizer would end the caption.
                 ids = self._tokenizer(self._prompt, add_special_tokens=False)["input_ids"]
                 inputs["input_ids"] = torch.tensor([[self._tokenizer.cls_token_id, *ids]] * len(images))
             return inputs
@@ -146,9 +146,9 @@ def load_captioner(options: CaptionerOptions, device: str = "cpu") -> Captioner:
 
 
 def find_captioner(name: str) -> Path:
-    """The folder of a captioner: a local folder, the Hugging Face cache, or a hub download.
+    """Finds the folder of a captioner: a local one, the Hugging Face cache, or a hub download.
 
-    Raises UserError when it cannot be found.
+    Raises UserError when there is none.
     """
     return find_model(name, _HUB_FILES, f"captioner {name}", "a local folder as --model")
 
@@ -162,8 +162,8 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:
     config = transformers.AutoConfig.from_pretrained(folder, **safe)
     if config.model_type in _UNTRIED:
         raise UserError(
-            f"captioner {folder} is of type {config.model_type}, which has not been tried: give a BLIP, BLIP-2, GIT or "
-            "PaliGemma model, or one with a chat template"
+            f"captioner {folder} is of type {config.model_type}, which has not been tried: choose a BLIP, BLIP-2, GIT "
+            "or PaliGemma model, or one with a chat template"
         )
     model_class: Any = transformers.AutoModelForImageTextToText
     model, info = model_class.from_pretrained(
@@ -184,15 +184,15 @@ def _load(folder: Path, device: str) -> tuple[Any, Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
     places = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
     check_vocabulary(f"captioner {folder}", tokenizer, getattr(model, "decoder", model), places)
-    # Decoders go on at the right end, which must be the prompt's.
+    # Decoders continue at the right end, which must be the prompt's.
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().requires_grad_(False).to(device), processor, tokenizer
 
 
-def _behind(tokens: Any, prompt: Any) -> Any:
-    """The tokens (B, T) behind the prompt (B, P), where a model repeats it."""
+def _after(tokens: Any, prompt: Any) -> Any:
+    """The tokens (B, T) after the prompt (B, P), where a model repeats it."""
     import torch
 
     if prompt is None:

@@ -1,4 +1,4 @@
-"""Names of classes whose folders have none: from a table that the user gives, such as ImageNet's own."""
+"""Names of classes whose folders have none: from a table of the user's, such as ImageNet's own."""
 
 import csv
 import json
@@ -6,22 +6,27 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tt_ray.terminal.errors import UserError, some
+from tt_ray.terminal.errors import UserError, one_line, reason, some
 
 _WORDNET = re.compile(r"n\d{8}")
 
 
 def name_classes(classes: Sequence[str], path: Path | None) -> list[str]:
-    """The name of each class; underscores become spaces.
+    """Returns the name of each class; underscores become spaces.
 
-    `path` is a JSON object {class: name}, a CSV of lines class,name, or ImageNet's LOC_synset_mapping.txt, of whose
-    synonyms (n01440764 tench, Tinca tinca) the first is taken. Raises UserError when it cannot be read or lacks one,
-    and without it when classes are WordNet ids, which no text encoder knows.
+    Args:
+        classes: The classes, as folders or files call them.
+        path: A JSON object {class: name}, a CSV of lines class,name, or ImageNet's LOC_synset_mapping.txt, of whose
+            synonyms (n01440764 tench, Tinca tinca) the first is taken. None takes the classes themselves.
+
+    Raises:
+        UserError: The file cannot be read or lacks a class; or there is none, and classes are WordNet ids, which no
+            text encoder knows.
     """
     if path is None:
         if found := [name for name in classes if _WORDNET.fullmatch(name)]:
             raise UserError(
-                f"{len(found)} classes are WordNet ids, not names: {some(found, 3)}; give --class_names, a JSON or CSV "
+                f"{len(found)} classes are WordNet ids, not names: {some(found, 3)}; pass --class_names, a JSON or CSV "
                 "of their names, or ImageNet's LOC_synset_mapping.txt"
             )
         return [name.replace("_", " ") for name in classes]
@@ -35,13 +40,13 @@ def _read(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
     suffix = path.suffix.lower()
     if suffix == ".json":
         try:
             names = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
+            raise UserError(f"{path} is not JSON: {one_line(error)}") from None
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise UserError(f'{path} is not a JSON object of texts, such as {{"n01440764": "tench"}}')
     elif suffix == ".csv":

@@ -158,7 +158,10 @@ def _no_text_encoder(folder: Path, error: Exception) -> UserError:
 
 def _load(folder: Path, device: str, projection: bool) -> tuple[Any, Any, str]:
     """Model, tokenizer, and the pooling that is used where modules.json does not say."""
+    import torch
     import transformers
+
+    from tt_ray.text.packed_linear import pack_linears
 
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"text encoder {folder} has no *.safetensors weights (others are not read: they can hold code)")
@@ -178,6 +181,8 @@ def _load(folder: Path, device: str, projection: bool) -> tuple[Any, Any, str]:
     if causal and getattr(config, "is_causal", True) is False:
         kind = config.model_type
         raise UserError(f"text encoder {folder} wants is_causal false, which transformers' {kind} does not do")
+    if family.packed and torch.device(device).type == "cpu":
+        pack_linears(model, _CPU_TOKENS)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_SAFE)
     check_vocabulary(f"text encoder {folder}", tokenizer, model)
     return model, tokenizer, pooling or ("last" if causal else "mean")

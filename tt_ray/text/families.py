@@ -21,20 +21,25 @@ class Family:
     """The configuration is that of a pair of encoders, of which `model_class` takes the text side."""
     offset_positions: bool = False
     """Position ids start after the padding id, so that many positions are not usable."""
+    packed: bool = False
+    """It is known to call its linear layers, so that these can be packed: others look at the weights, as Mamba does."""
     bidirectional_of: str = ""
     """Decoder whose folder brings code to let every token see all others; transformers' own family that can do so."""
 
 
 FAMILIES = {
-    "bert": Family(pooling="cls"),
+    "bert": Family(pooling="cls", packed=True),
     "camembert": Family(offset_positions=True),
-    "clip": Family("CLIPTextModel", "eos", "CLIPTextModelWithProjection", image_and_text=True),
-    "clip_text_model": Family("CLIPTextModel", "eos", "CLIPTextModelWithProjection"),
+    "clip": Family("CLIPTextModel", "eos", "CLIPTextModelWithProjection", image_and_text=True, packed=True),
+    "clip_text_model": Family("CLIPTextModel", "eos", "CLIPTextModelWithProjection", packed=True),
+    "distilbert": Family(packed=True),
+    "llama": Family(packed=True),
     "llama_bidirec": Family(bidirectional_of="llama"),
-    "mpnet": Family(offset_positions=True),
+    "mpnet": Family(offset_positions=True, packed=True),
     "mt5": Family("MT5EncoderModel", "mean"),
-    "roberta": Family(offset_positions=True),
+    "qwen3": Family(packed=True),
+    "roberta": Family(offset_positions=True, packed=True),
     "t5": Family("T5EncoderModel", "mean"),
     "umt5": Family("UMT5EncoderModel", "mean"),
-    "xlm-roberta": Family(offset_positions=True),
+    "xlm-roberta": Family(offset_positions=True, packed=True),
 }

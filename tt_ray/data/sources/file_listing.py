@@ -1,4 +1,4 @@
-"""The images below a folder, and what lies there beside them: the one list of files and table of suffixes."""
+"""The images below a folder, and the other files there: the one list of files and table of suffixes."""
 
 import heapq
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tt_ray.terminal.errors import UserError, shown
+from tt_ray.terminal.errors import UserError, reason, shown
 
 _NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
 """Formats that Pillow knows by name, or writes, but does not decode; EPS it leaves to Ghostscript, which runs what the
@@ -135,7 +135,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError as error:
-        raise UserError(f"cannot list {shown(folder)}: {error.strerror}") from None
+        raise UserError(f"cannot list {shown(folder)}: {reason(error)}") from None
     return status.st_dev, status.st_ino
 
 
@@ -144,7 +144,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise UserError(f"cannot list {shown(folder)}: {error.strerror}; make it readable, or move it away") from None
+        raise UserError(f"cannot list {shown(folder)}: {reason(error)}; make it readable, or move it away") from None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -23,7 +23,7 @@ from datasets.data_files import get_data_patterns
 from datasets.exceptions import DatasetsError
 
 from tt_ray.data.sources.labels import declared_names
-from tt_ray.terminal.errors import UserError, absent
+from tt_ray.terminal.errors import UserError, absent, one_line
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 """The builder of `datasets` for a single file."""
@@ -100,8 +100,9 @@ def load_table(root: str, name: str, split: str, called: str) -> Table:
         raise
     # StopIteration is how `datasets` fails on JSON without rows.
     except (ValueError, OSError, StopIteration, DatasetsError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = " ".join(str(error.__cause__ or error).split()) or "it has no rows"
-        raise UserError(f"cannot load {called} ({split}): {reason}; check {_OPTIONS}") from None
+        cause = error.__cause__ or error
+        problem = one_line(cause) if str(cause) else "it has no rows"
+        raise UserError(f"cannot load {called} ({split}): {problem}; check {_OPTIONS}") from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tt_ray.config import DataConfig
 from tt_ray.data.sources.base import DataSource, Source, split_name
 from tt_ray.data.sources.decoding import ImageReader
 from tt_ray.data.sources.labels import Labels
-from tt_ray.terminal.errors import UserError, absent, nearest
+from tt_ray.terminal.errors import UserError, absent, nearest, one_line
 
 NAMES = (
     "CIFAR10 CIFAR100 CLEVRClassification Country211 DTD FER2013 FGVCAircraft FashionMNIST Flowers102 Food101 GTSRB "
@@ -108,9 +108,8 @@ def _open(config: DataConfig, split: str) -> Any:
         step = "download"
         return make(**arguments, download=True)
     except (RuntimeError, ValueError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot {step} {config.name} ({split}), looked for in {config.root}: {reason}; "
+            f"cannot {step} {config.name} ({split}), looked for in {config.root}: {one_line(error)}; "
             "check --data.root, --data.train_split and --data.val_split"
         ) from None
 
