@@ -28,8 +28,8 @@ from typing import Any
 
 from tt_ray.cli import read_config
 from tt_ray.config import Config
+from tt_ray.io.checkpoint_folder import checkpoint_name, checkpoints
 from tt_ray.io.files import sha256
-from tt_ray.training.checkpoint import checkpoint_name, checkpoints
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import read_result
 

@@ -20,6 +20,7 @@ from tt_ray.config import Config
 from tt_ray.data.augment import normalize
 from tt_ray.data.prepare import open_images
 from tt_ray.models.classifier import build_model
+from tt_ray.models.export import find_checkpoint, write_export
 from tt_ray.models.flops import count
 from tt_ray.terminal.command import run_command
 
@@ -126,7 +127,7 @@ def test_the_average_of_weights_is_exported_where_there_is_one(tmp_path: Path) -
     config = short_run(tmp_path, train__ema=0.5)
     average = backbone_of(weights(config, "ema.safetensors"))
     assert largest_difference(average, backbone_of(weights(config))) > 0
-    export.export_checkpoint(config.run_dir, tmp_path / "out")
+    write_export(find_checkpoint(config.run_dir)[0], tmp_path / "out")
     for folder in (config.run_dir / "export", tmp_path / "out"):
         assert largest_difference(average, load_file(folder / "model.safetensors")) == 0
 

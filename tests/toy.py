@@ -13,7 +13,7 @@ import torch
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.embeddings.store import write_store
-from tt_ray.export import export_model
+from tt_ray.models.export import export_model
 from tt_ray.recipes import RECIPES
 from tt_ray.training.context import LocalContext
 from tt_ray.training.run_folder import start_run

@@ -1,7 +1,6 @@
 """Opens what is compared: runs, exports, checkpoints, timm's pretrained models and random controls; strictly."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tt_ray.config import Config, DataConfig
-from tt_ray.data.augment import VECTORISED
-from tt_ray.export import load_backbone
+from tt_ray.models.export import data_preprocessing, find_checkpoint, find_export, load_trained
 from tt_ray.models.pretrained import (
     SOURCES,
     Preprocessing,
@@ -25,8 +21,7 @@ from tt_ray.models.pretrained import (
     timm_preprocessing,
 )
 from tt_ray.models.trial_pass import trial_pass
-from tt_ray.terminal.errors import UserError, one_line
-from tt_ray.training.checkpoint import check_manifest, checkpoints, newest_intact
+from tt_ray.terminal.errors import UserError
 
 KINDS = "the folder of a run, an export or a checkpoint, timm:NAME, or random:NAME"
 
@@ -104,21 +99,14 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def data_preprocessing(data: DataConfig) -> Preprocessing:
-    """That of a run's validation, which its export has too."""
-    mode = "squash" if data.crop_pct == 1 and data.augment in VECTORISED else "center"
-    return Preprocessing(data.image_size, data.crop_pct, mode, "bicubic", data.mean, data.std)
-
-
 def _random(spec: str) -> nn.Module:
     """`NAME[:SEED]` with timm's own initialisation; NAME may be an export folder, which gives the architecture."""
     name, _, seed = spec.rpartition(":")
     if not (name and seed.isdecimal()):
         name, seed = spec, "0"
-    if (Path(name).expanduser() / "config.json").is_file():
-        name = f"local-dir:{Path(name).expanduser()}"
-    elif (Path(name).expanduser() / "export" / "config.json").is_file():
-        name = f"local-dir:{Path(name).expanduser() / 'export'}"
+    export = find_export(Path(name).expanduser())
+    if export is not None:
+        name = f"local-dir:{export}"
     elif not name.startswith(SOURCES):
         check_timm_name(name)
     with torch.random.fork_rng(devices=[]):
@@ -135,33 +123,15 @@ def _from_folder(name: str, spec: str) -> Backbone:
     path = Path(spec).expanduser()
     if not path.is_dir():
         raise UserError(f"no model {spec!r}: give {KINDS}")
-    if (path / "export" / "config.json").is_file():
-        return _from_export(name, spec, path / "export")
-    if (path / "state.json").is_file() or (path / "manifest.json").is_file():
-        check_manifest(path)
-        return _from_checkpoint(name, spec, path)
-    if (path / "checkpoints").is_dir():
-        newest, problems = newest_intact(checkpoints(path / "checkpoints"))
-        if newest is None:
-            raise UserError(f"run {spec} has no intact checkpoint{': ' if problems else ''}{'; '.join(problems)}")
-        return _from_checkpoint(name, spec, newest)
-    if (path / "config.json").is_file():
-        return _from_export(name, spec, path)
-    raise UserError(f"{spec} holds neither export/, checkpoints/ nor config.json: give {KINDS}")
+    export = find_export(path)
+    if export is not None:
+        return _from_export(name, spec, export)
+    if not any((path / part).exists() for part in ("checkpoints", "state.json", "manifest.json")):
+        raise UserError(f"{spec} holds neither export/, checkpoints/ nor config.json: give {KINDS}")
+    trained = load_trained(find_checkpoint(path)[0])
+    return build(name, spec, trained.backbone, data_preprocessing(trained.config.data), trained.classes)
 
 
 def _from_export(name: str, spec: str, path: Path) -> Backbone:
     model = create(f"local-dir:{path}", f"cannot load {path}", "export it again", pretrained=True)
     return build(name, spec, model, timm_preprocessing(model), _label_names(model))
-
-
-def _from_checkpoint(name: str, spec: str, path: Path) -> Backbone:
-    config = Config.from_yaml(path / "config.yaml")
-    try:
-        classes = tuple(json.loads((path / "state.json").read_text())["extra"]["classes"])
-        model = load_backbone(path, config, len(classes))
-    except (RuntimeError, SafetensorError, KeyError, ValueError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} does not fit the model of its config.yaml: {one_line(error)}") from None
-    return build(name, spec, model, data_preprocessing(config.data), classes)

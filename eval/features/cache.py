@@ -24,7 +24,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from eval.features.backbone import Backbone, Preprocessing, data_preprocessing, pooled
+from eval.features.backbone import Backbone, Preprocessing, pooled
 from eval.protocols.base import EvalConfig
 from eval.tasks.registry import Task, images_fingerprint, split_rows
 from tt_ray.config import Config
@@ -32,6 +32,7 @@ from tt_ray.data.augment import channels_first, normalize
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
 from tt_ray.io.files import sync
+from tt_ray.models.export import data_preprocessing
 from tt_ray.terminal.errors import UserError
 
 Floats = npt.NDArray[np.float32]

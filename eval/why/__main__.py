@@ -37,10 +37,10 @@ from eval.why.gradients import gradient_agreements
 from tt_ray.config import Config
 from tt_ray.data.prepare import find_store, open_data, open_images
 from tt_ray.data.sources.base import Source
+from tt_ray.io.checkpoint_folder import check_manifest, checkpoints, step_of
 from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
-from tt_ray.training.checkpoint import check_manifest, checkpoints, step_of
 from tt_ray.training.metrics_log import read_rows
 
 _MOST_RUNS = 2

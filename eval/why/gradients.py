@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tt_ray.config import Config
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.prepare import Data
+from tt_ray.io.checkpoint_folder import step_of
 from tt_ray.models.classifier import Outputs, TaughtClassifier
-from tt_ray.training.checkpoint import step_of
 from tt_ray.training.context import LocalContext
 from tt_ray.training.parallelism import blocks
 from tt_ray.training.trainer import Trainer

@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_train_command import TOY, Started, run_here, steps, wait_until
 from tt_ray.config import Config
-from tt_ray.training.checkpoint import step_of
+from tt_ray.io.checkpoint_folder import step_of
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import read_result
 

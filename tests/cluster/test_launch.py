@@ -1,7 +1,6 @@
 """How the command starts Ray, without starting it."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,10 +10,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from tests.toy import toy_config
-from tt_ray import train
 from tt_ray.cluster.launch import WorkerFailed, _no_retry
 from tt_ray.terminal.errors import NonFiniteLoss, UserError
-from tt_ray.terminal.signals import stop_on_signals
 
 STARTS = """
 import time, types
@@ -61,18 +58,6 @@ def test_signals_to_the_group_spare_ray_which_dies_with_the_command(started: tup
     while running(daemon):
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    with stop_on_signals(lambda: asked.append(1), signal.SIGTERM) as came:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert came == [signal.SIGTERM] * 2 and asked == [1]
-        monkeypatch.setattr(train, "_SAME_SIGNAL_S", -1.0)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is not came
 
 
 def test_python_s_exceptions_are_not_tried_again_without_a_checkpoint_between(tmp_path: Path) -> None:

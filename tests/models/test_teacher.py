@@ -18,7 +18,7 @@ from tests.toy import largest_difference, run_toy, toy_config, weights
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
 from tt_ray.data.sources.base import Source
-from tt_ray.export import export_model
+from tt_ray.models.export import export_model
 from tt_ray.models.teacher import Teacher, load_teacher
 from tt_ray.terminal.errors import UserError
 

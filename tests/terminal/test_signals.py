@@ -1,12 +1,14 @@
-"""Ctrl-C and SIGTERM while native code keeps the main thread."""
+"""Ctrl-C and SIGTERM: while native code keeps the main thread, and where a checkpoint comes first."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from tt_ray.terminal.signals import ENDED
+from tt_ray.terminal import signals
+from tt_ray.terminal.signals import ENDED, stop_on_signals
 
 # As in native code: signals come, and Python does nothing about them.
 STUCK = """
@@ -43,3 +45,15 @@ def test_a_signal_ends_the_command_with_one_line(script: str, number: signal.Sig
     command.send_signal(number)
     _, err = command.communicate(timeout=30)
     assert (command.returncode, err) == (128 + number, f"error: {ENDED[number]}\n")
+
+
+def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    with stop_on_signals(lambda: asked.append(1), signal.SIGTERM) as came:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2 and asked == [1]
+        monkeypatch.setattr(signals, "_SAME_SIGNAL_S", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is not came

@@ -3,25 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import tt_ray.io.files
 import tt_ray.training.checkpoint
 from tt_ray.config import OptimConfig
+from tt_ray.io.checkpoint_folder import check_manifest, checkpoints, newest_intact
 from tt_ray.io.files import new_folder
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import (
-    Position,
-    check_manifest,
-    checkpoints,
-    load_checkpoint,
-    newest_intact,
-    save_checkpoint,
-    snapshot,
-)
+from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint, snapshot
 from tt_ray.training.optim import build_optimizer
 
 POSITION = Position(step=2, epoch=1, samples_seen=16)
@@ -231,11 +226,20 @@ def test_all_damaged_means_none(three: Path, tmp_path: Path) -> None:
     assert path is None and len(problems) == 3
 
 
-@pytest.mark.parametrize("failing", ["save_file", "write_manifest", "sync"])
-def test_a_failed_write_leaves_nothing_behind(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "failing"),
+    [
+        (tt_ray.training.checkpoint, "save_file"),
+        (tt_ray.training.checkpoint, "write_manifest"),
+        (tt_ray.io.files, "sync"),
+    ],
+)
+def test_a_failed_write_leaves_nothing_behind(
+    module: ModuleType, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _save(tmp_path / "step-1", step=1)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    real, calls = getattr(tt_ray.training.checkpoint, failing), []
+    real, calls = getattr(module, failing), []
 
     def full(*arguments: object, **entries: object) -> None:
         calls.append(arguments)
@@ -243,7 +247,7 @@ def test_a_failed_write_leaves_nothing_behind(failing: str, tmp_path: Path, monk
             raise OSError(28, "No space left on device")
         real(*arguments, **entries)
 
-    monkeypatch.setattr(tt_ray.training.checkpoint, failing, full)
+    monkeypatch.setattr(module, failing, full)
     for path in (tmp_path / "step-2", tmp_path / "step-1"):
         with pytest.raises(OSError, match="No space left"):
             _save(path)

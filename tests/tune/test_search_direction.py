@@ -44,8 +44,7 @@ def test_the_table_has_all_that_validation_reports() -> None:
 
     from tt_ray.data.loader import EvalBatches
     from tt_ray.data.prepare import open_images
-    from tt_ray.models.classifier import build_model
-    from tt_ray.models.precision import mixed_precision
+    from tt_ray.models.classifier import build_model, mixed_precision
     from tt_ray.training.validation import validate
 
     found = set[str]()

@@ -16,8 +16,8 @@ from tests.toy import random_store, stop_ray, toy_config
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
-from tt_ray.train import prepare
 from tt_ray.training.metrics_log import read_rows
+from tt_ray.training.preflight import prepare
 from tt_ray.training.run_folder import read_result
 from tt_ray.tune.__main__ import Search, main, read
 from tt_ray.tune.journal import Journal

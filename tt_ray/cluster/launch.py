@@ -315,8 +315,8 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from tt_ray.data.prepare import open_data
-    from tt_ray.models.classifier import check_model
     from tt_ray.training.context import RayContext
+    from tt_ray.training.trainable import check_model
     from tt_ray.training.trainer import train
 
     logging.getLogger().setLevel(logging.WARNING)

@@ -21,8 +21,6 @@ Transfer is the average of linear probes over tasks (`python -m eval`), on the r
 again goes on: finished runs are kept, an unfinished one resumes.
 """
 
-import contextlib
-import io
 import json
 import shlex
 import subprocess
@@ -178,7 +176,7 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
 
 def try_models(arms: Sequence[Arm]) -> None:
     """Raises UserError where an arm's model cannot be trained: told before hours have gone into the other arms."""
-    from tt_ray.models.classifier import check_model  # takes seconds to import
+    from tt_ray.training.trainable import check_model  # takes seconds to import
 
     tried: list[Any] = []
     for arm in arms:
@@ -237,17 +235,10 @@ def _finished(config: Config) -> bool:
 
 
 def _train(config: Config) -> None:
-    """`python -m tt_ray.train` in this process, which keeps Ray between runs; without its summary."""
-    from tt_ray.train import main as train
+    """As `python -m tt_ray.train` does, in this process, which keeps Ray between runs."""
+    from tt_ray.cluster.run import train_run
 
-    path = config.run_dir.parent / f"{config.run.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config.to_yaml(path)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train([str(path)])
-    finally:
-        path.unlink()
+    train_run(config)
 
 
 def read_run(arm: str, seed: int, config: Config, out: Path) -> Run:

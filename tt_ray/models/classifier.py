@@ -9,14 +9,13 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from tt_ray.config import Config, HeadConfig
-from tt_ray.data.sampling import smallest_batch
 from tt_ray.losses import initial_scalars
-from tt_ray.models.trial_pass import out_of_memory, trial_pass
+from tt_ray.models.trial_pass import out_of_memory
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError, nearest, one_line
-from tt_ray.training.optim import build_optimizer
 
 _BACKBONE_SEED, _HEAD_SEED = 1, 2
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Outputs(NamedTuple):
@@ -141,42 +140,7 @@ def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassi
     return TaughtClassifier(backbone, head)
 
 
-@torch.no_grad()
-def check_model(config: Config, num_classes: int) -> None:
-    """Tries the model and the optimiser before any worker starts; raises UserError on what cannot be trained.
-
-    Some classifiers (EfficientViT-M, VOLO) do more than one linear layer after the pooled feature: training the
-    layer alone would give another model than the one that is deployed.
-    """
-    backbone = build_backbone(config, num_classes).eval()
-    build_optimizer(config.optim, backbone)
-    name, size = config.model.name, config.data.image_size
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with trial_pass(name, size):
-        logits, whole = TaughtClassifier(backbone, None)(images).logits, backbone(images)
-    if logits.shape != (2, num_classes):
-        shape = tuple(logits.shape[1:])
-        raise UserError(f"model.name is {name!r}, which gives logits of shape {shape} for each image, not one row")
-    if not torch.equal(logits, whole):
-        raise UserError(f"model.name is {name!r}, whose logits are more than a linear layer on a feature")
-    with torch.random.fork_rng(devices=[]), trial_pass(name, size):
-        backbone.train()(images)  # some refuse a size in training alone
-    _check_batch_norm(backbone, images[:1], config)
-
-
-def _check_batch_norm(backbone: nn.Module, image: Tensor, config: Config) -> None:
-    """Raises UserError where batch norm would get a single number of a channel: it has no spread to divide by."""
-    fewest = smallest_batch(config)
-    if fewest > 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
-        return
-    try:
-        backbone.train()(image)
-    except ValueError as error:
-        workers, parts = config.workers[1], config.train.max_batch_per_worker
-        shared = f" on {workers} workers" * (workers > 1)
-        shared += f" in parts of at most {parts} (train.max_batch_per_worker)" * bool(parts)
-        raise UserError(
-            f"train.batch_size {config.train.batch_size}{shared} leaves {fewest} image to a forward pass, but batch "
-            f"norm of {config.model.name} on images of {config.data.image_size} px needs at least 2 ({error}): "
-            "give a larger --train.batch_size, or another model"
-        ) from None
+def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bf16 or fp16; with fp32 it does nothing."""
+    dtype = _PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

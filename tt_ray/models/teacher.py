@@ -17,8 +17,9 @@ from tt_ray.config import Config
 from tt_ray.data.augment import normalize
 from tt_ray.data.loader import EvalBatches, load
 from tt_ray.data.sources.base import Source
+from tt_ray.models.classifier import mixed_precision
+from tt_ray.models.export import find_export
 from tt_ray.models.hf_vision import load_hf_vision
-from tt_ray.models.precision import mixed_precision
 from tt_ray.models.pretrained import create, pooled, pretrained, timm_preprocessing
 from tt_ray.models.trial_pass import trial_pass
 from tt_ray.stateless_random import uniform
@@ -129,27 +130,25 @@ def _open(spec: str, size: int, logits: bool) -> VisionModel:
         module, forward, own, mean, std = load_hf_vision(rest.removesuffix(PROJECTION), rest.endswith(PROJECTION), size)
         return VisionModel(module, forward, own, mean, std)
     if kind == "timm":
-        fixed = (cfg := _cfg(rest)) is not None and cfg.fixed_input_size
-        kwargs = {"img_size": size} if size and fixed else {}
-        return _timm(pretrained(rest, **kwargs), size, logits)
-    path = Path(spec).expanduser()
-    path = path / "export" if (path / "export" / "config.json").is_file() else path
-    if not (path / "config.json").is_file():
+        return _timm(pretrained(rest, **_sized(rest, size)), size, logits)
+    path = find_export(Path(spec).expanduser())
+    if path is None:
         raise UserError(f"teacher.model {spec}: no such model, or a run that is not finished; give {KINDS}")
     architecture = json.loads((path / "config.json").read_text()).get("architecture")
     if architecture is None:
         raise UserError(f"teacher.model {spec} is no export or timm folder: give hf:{spec} if transformers wrote it")
-    fixed = (cfg := _cfg(architecture)) is not None and cfg.fixed_input_size
-    kwargs = {"img_size": size} if size and fixed else {}
+    kwargs = _sized(architecture, size)
     model = create(f"local-dir:{path}", f"cannot load teacher.model {spec}", "export it again", True, **kwargs)
     return _timm(model, size, logits)
 
 
-def _cfg(name: str) -> Any:
+def _sized(architecture: str, size: int) -> dict[str, int]:
+    """The argument that sets the input's size, where there is one to set and the architecture has a fixed one."""
     try:
-        return get_pretrained_cfg(name)
-    except RuntimeError:  # `pretrained` says it better
-        return None
+        cfg = get_pretrained_cfg(architecture)
+    except RuntimeError:  # an unknown tag: `pretrained` has the better error
+        cfg = None
+    return {"img_size": size} if size and cfg is not None and cfg.fixed_input_size else {}
 
 
 def _timm(model: nn.Module, size: int, logits: bool) -> VisionModel:

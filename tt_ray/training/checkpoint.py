@@ -1,7 +1,6 @@
 """The whole training state in a folder: safetensors and JSON, nothing pickled, the manifest last, strict on loading."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from tt_ray.io.files import new_folder, sha256
+from tt_ray.io.checkpoint_folder import write_manifest
+from tt_ray.io.files import new_folder
 from tt_ray.terminal.errors import UserError
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -26,38 +24,6 @@ class Position:
     step: int
     epoch: int
     samples_seen: int
-
-
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint after `step` steps; names sort as steps do."""
-    return f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """Steps that a checkpoint's folder is named after."""
-    return int(path.name.removeprefix("step-"))
-
-
-def write_manifest(folder: Path, **entries: Any) -> None:
-    """Describes every file of `folder` by size and sha256; its presence means that the folder is complete."""
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, **entries, "files": files}, indent=2))
-
-
-def check_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, after comparing every file with it; raises UserError naming the first that differs."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is not complete: it has no readable manifest.json") from None
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder} has format {manifest.get('format')}, but this version reads {FORMAT}")
-    for name, entry in files.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
-            raise UserError(f"{file} is damaged: it is not what manifest.json says")
-    return manifest
 
 
 @dataclass(frozen=True)
@@ -113,25 +79,6 @@ def load_checkpoint(
     except (RuntimeError, SafetensorError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path} does not fit this run's configuration: {' '.join(str(error).split())[:300]}") from None
     return Position(**state["position"]), state["extra"]
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first, complete or not."""
-    return sorted(folder.glob("step-*"), reverse=True)
-
-
-def newest_intact(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
-    """The first of `paths`, newest first, that agrees with its manifest, and what is wrong with those before it."""
-    problems: list[str] = []
-    for path in paths:
-        try:
-            if (step := check_manifest(path).get("step")) != step_of(path):  # the manifest's own sum is nowhere
-                raise UserError(f"{path / 'manifest.json'} is damaged: it is of step {step}")
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            return path, problems
-    return None, problems
 
 
 def _copy(tensor: Tensor) -> Tensor:

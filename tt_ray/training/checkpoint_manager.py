@@ -8,18 +8,11 @@ from typing import Any
 
 import torch
 
+from tt_ray.io.checkpoint_folder import check_manifest, checkpoint_name, newest_intact, step_of
 from tt_ray.io.files import sha256, sync
 from tt_ray.io.storage import Storage
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import (
-    Position,
-    Snapshot,
-    check_manifest,
-    checkpoint_name,
-    newest_intact,
-    save_checkpoint,
-    step_of,
-)
+from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
 from tt_ray.training.collectives import sum_over_workers
 
 # pyarrow itself has tried for seconds by then.

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tt_ray.config import Config
+from tt_ray.io.checkpoint_folder import checkpoints, newest_intact
 from tt_ray.io.files import new_file
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.storage import Storage
@@ -149,8 +150,6 @@ def disk_problems(folder: Path) -> Iterator[None]:
         number = int(found[1]) if found else getattr(error, "errno", None)
         if number not in _DISK_ERRORS:
             raise
-        from tt_ray.training.checkpoint import checkpoints, newest_intact  # torch takes two seconds to import
-
         path, _ = newest_intact(checkpoints(folder / "checkpoints"))
         last = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
         where = getattr(error, "filename", None) or folder

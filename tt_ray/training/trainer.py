@@ -20,18 +20,18 @@ from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
 from tt_ray.data.mixing import build_mixing
 from tt_ray.data.prepare import Data
 from tt_ray.data.sampling import train_order
-from tt_ray.export import write_export
+from tt_ray.io.checkpoint_folder import checkpoint_name, step_of
 from tt_ray.io.files import new_file
 from tt_ray.io.storage import Storage
 from tt_ray.losses import NEEDS
-from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model
-from tt_ray.models.precision import mixed_precision
+from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mixed_precision
+from tt_ray.models.export import write_export
 from tt_ray.models.teacher import Teacher, load_teacher
 from tt_ray.schedules import build_schedule
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
 from tt_ray.terminal.progress import Standing
-from tt_ray.training.checkpoint import Position, checkpoint_name, load_checkpoint, snapshot, step_of
+from tt_ray.training.checkpoint import Position, load_checkpoint, snapshot
 from tt_ray.training.checkpoint_manager import Keeper
 from tt_ray.training.class_statistics import class_statistics
 from tt_ray.training.collectives import sum_over_workers

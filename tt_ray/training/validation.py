@@ -12,10 +12,9 @@ from tt_ray.data.augment import normalize
 from tt_ray.data.loader import EvalBatches, load
 from tt_ray.data.prepare import open_images
 from tt_ray.data.sources.base import NOBODY
-from tt_ray.export import load_backbone
 from tt_ray.io.storage import Storage
-from tt_ray.models.classifier import TaughtClassifier
-from tt_ray.models.precision import mixed_precision
+from tt_ray.models.classifier import TaughtClassifier, mixed_precision
+from tt_ray.models.export import load_backbone
 from tt_ray.training.collectives import sum_over_workers
 
 

@@ -251,8 +251,8 @@ class Search:
 
     def _prepare(self, display: Display) -> dict[str, Any]:
         """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""
-        from tt_ray.models.classifier import check_model
-        from tt_ray.train import prepare
+        from tt_ray.training.preflight import prepare
+        from tt_ray.training.trainable import check_model
 
         searched = self.space.domains
         base = self._on(self.base).override("run.storage", self.base.run.storage)

@@ -261,7 +261,7 @@ def run_name(trial: str, seed: int) -> str:
 
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
     """What is written down of a run's validations, by epochs done, up to its newest checkpoint (it goes on there)."""
-    from tt_ray.training.checkpoint import checkpoints, newest_intact, step_of
+    from tt_ray.io.checkpoint_folder import checkpoints, newest_intact, step_of
     from tt_ray.training.metrics_log import read_rows
 
     path, _ = newest_intact(checkpoints(run_dir / "checkpoints"))
@@ -283,7 +283,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
     Where the donor has pruned that checkpoint, the next that it has; not that of `end`, the last epoch, from which
     there is nothing to go on to. Raises UserError when it has none.
     """
-    from tt_ray.training.checkpoint import newest_intact
+    from tt_ray.io.checkpoint_folder import newest_intact
 
     partial = own / ".takeover.partial"
     for number, path in itertools.chain.from_iterable(_nearest(donor, epoch, end) for _ in range(_LOOKS)):
@@ -306,7 +306,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
 
 def _nearest(donor: Path, epoch: int, end: int) -> list[tuple[int, Path]]:
     """Epochs and checkpoints before `end` that there are in this moment: those from `epoch` on first, by nearness."""
-    from tt_ray.training.checkpoint import checkpoints
+    from tt_ray.io.checkpoint_folder import checkpoints
 
     found: dict[int, Path] = {}
     for path in checkpoints(donor / "checkpoints"):

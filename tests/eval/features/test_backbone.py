@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from eval.features.backbone import Backbone, open_backbone, parse_models, pooled
 from tests.toy import run_toy, toy_config
+from tt_ray.io.checkpoint_folder import write_manifest
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import write_manifest
 
 TOY_TIMM = "test_vit"
 

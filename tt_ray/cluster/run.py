@@ -1,0 +1,59 @@
+"""One run on Ray from its configuration to its result: prepares, starts workers, waits, and stops on signals."""
+
+import signal
+import uuid
+from functools import partial
+from typing import Any
+
+from tt_ray.cluster.messages import Mailbox
+from tt_ray.config import Config
+from tt_ray.terminal.command import in_background
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display, Watcher
+from tt_ray.terminal.signals import stop_on_signals, stopped
+from tt_ray.training.preflight import opening, prepare, try_model
+from tt_ray.training.run_folder import check_run, discard_run, sole_writer, start_run
+
+
+def train_run(config: Config) -> dict[str, Any]:
+    """Trains a new run, or resumes one; Ray is joined, or started on this machine.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        Stopped: A signal has ended the run, after a checkpoint.
+        UserError: The run, its data, its model or the cluster cannot be used as configured.
+    """
+    with Display() as display, sole_writer(config, display.say):
+        resumes = check_run(config)
+        from tt_ray.cluster.launch import cluster_address, start_ray, train_on_ray
+
+        display.show("starting Ray", 0, 1)
+        prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
+        joined = start_ray(config, display.say)
+        data = prepared.result()
+        if joined or config.run.overwrite:
+            # Workers of a machine's own Ray start at once and try the model as well: there it need not be done twice.
+            try_model(config, data.classes)
+        where = f" on the Ray cluster at {cluster_address()}" if joined else ""
+        notes = data.check(config, resumes)  # before start_run, which writes
+        display.notes([*data.notes, *notes])
+        display.say(opening(config, resumes, where))
+        start_run(config)
+        data.keep(config, notes)
+        mailbox = Mailbox(uuid.uuid4().hex)
+        ask = partial(mailbox.put, "request", "stop")
+        # Only now: Ray takes SIGTERM for itself when it starts.
+        with Watcher(mailbox.get, display), stop_on_signals(ask, signal.SIGTERM, signal.SIGINT) as signals:
+            display.show("starting workers", 0, 1)
+            try:
+                result = train_on_ray(config, data.store, mailbox, notes=notes)
+            except UserError:
+                if not resumes:
+                    discard_run(config)
+                raise
+        mailbox.clear()
+    if "stopped" in result:
+        raise stopped(result["stopped"], signals[0])
+    return result

@@ -1,0 +1,89 @@
+"""What is checked and made before workers start: data, embedding store, model; imports no torch unless it must."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from tt_ray.config import Config
+from tt_ray.io.storage import Storage
+from tt_ray.terminal.progress import Display
+from tt_ray.training.run_folder import has_checkpoint, starts_over
+from tt_ray.training.same_data import check_data, keep_data, record_data
+from tt_ray.training.weight_average import average_note
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver knows of a run's data before workers start."""
+
+    classes: int
+    store: Path | None
+    record: pa.Table
+    """What the run trains on, as `record_data` returns it."""
+    notes: list[str]
+    """For the start, once nothing more can be refused: data that are not used, an average that is too slow."""
+
+    def check(self, config: Config, resumes: bool) -> list[str]:
+        """Compares the data with those that a resumed run was begun on.
+
+        Returns:
+            Notes for the summary.
+
+        Raises:
+            UserError: The data differ, and run.accept_changed_data is false.
+        """
+        # Without a checkpoint nothing has been learned from the earlier data.
+        if not (resumes and has_checkpoint(config)):
+            return []
+        return check_data(config.run_dir, self.record, config.run.accept_changed_data)
+
+    def keep(self, config: Config, notes: list[str]) -> None:
+        """Writes the record into the run folder."""
+        keep_data(config.run_dir, self.record, notes, Storage.open(config.run.storage))
+
+
+def prepare(config: Config, display: Display | None = None) -> Prepared:
+    """Checks what can be checked of the data before workers start, and makes the embedding store if it is missing.
+
+    Raises:
+        UserError: Images, labels, captions or embeddings cannot be read or do not fit the configuration.
+    """
+    from tt_ray.data.prepare import check_images, find_store, join, left_out, open_images
+    from tt_ray.data.sampling import train_order
+    from tt_ray.embeddings.store import open_store
+
+    show = None if display is None else display.show
+    train, val, notes = open_images(config, show)
+    train_order(config, len(train), 0, config.workers[1])
+    check_images(config, train, val, show)
+    # Before captions are embedded, which can take hours: what the model cannot train on is refused by then.
+    before = partial(try_model, config, len(train.classes))
+    store = find_store(config, train, show, before, None if display is None else display.say)
+    data = join(config, train, val, None if store is None else open_store(store), notes)
+    order = train_order(config, len(data.train), 0, config.workers[1])
+    said = left_out(config, train, val)
+    if average := average_note(config.train.ema, config.train.epochs * order.steps_per_epoch):
+        said.append(average)
+    return Prepared(len(train.classes), store, record_data(config, data), said)
+
+
+def try_model(config: Config, classes: int) -> None:
+    """`check_model`, which is imported only now: torch and timm take seconds.
+
+    Raises:
+        UserError: The model cannot be trained with this configuration.
+    """
+    from tt_ray.training.trainable import check_model
+
+    check_model(config, classes)
+
+
+def opening(config: Config, resumes: bool, where: str = "") -> str:
+    """The line that announces a run. Wrong labels are announced here: the summary would be too late."""
+    noise = f"; {config.data.label_noise:.4g} of its training labels are made wrong (data.label_noise)"
+    run = f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}"
+    if not resumes and not config.run.overwrite and starts_over(config):
+        run += " again: with other settings it came to no checkpoint"
+    return run + noise * bool(config.data.label_noise)

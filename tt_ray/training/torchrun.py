@@ -1,0 +1,58 @@
+"""A run in processes that torchrun has started: the same loop without Ray."""
+
+import signal
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from tt_ray.config import Config
+from tt_ray.terminal.errors import Interrupted
+from tt_ray.terminal.progress import Display
+from tt_ray.terminal.signals import stop_on_signals, stopped
+from tt_ray.training.preflight import opening, prepare, try_model
+from tt_ray.training.run_folder import check_run, disk_problems, sole_writer, start_run
+
+
+def train_under_torchrun(config: Config) -> dict[str, Any] | None:
+    """Trains; worker 0 prepares while the others wait.
+
+    Returns:
+        What result.json holds, on worker 0; None on the others.
+
+    Raises:
+        Stopped: A SIGTERM has ended the run, after a checkpoint.
+        UserError: The run, its data or its model cannot be used as configured.
+    """
+    import torch.distributed as dist
+
+    from tt_ray.data.prepare import find_store, open_data, open_images
+    from tt_ray.training.context import LocalContext
+    from tt_ray.training.trainer import train
+
+    with Display() as display, ExitStack() as alone:
+        context = LocalContext.start(config.run.use_gpu, display.training)
+        changes = list[str]()
+        if context.rank == 0:
+            alone.enter_context(sole_writer(config, display.say))
+            resumes = check_run(config)
+            prepared = prepare(config, display)
+            try_model(config, prepared.classes)
+            changes = prepared.check(config, resumes)
+            display.notes([*prepared.notes, *changes])
+            display.say(opening(config, resumes))
+            start_run(config)
+            prepared.keep(config, changes)
+        if context.world > 1:
+            dist.barrier()  # the others read the store that worker 0 may just have made
+        store = find_store(config, open_images(config)[0])
+        ask = partial(setattr, context, "request", "stop")
+        try:
+            with disk_problems(config.run_dir), stop_on_signals(ask, signal.SIGTERM):
+                data = open_data(config, store)
+                result = train(config, replace(data, notes=(*data.notes, *changes)), context)
+        except Interrupted as stop:
+            raise stopped(stop.step, signal.SIGTERM) from None
+    if context.world > 1:
+        dist.destroy_process_group()
+    return result if context.rank == 0 else None
