@@ -27,16 +27,16 @@ import torch
 from PIL import Image
 
 from benchmarks.step_cost import RESULTS, Side, compare, report
-from eval.__main__ import write
+from eval.contract import EvalConfig, Result
 from eval.features.backbone import open_backbone
-from eval.features.cache import extract
+from eval.features.extract import extract
+from eval.jobs.evaluation import Origin, keep
 from eval.jobs.plan import Job, read_options
-from eval.jobs.scheduler import Resources, State, requests_for, schedule
-from eval.jobs.worker import Answer, Request, identity
-from eval.protocols.base import EvalConfig, Result
+from eval.jobs.scheduler import JobResources, State, requests_for, schedule
+from eval.jobs.worker import Answer, Request
 from eval.tasks.registry import Task, folder_task, tasks
 
-_ABOUT = {"versions": "{}", "command": "benchmarks.transfer"}
+_ORIGIN = Origin("{}", "benchmarks.transfer")
 
 
 def start() -> int:
@@ -65,11 +65,11 @@ def run(
         if answer.kind:
             raise RuntimeError(f"{job.label}: {answer.problem}")
         own += answer.seconds
-        write(folder, job, "top1", answer, _ABOUT)
+        keep(folder, job, "top1", answer, _ORIGIN)
 
     requests = requests_for(jobs, found, EvalConfig(None, folder / "features"))
     begin = time.perf_counter()
-    schedule(requests, Resources(cpus), ended, looked, *([do] if do else []))
+    schedule(requests, JobResources(cpus), ended, looked, *([do] if do else []))
     return time.perf_counter() - begin, own
 
 
@@ -77,7 +77,7 @@ def measure_jobs(given: argparse.Namespace, folder: Path) -> None:
     """Twelve real jobs, one at a time and side by side, in turns."""
     cpus, spec = start(), f"random:{given.model}"
     steps = read_options(("finetune",), (f"finetune.steps={given.steps}", "finetune.rates=[0.001]"))["finetune"]
-    weights = identity(open_backbone("model", spec))
+    weights = open_backbone("model", spec).identity
     jobs = [Job("model", spec, weights, "digits", 1, "finetune", steps, seed, 1) for seed in range(given.jobs)]
     found = tasks(["digits"])
     run(jobs[:cpus], found, folder, 1)  # workers import torch and open the model

@@ -71,10 +71,11 @@ STUDIES: dict[str, Study] = {
 
 def run(config: Config, probes: bool) -> dict[str, float]:
     """Trains in this process, in one thread, and probes the frozen features for the data's other labels."""
-    import timm
     import torch
 
-    from eval.features.cache import extract_features
+    from eval.contract import EvalConfig
+    from eval.features.backbone import open_backbone
+    from eval.features.extract import extract
     from eval.protocols.linear import linear_probe
     from tt_ray.data.prepare import find_store, open_data, open_images
     from tt_ray.training.context import LocalContext
@@ -89,10 +90,11 @@ def run(config: Config, probes: bool) -> dict[str, float]:
     scores = {"top1": result["top1"], "train_seconds": result["train_seconds"]}
     if not probes or data.train.tasks is None or data.val.tasks is None:
         return scores
-    backbone = timm.create_model(f"local-dir:{config.run_dir / 'export'}", pretrained=True)
+    backbone = open_backbone("run", str(config.run_dir))
     some = data.train.select(torch.arange(min(PROBE_IMAGES, len(data.train))).numpy())
     assert some.tasks is not None
-    train_x, test_x = extract_features(backbone, some, config), extract_features(backbone, data.val, config)
+    settings = EvalConfig(None, Path())
+    train_x, test_x = extract(backbone, some, settings), extract(backbone, data.val, settings)
     for task, (labels, _) in some.tasks.items():
         scores[f"probe {task}"] = linear_probe(train_x, labels, test_x, data.val.tasks[task][0]).top1
     return scores

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from eval.features.backbone import Backbone, open_backbone, parse_models
 from eval.jobs.costs import Costs, Measured, keep_costs
-from eval.jobs.worker import identity
 from tt_ray.models.flops import Counts, count
 from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> None:
                 found.append(measure(backbone, batch_size, device))
             if given.out is not None:
                 costs = replace(Costs.of(counts), device=device_name(device), measured=tuple(found))
-                keep_costs(given.out, identity(backbone), costs)
+                keep_costs(given.out, backbone.identity, costs)
             rows += [_row(name, counts, each) for each in found]
     head = ["model", "parameters (M)", "GFLOPs", "activations (M)", "px", "batch", "images/s"]
     head += ["inference (MB)", "training step (MB)"]

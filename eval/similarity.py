@@ -22,18 +22,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from eval.contract import EvalConfig
+from eval.feature_metrics import SMALLEST_BATCH, hsic1, unbiased_cka
 from eval.features.backbone import Backbone, open_backbone, parse_models
-from eval.features.cache import Decoder, test_features
-from eval.metrics import hsic1, unbiased_cka
-from eval.protocols.base import EvalConfig
+from eval.features.cache import test_features
+from eval.features.extract import Decoder
 from eval.tasks.registry import Task, tasks
 from tt_ray.data.augment import normalize
 from tt_ray.data.sources.base import Source
+from tt_ray.io.files import new_file
 from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.parallelism import blocks
 
-_SMALLEST_BATCH = 4
 Grid = npt.NDArray[np.float64]
 
 
@@ -78,8 +79,8 @@ def cka_of_grams(pairs: Iterable[Sequence[Sequence[Grid]]]) -> Grid:
 
 def _batches(source: Source, config: EvalConfig) -> list[npt.NDArray[np.int64]]:
     """Consecutive rows, about a batch at a time."""
-    if min(len(source), config.batch_size) < _SMALLEST_BATCH:
-        raise UserError(f"CKA without bias needs at least {_SMALLEST_BATCH} images a batch, but has {len(source)}")
+    if min(len(source), config.batch_size) < SMALLEST_BATCH:
+        raise UserError(f"CKA without bias needs at least {SMALLEST_BATCH} images a batch, but has {len(source)}")
     return np.array_split(np.arange(len(source)), max(1, len(source) // config.batch_size))
 
 
@@ -164,9 +165,8 @@ def main(arguments: list[str]) -> None:
     print(table(rows, columns, values))
     if given.out is not None:
         tree = {"task": task.name, "rows": rows, "columns": columns, "values": values.tolist()}
-        partial = given.out.with_name(f".{given.out.name}.partial")
-        partial.write_text(json.dumps(tree, indent=2))
-        partial.replace(given.out)
+        with new_file(given.out, durable=False) as partial:
+            partial.write_text(json.dumps(tree, indent=2))
 
 
 def table(rows: Sequence[str], columns: Sequence[str], values: Grid) -> str:

@@ -9,6 +9,7 @@ import pytest
 import timm
 
 import eval.__main__ as evaluation
+from eval.jobs.evaluation import Evaluation
 from tests.test_bad_input import Command, without_ray
 from tests.test_bad_input import command as command
 from tt_ray.cli import read_config
@@ -75,7 +76,7 @@ def test_that_of_a_search(name: str, tmp_path: Path) -> None:
 def test_that_of_an_evaluation(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluation, "jobs_of", lambda given: ([], {}, {}))
+    monkeypatch.setattr(evaluation, "open_evaluation", lambda given: Evaluation([], {}, {}))
     evaluation.main(["--models", "a=random:test_resnet", "--out", str(tmp_path / name)])
     words = typed(capsys.readouterr().out, "python -m eval.report")
     assert words == ["python", "-m", "eval.report", str(tmp_path / name)]

@@ -1,9 +1,10 @@
 """Opens what is compared: runs, exports, checkpoints, timm's pretrained models and random controls; strictly."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ class Backbone:
     """Width of the pooled feature."""
     classes: tuple[str, ...] = ()
     """Names of the classifier's classes, where the weights tell them."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of weights and preprocessing: the same model is another one where its images are prepared otherwise."""
+        text = json.dumps([self.weights, asdict(self.preprocessing)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def pooled(self, images: Tensor) -> Tensor:
         """Pooled pre-logits features (B, dim) of normalised images (B, 3, size, size)."""

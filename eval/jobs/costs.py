@@ -1,14 +1,12 @@
 """What models cost, kept beside results: OUT/models/WEIGHTS.json, counted by `python -m eval`, measured on request."""
 
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.jobs.worker import identity
-from tt_ray.terminal.errors import UserError
+from tt_ray.io.files import new_file
+from tt_ray.terminal.errors import UserError, reason
 
 if TYPE_CHECKING:  # they import torch, which the report can do without
     from eval.features.backbone import Backbone
@@ -50,7 +48,7 @@ def missing_counts(out: Path, backbone: "Backbone") -> Costs | None:
     """Counts of a model that none are kept of."""
     from tt_ray.models.flops import count
 
-    if read_costs(out, identity(backbone)) is not None:
+    if read_costs(out, backbone.identity) is not None:
         return None
     return Costs.of(count(backbone.model, backbone.preprocessing.size))
 
@@ -58,13 +56,11 @@ def missing_counts(out: Path, backbone: "Backbone") -> Costs | None:
 def keep_costs(out: Path, weights: str, costs: Costs) -> None:
     """Takes the place of what was kept; raises UserError when the folder cannot be written."""
     file = _file(out, weights)
-    partial = file.with_name(f".{file.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(costs), indent=2))
-        partial.rename(file)
+        with new_file(file) as partial:
+            partial.write_text(json.dumps(asdict(costs), indent=2))
     except OSError as error:
-        raise UserError(f"cannot write {file}: {os.strerror(error.errno or 0)}: give another --out") from None
+        raise UserError(f"cannot write {file}: {reason(error)}: choose another --out") from None
 
 
 def read_costs(out: Path, weights: str) -> Costs | None:

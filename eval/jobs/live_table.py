@@ -14,7 +14,7 @@ from tt_ray.terminal.progress import Display, LiveTable
 _SHOWN = 8
 
 
-class Board(LiveTable):
+class JobTable(LiveTable):
     """On a terminal a table, in a log a line now and then; `ended` and `looked` are what the scheduler calls."""
 
     def __init__(self, jobs: list[Job], display: Display) -> None:

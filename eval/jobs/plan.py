@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from eval.protocols.base import PROTOCOLS, protocol, protocol_hash
+from eval.protocols.registry import protocol, protocol_hash
 from tt_ray.terminal.errors import UserError, nearest
 
 if TYPE_CHECKING:  # it imports much
     from eval.tasks.registry import Task
-
-# Seconds of a job relative to each other, for an image of the task; only the order and the time left depend on them.
-_COST = {"knn": 1.0, "few_shot": 1.5, "classifier": 0.5, "linear": 4.0, "linear_sgd": 40.0, "finetune": 200.0}
-FEATURES = ("linear", "knn", "few_shot")
-"""Protocols that work on the same extracted features."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Job:
     @property
     def cost(self) -> float:
         """Expected work, in no particular unit."""
-        return _COST[self.protocol] * max(self.images, 1)
+        return protocol(self.protocol).TRAITS.cost * max(self.images, 1)
 
     @property
     def label(self) -> str:
@@ -78,7 +73,7 @@ def read_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any
         protocol(name)
     for setting in settings:
         path, equals, text = setting.partition("=")
-        name, dot, field = path.partition(".")
+        name, dot, field = path.rpartition(".")  # a module of the user's own has dots in its name
         if not (equals and dot):
             raise UserError(f"--set {setting}: write PROTOCOL.FIELD=VALUE, such as finetune.steps=100")
         if name not in changes:
@@ -106,12 +101,7 @@ def _build(name: str, fields: Mapping[str, Any]) -> Any:
         raise UserError(f"--set {where}: {first['msg']}, not {first['input']!r}") from None
 
 
-def _draws(protocol: str, task: "Task") -> bool:
-    """Whether anything is drawn: linear and knn draw validation images alone, where a task has none of its own."""
-    return protocol != "classifier" and not (protocol in ("linear", "knn") and task.has_val)
-
-
-def plan(
+def plan_jobs(
     models: Mapping[str, tuple[str, str]],
     tasks: Mapping[str, "Task"],
     options: Mapping[str, Any],
@@ -119,10 +109,14 @@ def plan(
 ) -> list[Job]:
     """All jobs, the longest first.
 
-    `models` gives spec and weights' hash by name. Protocols that train are left out for tasks that only test, and seeds
-    but the lowest where nothing is drawn.
+    Protocols that train are left out for tasks that only test, and all seeds but the lowest where nothing is drawn.
+
+    Args:
+        models: Spec and hash of weights of each model, by name.
+        tasks: Tasks by name.
+        options: Each protocol's `Options`, by name.
+        seeds: Seeds of whatever a protocol draws.
     """
-    assert set(options) <= set(PROTOCOLS)
     jobs = [
         Job(model, spec, weights, task.name, task.version, name, options[name], seed, task.images, *shared)
         for model, (spec, weights) in models.items()
@@ -130,6 +124,11 @@ def plan(
         for shared in [(task.data, task.images_key)]
         for name in options
         for seed in (seeds if _draws(name, task) else [min(seeds)])
-        if name == "classifier" or not task.evaluation_only
+        if not (task.evaluation_only and protocol(name).TRAITS.trains)
     ]
     return sorted(jobs, key=lambda job: -job.cost)
+
+
+def _draws(name: str, task: "Task") -> bool:
+    draws = protocol(name).TRAITS.draws
+    return draws == "always" or (draws == "validation" and not task.has_val)

@@ -9,26 +9,25 @@ may write at once, and whoever is killed leaves at most a hidden temporary file 
 
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tt_ray.io.files import sync
-from tt_ray.terminal.errors import UserError
+from tt_ray.io.files import new_file
+from tt_ray.terminal.errors import UserError, one_line
 
 Status = Literal["done", "failed"]
 _KEY = re.compile(r"[A-Za-z0-9_=+@-][A-Za-z0-9._=+@-]{0,199}")
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One metric of one job; a failed job has one row, without a metric."""
 
     model: str
@@ -69,7 +68,7 @@ class Row:
 
 
 _TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-SCHEMA = pa.schema([pa.field(field.name, _TYPES[field.type], nullable=False) for field in fields(Row)])  # type: ignore[index]
+SCHEMA = pa.schema([pa.field(field.name, _TYPES[field.type], nullable=False) for field in fields(ResultRow)])  # type: ignore[index]
 
 
 class Predictions(NamedTuple):
@@ -93,7 +92,7 @@ class Table(NamedTuple):
 def write_result(
     out: Path,
     job: str,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     predictions: npt.NDArray[np.integer] | None = None,
     labels: npt.NDArray[np.integer] | None = None,
 ) -> None:
@@ -107,10 +106,13 @@ def write_result(
         return
     if predictions is not None and labels is not None:
         stacked = np.vstack([labels, predictions]).astype(np.int32)
-        _write(_predictions_file(out, job), lambda stream: np.save(stream, stacked, allow_pickle=False))
+        # Before the rows, whose presence means that the job has ended.
+        with new_file(_predictions_file(out, job)) as partial, partial.open("xb") as stream:
+            np.save(stream, stacked, allow_pickle=False)
     table = pa.Table.from_pylist([vars(replace(row, job=job)) for row in rows], schema=SCHEMA)
     # Dictionaries and statistics serve large files; a file of five rows reads twice as fast without.
-    _write(file, lambda stream: pq.write_table(table, stream, use_dictionary=False, write_statistics=False))
+    with new_file(file) as partial:
+        pq.write_table(table, partial, use_dictionary=False, write_statistics=False)
 
 
 def read_table(out: Path) -> Table:
@@ -121,13 +123,13 @@ def read_table(out: Path) -> Table:
         try:
             tables.append(_read(file))
         except (OSError, ValueError, pa.ArrowException) as error:
-            damaged.append(f"{file}: {' '.join(str(error).split())}")
+            damaged.append(f"{file}: {one_line(error)}")
     return Table(pa.concat_tables(tables) if tables else SCHEMA.empty_table(), damaged)
 
 
-def read_rows(out: Path) -> list[Row]:
-    """As `read_table`, one `Row` each; damaged files are left out."""
-    return [Row(**row) for row in read_table(out).rows.to_pylist()]
+def read_rows(out: Path) -> list[ResultRow]:
+    """As `read_table`, one `ResultRow` each; damaged files are left out."""
+    return [ResultRow(**row) for row in read_table(out).rows.to_pylist()]
 
 
 def finished_keys(out: Path) -> set[str]:
@@ -143,7 +145,7 @@ def read_predictions(out: Path, job: str) -> Predictions | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from None
     if stacked.dtype != np.int32 or stacked.ndim != 2 or len(stacked) < 2:
         raise UserError(f"{file} is damaged: {stacked.dtype} of shape {stacked.shape} instead of int32 (1 + draws, n)")
     return Predictions(stacked[0], stacked[1:])
@@ -151,7 +153,7 @@ def read_predictions(out: Path, job: str) -> Predictions | None:
 
 def _check(
     job: str,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     predictions: npt.NDArray[np.integer] | None,
     labels: npt.NDArray[np.integer] | None,
 ) -> None:
@@ -197,17 +199,3 @@ def _rows_folder(out: Path) -> Path:
 
 def _predictions_file(out: Path, job: str) -> Path:
     return Path(out) / "predictions" / f"{job}.npy"
-
-
-def _write(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under a temporary name, waits until it is on disk, and renames it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.parent / f".{file.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        with temporary.open("xb") as stream:
-            write(stream)
-        sync(temporary)
-        temporary.rename(file)
-        sync(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

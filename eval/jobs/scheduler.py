@@ -7,13 +7,14 @@ each new try has half the batch.
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eval.jobs.plan import FEATURES, Job
+from eval.contract import EvalConfig
+from eval.jobs.plan import Job
 from eval.jobs.worker import Answer, Request, work
-from eval.protocols.base import EvalConfig
+from eval.protocols.registry import protocol
 
 _TRIES = 3
 # How often the cluster's size is asked for, and the display is told although nothing ended.
@@ -23,7 +24,7 @@ _EXTRACTION_COST = 1e12
 
 
 @dataclass(frozen=True)
-class Resources:
+class JobResources:
     """What Ray sets aside for each task."""
 
     cpus: float = 1
@@ -54,7 +55,7 @@ class State:
 
 def schedule(
     requests: Sequence[Request],
-    resources: Resources,
+    resources: JobResources,
     ended: Callable[[Job, Answer], None],
     looked: Callable[[State], None],
     do: Callable[[Request], Answer] = work,
@@ -64,14 +65,14 @@ def schedule(
     `ended` gets each job's last answer, `looked` the state now and then. Raises what `ended` raises; jobs in flight
     are then given up.
     """
-    _Run(requests, resources, ended, looked, do).run()
+    _Scheduler(requests, resources, ended, looked, do).run()
 
 
-class _Run:
+class _Scheduler:
     def __init__(
         self,
         requests: Sequence[Request],
-        resources: Resources,
+        resources: JobResources,
         ended: Callable[[Job, Answer], None],
         looked: Callable[[State], None],
         do: Callable[[Request], Answer],
@@ -145,7 +146,7 @@ def _items(requests: Sequence[Request]) -> list[Item]:
     for request in requests:
         job = request.job
         item = Item(request, job.cost)
-        if job.protocol not in FEATURES:
+        if not protocol(job.protocol).TRAITS.on_features:
             items.append(item)
             continue
         place = (job.weights, job.images_key or job.task)
@@ -176,6 +177,6 @@ def _label(item: Item) -> str:
     return f"{job.model} {job.task} features" if item.request.extraction else job.label
 
 
-def requests_for(jobs: Sequence[Job], tasks: dict[str, Any], base: EvalConfig) -> list[Request]:
+def requests_for(jobs: Sequence[Job], tasks: Mapping[str, Any], base: EvalConfig) -> list[Request]:
     """One request for each job, with the settings of `base`."""
     return [Request(job, tasks[job.task], replace(base, options=job.options, seed=job.seed)) for job in jobs]

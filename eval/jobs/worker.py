@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from eval.contract import EvalConfig, Result
 from eval.jobs.plan import Job
-from eval.protocols.base import EvalConfig, Result, protocol
+from eval.protocols.registry import protocol
 from tt_ray.terminal.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,16 +82,6 @@ def _open(name: str, spec: str, weights: str) -> "Backbone":
     from eval.features.backbone import open_backbone
 
     backbone = open_backbone(name, spec)
-    if identity(backbone) != weights:
+    if backbone.identity != weights:
         raise UserError(f"{spec} is no longer what it was when the command began: give the command again")
     return backbone
-
-
-def identity(backbone: "Backbone") -> str:
-    """A hash of weights and preprocessing: the same model fed otherwise is another one."""
-    import hashlib
-    import json
-    from dataclasses import asdict
-
-    text = json.dumps([backbone.weights, asdict(backbone.preprocessing)])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from eval.contract import EvalConfig, Result, Traits
 from eval.features.backbone import Backbone
 from eval.features.cache import test_features
 from eval.metrics import expected_calibration_error, score
-from eval.protocols.base import EvalConfig, Result
 from eval.tasks.registry import Task
 from tt_ray.terminal.errors import UserError, nearest
 
-VERSION = 1
+TRAITS = Traits(version=1, cost=0.5, trains=False, draws="never")
 _IMAGENET_CLASSES = 1000
 _BLOCK = 8192
 

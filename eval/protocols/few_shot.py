@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from eval.contract import EvalConfig, Result, Traits
 from eval.features.backbone import Backbone
 from eval.features.cache import task_features
 from eval.metrics import score
-from eval.protocols.base import EvalConfig, Result
 from eval.tasks.registry import Task
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
 
-VERSION = 1
+TRAITS = Traits(version=1, cost=1.5, on_features=True)
 BIAS = 100.0
 """The constant feature: large, so that L2 hardly reaches the bias."""
 _DRAW_SEED = 21

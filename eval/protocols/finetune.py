@@ -17,7 +17,7 @@ the random numbers of stochastic depth, and batch norm's statistics.
 """
 
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -27,25 +27,25 @@ import torch
 from timm.models import get_model_args
 from torch import Tensor, nn
 
+from eval.contract import EvalConfig, Result, Traits
 from eval.features.backbone import Backbone
 from eval.metrics import expected_calibration_error, score
-from eval.protocols.base import EvalConfig, Result
 from eval.protocols.finetune_data import hold, joined, repeated
-from eval.protocols.finetune_recipes import RECIPES, Recipe
+from eval.protocols.finetune_recipes import COMMON, RECIPES, Recipe
 from eval.tasks.registry import Task, split_rows
-from tt_ray.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TextConfig, TrainConfig
+from tt_ray.config import Config, ModelConfig
 from tt_ray.data.augment import VECTORISED, normalize
 from tt_ray.data.loader import EvalBatches, load
 from tt_ray.data.prepare import Data
 from tt_ray.data.sources.base import Source
 from tt_ray.models.classifier import TaughtClassifier
 from tt_ray.stateless_random import seed_of
-from tt_ray.terminal.errors import NonFiniteLoss, UserError
+from tt_ray.terminal.errors import NonFiniteLoss, UserError, nearest, one_line
 from tt_ray.training.context import LocalContext
 from tt_ray.training.run_folder import start_run
 from tt_ray.training.trainer import Trainer
 
-VERSION = 2
+TRAITS = Traits(version=2, cost=200.0)
 _ORDER_SEED, _CLASSIFIER_SEED = 31, 32
 Rows = npt.NDArray[np.int64]
 
@@ -65,24 +65,38 @@ class Options:
     layer_decay: float = 0.0
     """Factor of the learning rate from each layer to the one before it, 1 for none; 0 takes the recipe's."""
     train_on: Literal["", "train", "train+val"] = ""
-    """What the last training sees: train leaves official validation images out; empty takes the recipe's."""
+    """Images of the last training: train leaves official validation images out; empty takes the recipe's."""
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of the run's configuration over the recipe's (see `COMMON`), such as {"optim.weight_decay": 0.1}."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no training could use."""
         if min(self.steps, self.batch_size, *self.rates, 0) < 0 or not 0 <= self.layer_decay <= 1:
             raise UserError(f"finetune: {self} has a negative number, or a layer_decay above 1")
+        for path in self.overrides:
+            if path not in COMMON:
+                raise UserError(f"finetune.overrides: no field {path} that a recipe sets; {nearest(path, COMMON)}")
 
     @property
     def resolved(self) -> Recipe:
         """Every number of the training."""
-        given = {name: value for name, value in asdict(self).items() if name != "recipe" and value}
-        return replace(RECIPES[self.recipe], **given)
+        recipe = RECIPES[self.recipe]
+        overrides = {**recipe.overrides, **self.overrides}
+        if self.layer_decay:
+            overrides["optim.layer_decay"] = self.layer_decay
+        given = {"steps": self.steps, "batch_size": self.batch_size, "rates": self.rates, "train_on": self.train_on}
+        return replace(recipe, **{name: value for name, value in given.items() if value}, overrides=overrides)
+
+    @property
+    def recipe_numbers(self) -> dict[str, Any]:
+        """Every number of the training, for the protocol's hash."""
+        return self.resolved.numbers
 
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     """Chooses the learning rate on validation images, trains on all, then tests once."""
     recipe = cast(Options, config.options).resolved
-    size = backbone.preprocessing.size if recipe.augment in VECTORISED else 0
+    size = backbone.preprocessing.size if recipe.config["data.augment"] in VECTORISED else 0
     both, fit, val = _splits(task, config.seed)
     both = hold(both, size)
     rate, found = recipe.rates[0], dict[float, float | None]()
@@ -107,7 +121,7 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     metrics = score(task, test.labels, predictions)
     metrics["ece"] = expected_calibration_error(probs, test.labels)
     at_edge = len(found) > 1 and rate in (min(found), max(found))
-    chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": asdict(recipe)}
+    chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
     return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
 
 
@@ -175,45 +189,35 @@ class Tuner:
         recipe, backbone, cuda = self.recipe, self.backbone, self.config.device.startswith("cuda")
         prep = backbone.preprocessing
         warmup = min(recipe.warmup_epochs * images / recipe.batch_size / recipe.steps, recipe.largest_warmup)
-        return Config(
-            data=DataConfig(
-                image_size=prep.size,
-                crop_pct=recipe.crop_pct or prep.crop_pct,
-                mean=prep.mean,
-                std=prep.std,
-                augment=recipe.augment,
-                mixup=recipe.mixup,
-                cutmix=recipe.cutmix,
-                repeats=recipe.repeats,
-                cache_gb=0.0,
-                num_loaders=self.config.num_loaders,
-            ),
-            text=TextConfig(weight=0.0),
-            model=model_config(backbone, recipe.drop_path),
-            optim=OptimConfig(
-                name=recipe.optimizer,
-                lr=self.rate,
-                min_lr=recipe.min_lr,
-                warmup_lr=recipe.warmup_lr,
-                warmup_epochs=warmup,
-                weight_decay=recipe.weight_decay,
-                layer_decay=recipe.layer_decay,
-                eps=recipe.eps,
-                grad_clip=recipe.grad_clip,
-                label_smoothing=recipe.label_smoothing,
-            ),
-            train=TrainConfig(
-                epochs=1,
-                batch_size=recipe.batch_size,
-                max_batch_per_worker=self.config.batch_size,
-                seed=self.config.seed,
-                precision="bf16" if recipe.amp and cuda else "fp32",
-            ),
-            run=RunConfig(name="run", storage=str(folder), use_gpu=cuda, log_every=50),
-        )
+        fields = recipe.config
+        settings = {
+            **fields,
+            "run.name": "run",
+            "run.storage": str(folder),
+            "run.use_gpu": cuda,
+            "run.log_every": 50,
+            "text.weight": 0.0,
+            "data.image_size": prep.size,
+            "data.mean": prep.mean,
+            "data.std": prep.std,
+            "data.cache_gb": 0.0,
+            "data.num_loaders": self.config.num_loaders,
+            "train.epochs": 1,
+            "train.batch_size": recipe.batch_size,
+            "train.max_batch_per_worker": self.config.batch_size,
+            "train.seed": self.config.seed,
+            "train.precision": "bf16" if recipe.amp and cuda else "fp32",
+            "optim.warmup_epochs": warmup,
+            "data.crop_pct": fields["data.crop_pct"] or prep.crop_pct,
+            "optim.lr": self.rate,
+        }
+        config = replace(Config(), model=model_config(backbone))
+        for path, value in settings.items():
+            config = config.override(path, value)
+        return config
 
 
-def model_config(backbone: Backbone, drop_path: float) -> ModelConfig:
+def model_config(backbone: Backbone) -> ModelConfig:
     """How timm builds the backbone; raises UserError when that cannot be said in a configuration."""
     model = cast(Any, backbone.model)
     arguments: dict[str, Any] = get_model_args(model)
@@ -224,7 +228,7 @@ def model_config(backbone: Backbone, drop_path: float) -> ModelConfig:
         config = Config().override("model.kwargs", kwargs)
     except UserError as error:
         raise UserError(f"finetune cannot build {backbone.spec} anew: {error}") from None
-    return replace(config.model, name=model.pretrained_cfg["architecture"], drop_path=drop_path)
+    return replace(config.model, name=model.pretrained_cfg["architecture"])
 
 
 def _plain(value: Any) -> Any:
@@ -253,4 +257,4 @@ def start_from(model: nn.Module, source: nn.Module, seed: int) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"finetune cannot start from these weights: {' '.join(str(error).split())[:500]}") from None
+        raise UserError(f"finetune cannot start from these weights: {one_line(error)}") from None

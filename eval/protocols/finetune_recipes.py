@@ -1,12 +1,31 @@
 """Recipes of fine-tuning: every number, and where it comes from. Each enters the protocol's hash."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+COMMON: Mapping[str, Any] = {
+    "optim.name": "adamw",
+    "optim.weight_decay": 0.05,
+    "optim.layer_decay": 1.0,
+    "optim.eps": 1e-8,
+    "optim.min_lr": 1e-5,
+    "optim.warmup_lr": 1e-6,
+    "optim.grad_clip": 1.0,
+    "optim.label_smoothing": 0.1,
+    "data.augment": "three_augment",
+    "data.crop_pct": 1.0,  # 0 takes the backbone's own
+    "data.mixup": 0.0,
+    "data.cutmix": 0.0,
+    "data.repeats": 1,
+    "model.drop_path": 0.0,
+}
+"""Fields of the run's configuration that every recipe sets, by dotted path; a recipe's own go over them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to fine-tune."""
+    """One way to fine-tune: what no field of a run's configuration says, and the fields that it changes."""
 
     steps: int
     """Updates of each training."""
@@ -14,37 +33,32 @@ class Recipe:
     """Images of a step."""
     rates: tuple[float, ...]
     """Peak learning rates to choose from; not scaled with the batch."""
-    optimizer: str = "adamw"
-    """timm's name."""
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it; 1 is off."""
-    eps: float = 1e-8
-    min_lr: float = 1e-5
-    """What the cosine ends at."""
-    warmup_lr: float = 1e-6
-    """What the linear warm-up starts from."""
     warmup_epochs: float = 5.0
     """Length of the warm-up in passes over the training images."""
     largest_warmup: float = 0.2
     """Share of the steps that the warm-up takes at most, for tasks whose epochs are long."""
-    grad_clip: float = 1.0
-    """Largest gradient norm; 0 is no clipping."""
-    label_smoothing: float = 0.1
-    augment: Literal["none", "crop_flip", "crop", "three_augment", "deit"] = "three_augment"
-    """Preset of data.augment."""
-    crop_pct: float = 1.0
-    """Testing: centre crop's share of the resized image; 0 takes the backbone's own."""
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    repeats: int = 1
-    """Copies of an image in a batch."""
-    drop_path: float = 0.0
     train_on: Literal["train", "train+val"] = "train+val"
-    """What the last training sees: train leaves official validation images out. Without official ones both are the
+    """Images of the last training: train leaves official validation images out. Without official ones both are the
     same: images that are held out to choose a rate are part of train."""
     amp: bool = True
     """bfloat16 on GPUs; CPUs always compute in float32."""
+    overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of the run's configuration over `COMMON`, by dotted path."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All fields of the run's configuration that the recipe sets, by dotted path."""
+        return {**COMMON, **self.overrides}
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Every number by the name under which it enters the protocol's hash.
+
+        Fields of the configuration go by their last word, so that results of older versions keep their hash.
+        """
+        own = {name: value for name, value in asdict(self).items() if name != "overrides"}
+        words = {path: "optimizer" if path == "optim.name" else path.rpartition(".")[2] for path in COMMON}
+        return own | {words[path]: value for path, value in self.config.items()}
 
 
 RECIPES = {
@@ -53,10 +67,12 @@ RECIPES = {
         steps=150,
         batch_size=32,
         rates=(3e-4, 1e-3, 3e-3),
-        layer_decay=0.75,  # timm's default where it is on
-        augment="crop",
         warmup_epochs=1.0,
         amp=False,
+        overrides={
+            "optim.layer_decay": 0.75,  # timm's default where it is on
+            "data.augment": "crop",
+        },
     ),
     # DeiT's recipe (arXiv 2012.12877) as the official code of TextTeacher has it under "deit": batch 1024, rate 1e-3,
     # RandAugment, erasing, mixup, cutmix, three repeats, no clipping. Steps: DeiT fine-tunes on CIFAR and Cars for 1000
@@ -65,26 +81,30 @@ RECIPES = {
         steps=8000,
         batch_size=1024,
         rates=(1e-4, 3e-4, 1e-3),
-        grad_clip=0.0,
-        augment="deit",
-        crop_pct=0.0,
-        mixup=0.8,
-        cutmix=1.0,
-        repeats=3,
+        overrides={
+            "optim.grad_clip": 0.0,
+            "data.augment": "deit",
+            "data.crop_pct": 0.0,
+            "data.mixup": 0.8,
+            "data.cutmix": 1.0,
+            "data.repeats": 3,
+        },
     ),
     # The configuration and run commands of TextTeacher's official code (github.com/tobna/TextTeacher), which fine-tunes
     # Flowers for 2000 epochs of four steps of 256 images; one rate for all sets. FusedLAMB there, timm's LAMB here.
-    # Steps and batch are Flowers' for every set: Cars has batches of 1024 there (give finetune.batch_size). Flowers and
+    # Steps and batch are Flowers' for every set: Cars has batches of 1024 there (set finetune.batch_size). Flowers and
     # Aircraft are trained on their train split alone there, half of what others call their training images.
     "paper": Recipe(
         steps=8000,
         batch_size=256,
         rates=(3e-4,),
-        optimizer="lamb",
-        weight_decay=0.02,
-        eps=1e-7,
-        cutmix=1.0,
-        drop_path=0.05,
         train_on="train",
+        overrides={
+            "optim.name": "lamb",
+            "optim.weight_decay": 0.02,
+            "optim.eps": 1e-7,
+            "data.cutmix": 1.0,
+            "model.drop_path": 0.05,
+        },
     ),
 }

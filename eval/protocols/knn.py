@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.contract import EvalConfig, Result, Traits
 from eval.features.backbone import Backbone
 from eval.features.cache import task_features
 from eval.metrics import expected_calibration_error, score
-from eval.protocols.base import EvalConfig, Result
 from eval.tasks.registry import Task
 from tt_ray.terminal.errors import UserError
 
-VERSION = 1
+TRAITS = Traits(version=1, cost=1.0, on_features=True, draws="validation")
 # Cosines of a block of queries with a block of the bank: 32 MiB.
 _QUERIES, _BANK = 1024, 8192
 Floats = npt.NDArray[np.floating]

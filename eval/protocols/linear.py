@@ -28,10 +28,11 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from eval.contract import EvalConfig, Result, Traits
+from eval.feature_metrics import effective_rank
 from eval.features.backbone import Backbone
 from eval.features.cache import task_features
-from eval.metrics import effective_rank, expected_calibration_error, score, top1
-from eval.protocols.base import EvalConfig, Result
+from eval.metrics import expected_calibration_error, score, top1
 from eval.protocols.logistic_design import Design, Matrix, Moments, Rows, moments
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
 from eval.tasks.origins import stratified
@@ -39,7 +40,7 @@ from eval.tasks.registry import Task
 from tt_ray.data.sources.labels import some
 from tt_ray.terminal.errors import UserError
 
-VERSION = 2
+TRAITS = Traits(version=2, cost=4.0, on_features=True, draws="validation")
 _VALIDATION_SHARE = 0.2
 Score = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], float]
 """Labels and predictions to what is chosen by; more is better."""

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from eval.contract import EvalConfig, Result, Traits
 from eval.features.backbone import Backbone, Preprocessing
-from eval.features.cache import Decoder
+from eval.features.extract import Decoder
 from eval.metrics import expected_calibration_error, score
-from eval.protocols.base import EvalConfig, Result
 from eval.protocols.finetune_data import joined
 from eval.tasks.registry import Task, split_rows
 from tt_ray.data.augment import normalize, seeded
@@ -35,7 +35,7 @@ from tt_ray.data.sources.base import Source
 from tt_ray.stateless_random import seed_of, uniform
 from tt_ray.terminal.errors import UserError
 
-VERSION = 1
+TRAITS = Traits(version=1, cost=40.0)
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 _ORDER, _CUT, _START = 0x11A1, 0x11A2, 0x11A3
 _MARGIN = 224 / 256

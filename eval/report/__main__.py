@@ -9,6 +9,7 @@ from eval.jobs.results import read_table
 from eval.report.html import to_html
 from eval.report.numbers import build_report
 from eval.report.text import overview, to_csv, to_latex, to_markdown
+from tt_ray.io.files import new_file
 from tt_ray.terminal.command import read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
@@ -43,9 +44,8 @@ def write_report(results: Path, baseline: str = "", out: Path | None = None) -> 
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{out} is not a folder: give another --out") from None
     for name, write in _FORMATS.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(write(report), encoding="utf-8")
-        temporary.rename(out / name)
+        with new_file(out / name, durable=False) as partial:
+            partial.write_text(write(report), encoding="utf-8")
     for text in report.damaged:
         display.console.print(f"left out {text}", markup=False, highlight=False)
     print(f"{overview(report)}\n{out / 'report.html'}")

@@ -11,7 +11,7 @@ from eval.report.bootstrap import Interval
 # A bootstrap of fewer images than this that differ gives intervals that are too narrow: four images that all speak for
 # one model would pass for significant, where McNemar's exact test says p = 0.125.
 MIN_DIFFERING = 10
-Place = tuple[str, str]
+CellKey = tuple[str, str]
 """Task and model, as they are labelled."""
 
 
@@ -62,14 +62,14 @@ class Section:
     tasks: tuple[str, ...]
     versions: dict[str, int]
     """Of the tasks."""
-    cells: dict[Place, Cell]
+    cells: dict[CellKey, Cell]
     """By each task's own metric."""
-    others: dict[str, dict[Place, Cell]]
+    others: dict[str, dict[CellKey, Cell]]
     """By the name of any other metric."""
     common: tuple[str, ...]
     """Tasks on which every model has a result: what averages are about."""
 
-    def shown_others(self) -> list[tuple[str, dict[Place, Cell]]]:
+    def shown_others(self) -> list[tuple[str, dict[CellKey, Cell]]]:
         """Other metrics, by name, without those that are spreads of another: these are for tables of all numbers."""
         return [(name, cells) for name, cells in sorted(self.others.items()) if not name.endswith("_std")]
 
@@ -113,7 +113,7 @@ class Failure:
     created: str
 
 
-class Source(NamedTuple):
+class ModelOrigin(NamedTuple):
     """Where a model's numbers come from."""
 
     label: str
@@ -139,7 +139,7 @@ class Report:
     damaged: tuple[str, ...]
     notes: tuple[str, ...]
     """What a reader must know about single numbers: other seeds, no interval."""
-    sources: tuple[Source, ...]
+    sources: tuple[ModelOrigin, ...]
     versions: tuple[Counted, ...]
     commands: tuple[Counted, ...]
     created: tuple[str, str]

@@ -13,10 +13,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from eval.jobs.costs import Costs, read_costs
-from eval.jobs.results import Row, Table, read_predictions
-from eval.protocols.base import PROTOCOLS
+from eval.jobs.results import ResultRow, Table, read_predictions
+from eval.protocols.registry import PROTOCOLS
 from eval.report.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
-from eval.report.content import Cell, Counted, Difference, Failure, Place, Report, Section, Source
+from eval.report.content import Cell, CellKey, Counted, Difference, Failure, ModelOrigin, Report, Section
 from tt_ray.data.sources.labels import some
 from tt_ray.terminal.errors import UserError, nearest
 
@@ -39,31 +39,31 @@ class _Index:
     """Label by name and version."""
     sections: dict[tuple[str, str], str]
     """Label by protocol and hash."""
-    rows: list[Row]
+    rows: list[ResultRow]
     """Of jobs that are done, the last one for each metric."""
-    failed: list[Row]
+    failed: list[ResultRow]
     """Jobs without a result."""
     notes: list[str] = field(default_factory=list[str])
 
-    def model(self, row: Row) -> str:
+    def model(self, row: ResultRow) -> str:
         return self.models[row.model, row.weights]
 
-    def task(self, row: Row) -> str:
+    def task(self, row: ResultRow) -> str:
         return self.tasks[row.task, row.task_version]
 
-    def section(self, row: Row) -> str:
+    def section(self, row: ResultRow) -> str:
         return self.sections[row.protocol, row.protocol_hash]
 
 
 def build_report(out: Path, table: Table, baseline: str | None, progress: Progress) -> Report:
     """Raises UserError where `out` has no results, or the baseline is none of its models."""
-    rows = [Row(**row) for row in table.rows.to_pylist()]
+    rows = [ResultRow(**row) for row in table.rows.to_pylist()]
     if not rows:
         hint = f" but {len(table.damaged)} damaged files, the first: {table.damaged[0]}" if table.damaged else ""
         raise UserError(f"{out} has no results{hint}; give the folder that python -m eval wrote with --out")
     index = _index(rows)
     models = _order_models(index, baseline)
-    grouped: dict[str, list[Row]] = defaultdict(list)
+    grouped: dict[str, list[ResultRow]] = defaultdict(list)
     for row in sorted(index.rows, key=_section_order):
         grouped[index.section(row)].append(row)
     sections = [
@@ -93,7 +93,7 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
     )
 
 
-def _index(rows: list[Row]) -> _Index:
+def _index(rows: list[ResultRow]) -> _Index:
     """Labels are longer than names only where one name stands for several things; later results replace earlier."""
     done = [row for row in rows if row.status == "done"]
     last = {(*_work(row), row.metric): row for row in sorted(done, key=lambda row: (row.created, row.job))}
@@ -118,7 +118,7 @@ def _index(rows: list[Row]) -> _Index:
     )
 
 
-def doubts(rows: Iterable[Row]) -> list[str]:
+def doubts(rows: Iterable[ResultRow]) -> list[str]:
     """What a reader must know about how jobs ended: fits that did not converge, choices at the edge of their grid."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in {row.job: row for row in rows}.values():
@@ -146,7 +146,7 @@ def _object(text: str) -> dict[str, Any]:
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
-def _work(row: Row) -> tuple[Any, ...]:
+def _work(row: ResultRow) -> tuple[Any, ...]:
     """What a job is about, whatever its key."""
     return row.model, row.weights, row.task, row.task_version, row.protocol, row.protocol_hash, row.seed
 
@@ -157,7 +157,7 @@ def _labels(pairs: Iterable[tuple[str, V]], show: Callable[[V], str]) -> dict[tu
     return {(name, what): f"{name} ({show(what)})" if times[name] > 1 else name for name, what in distinct}
 
 
-def _section_order(row: Row) -> tuple[int, str, str]:
+def _section_order(row: ResultRow) -> tuple[int, str, str]:
     known = list(PROTOCOLS)
     return (known.index(row.protocol) if row.protocol in known else len(known)), row.protocol, row.protocol_hash
 
@@ -178,16 +178,16 @@ def _order_models(index: _Index, baseline: str | None) -> tuple[str, ...]:
     return (wanted, *(label for label in ordered if label != wanted))
 
 
-def _section(label: str, rows: Sequence[Row], index: _Index, models: Sequence[str]) -> Section:
+def _section(label: str, rows: Sequence[ResultRow], index: _Index, models: Sequence[str]) -> Section:
     """All but differences."""
-    grouped: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    grouped: dict[tuple[str, str, str], list[ResultRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.seed):
         grouped[index.task(row), index.model(row), row.metric].append(row)
     tasks = tuple(sorted({task for task, _, _ in grouped}))
     shown = tuple(model for model in models if any(model == other for _, other, _ in grouped))
     metrics = {task: _own_metric([row for row in rows if index.task(row) == task]) for task in tasks}
-    cells: dict[Place, Cell] = {}
-    others: dict[str, dict[Place, Cell]] = defaultdict(dict)
+    cells: dict[CellKey, Cell] = {}
+    others: dict[str, dict[CellKey, Cell]] = defaultdict(dict)
     for (task, model, metric), group in sorted(grouped.items()):
         place = cells if metric == metrics[task] else others[metric]
         values = [row.value for row in group]
@@ -204,7 +204,7 @@ def _section(label: str, rows: Sequence[Row], index: _Index, models: Sequence[st
     return Section(first.protocol, first.protocol_hash, label, shown, tasks, versions, cells, dict(others), common)
 
 
-def _own_metric(rows: Sequence[Row]) -> str:
+def _own_metric(rows: Sequence[ResultRow]) -> str:
     """The metric that the task's authors define, where the protocol gives it."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     wanted = [row.task_metric for row in rows if row.task_metric in metrics]
@@ -220,8 +220,8 @@ def _ranks(means: dict[str, float]) -> dict[str, float]:
 
 
 def _compare(
-    out: Path, section: Section, baseline: str, rows: Sequence[Row], index: _Index, progress: Progress
-) -> dict[Place, Cell]:
+    out: Path, section: Section, baseline: str, rows: Sequence[ResultRow], index: _Index, progress: Progress
+) -> dict[CellKey, Cell]:
     """The section's cells with their differences to the baseline."""
     cells = dict(section.cells)
     for number, task in enumerate(section.tasks):
@@ -257,7 +257,7 @@ def _difference(baseline: Cell, model: Cell, first: Measured | str, second: Meas
     return Difference(value, paired_interval(model.metric, labels, reference, shares, seed))
 
 
-def _measure(out: Path, rows: Sequence[Row]) -> Measured | str:
+def _measure(out: Path, rows: Sequence[ResultRow]) -> Measured | str:
     """How often the jobs' predictions are right on each image, or why that cannot be told."""
     labels, shares = None, []
     for row in rows:
@@ -278,14 +278,14 @@ def _measure(out: Path, rows: Sequence[Row]) -> Measured | str:
     return "it has no result" if labels is None else (labels, np.mean(shares, 0))
 
 
-def _sources(index: _Index, models: Sequence[str]) -> tuple[Source, ...]:
+def _sources(index: _Index, models: Sequence[str]) -> tuple[ModelOrigin, ...]:
     """One a model and folder, in the order of the models."""
     rows = {row.job: row for row in [*index.rows, *index.failed]}.values()
     seconds: dict[tuple[str, str, str], float] = defaultdict(float)
     for row in rows:
         seconds[index.model(row), row.model_spec, row.weights] += row.seconds if row.seconds > 0 else 0
     return tuple(
-        Source(*key, value) for key, value in sorted(seconds.items(), key=lambda x: (models.index(x[0][0]), x))
+        ModelOrigin(*key, value) for key, value in sorted(seconds.items(), key=lambda x: (models.index(x[0][0]), x))
     )
 
 
@@ -296,7 +296,7 @@ def _costs(out: Path, index: _Index, models: Sequence[str]) -> tuple[tuple[str, 
     return tuple((model, costs) for model, costs in found if costs is not None)
 
 
-def _count(rows: Iterable[Row], text: Callable[[Row], str]) -> tuple[Counted, ...]:
+def _count(rows: Iterable[ResultRow], text: Callable[[ResultRow], str]) -> tuple[Counted, ...]:
     """Distinct texts with the number of jobs, the most frequent first."""
     jobs = {row.job: text(row) for row in rows}
     return tuple(Counted(*pair) for pair in sorted(Counter(jobs.values()).items(), key=lambda x: (-x[1], x[0])))

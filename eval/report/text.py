@@ -174,12 +174,8 @@ def caption(section: Section) -> str:
     return f"{section.label}: per cent, {spread}; below it the difference to the baseline with its 95 % interval"
 
 
-def origin_of(report: Report) -> dict[str, list[str]]:
-    """What to give so that others can repeat the numbers."""
-    return _origin(report)
-
-
 def _origin(report: Report) -> dict[str, list[str]]:
+    """Everything that others need to repeat the numbers."""
     return {
         "model": [f"{each.label} = {each.spec}, weights {each.weights or 'unknown'}" for each in report.sources],
         "protocol": [f"{section.label} {section.hash}" for section in report.sections],

@@ -119,12 +119,6 @@ class Task:
             f"{'; or '.join([*helps, f'give --task-root {self.name}=DIR{layout}'])}"
         )
 
-    def fingerprint(self, split: Split) -> str:
-        """Changes when images, labels or the task's version do."""
-        opened = self.opened(split)
-        parts = [self.name, self.version, split, images_fingerprint(opened)]
-        return hashlib.sha256(repr(parts).encode() + opened.source.labels.tobytes()).hexdigest()
-
     def _check(self, source: Source, split: Split) -> None:
         where = f"{self.name} ({split}, version {self.version} of the task)"
         hint = f"use the original files, or define a task of your own with --task-root OTHER_NAME={self.place.root}"

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 import tyro
 
+from eval.contract import EvalConfig
+from eval.feature_metrics import alignment, uniformity
 from eval.features.backbone import Backbone, open_backbone
-from eval.features.cache import extract
-from eval.metrics import alignment, uniformity
-from eval.protocols.base import EvalConfig
+from eval.features.extract import extract
 from eval.similarity import Grid, cka_of_grams, layer_grams, layer_names
 from eval.why.figures import Curve, Panel, draw_curves, draw_panels, panels_to_csv, to_csv, to_markdown, write
 from eval.why.gradients import gradient_agreements

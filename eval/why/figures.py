@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tt_ray.io.files import new_file
+
 Grid = npt.NDArray[np.float64]
 
 
@@ -78,9 +80,8 @@ def _figure(size: tuple[float, float], shape: tuple[int, int], **grid: Any) -> t
 
 
 def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    with new_file(path, durable=False) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def panels_to_csv(panels: Sequence[Panel]) -> str:
@@ -111,7 +112,6 @@ def to_markdown(panel: Panel, corner: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Under a temporary name, then renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Writes a file whole or not at all."""
+    with new_file(path, durable=False) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from eval.jobs.results import Row, write_result
+from eval.jobs.results import ResultRow, write_result
 
 TASKS: dict[str, tuple[int, int, str, float]] = {
     "digits": (10, 360, "top1", 0.97),
@@ -52,8 +52,8 @@ class Job:
         parts = [name, self.task, str(self.task_version), self.protocol, self.protocol_hash, self.weights]
         return "-".join([*parts, str(self.seed)])
 
-    def row(self, metric: str, value: float, n: int, status: str = "done", reason: str = "") -> Row:
-        return Row(
+    def row(self, metric: str, value: float, n: int, status: str = "done", reason: str = "") -> ResultRow:
+        return ResultRow(
             model=self.model,
             model_spec=f"runs/{self.model}",
             weights=self.weights or _digest(self.model),

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.__main__ import Arguments, jobs_of
+from eval.__main__ import Arguments, open_evaluation
 from eval.efficiency import main, measure, peak_bytes, tensors_of, training_step
 from eval.jobs.costs import Costs, Measured, keep_costs, missing_counts, read_costs
-from eval.jobs.worker import identity
 from eval.report.__main__ import write_report
 from tests.eval.sample_results import Job, finish
 from tests.eval.toy_task import SIZE, toy_backbone
@@ -53,7 +52,7 @@ def test_larger_batches_take_more_memory_and_training_more_than_inference() -> N
     assert small.inference_mb < large.inference_mb < large.training_mb and small.training_mb < large.training_mb
     assert small.inference_mb * 1e6 > sum(tensor.nbytes for tensor in backbone.model.parameters())
     assert small.images_per_s > 0 and not any(p.requires_grad for p in backbone.model.parameters())
-    assert identity(toy_backbone()) == identity(backbone) and backbone.weights == before
+    assert toy_backbone().identity == backbone.identity and backbone.weights == before
 
 
 def test_counts_do_not_take_the_place_of_what_was_measured(tmp_path: Path) -> None:
@@ -62,18 +61,18 @@ def test_counts_do_not_take_the_place_of_what_was_measured(tmp_path: Path) -> No
     assert missing_counts(tmp_path, backbone) == counts
     measured = replace(counts, device="a machine", measured=(Measured(8, 100.0, 1.0, 2.0),))
     for costs in (counts, measured):
-        keep_costs(tmp_path, identity(backbone), costs)
-        assert missing_counts(tmp_path, backbone) is None and read_costs(tmp_path, identity(backbone)) == costs
-    (tmp_path / "models" / f"{identity(backbone)}.json").write_text("{")
-    assert read_costs(tmp_path, identity(backbone)) is None and missing_counts(tmp_path, backbone) == counts
+        keep_costs(tmp_path, backbone.identity, costs)
+        assert missing_counts(tmp_path, backbone) is None and read_costs(tmp_path, backbone.identity) == costs
+    (tmp_path / "models" / f"{backbone.identity}.json").write_text("{")
+    assert read_costs(tmp_path, backbone.identity) is None and missing_counts(tmp_path, backbone) == counts
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="give another --out"):
-        keep_costs(tmp_path / "file", identity(backbone), counts)
+        keep_costs(tmp_path / "file", backbone.identity, counts)
 
 
 def test_the_report_has_a_table_of_models(tmp_path: Path) -> None:
     backbone = toy_backbone()
-    weights, counts, labels = identity(backbone), count(backbone.model, SIZE), np.arange(20) % 4
+    weights, counts, labels = backbone.identity, count(backbone.model, SIZE), np.arange(20) % 4
     for model, own in (("base", ""), ("mine", weights)):
         job = Job(model, "a", weights=own)
         finish(tmp_path, job, labels, labels)
@@ -100,11 +99,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_evaluation_counts_its_models_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Arguments(("a=random:test_vit",), tmp_path / "out", tasks=("digits",), protocols=("knn",))
-    jobs, _, counted = jobs_of(given)
+    given = Arguments(tmp_path / "out", ("a=random:test_vit",), tasks=("digits",), protocols=("knn",))
+    planned = open_evaluation(given)
+    jobs, counted = planned.jobs, planned.costs
     assert not given.out.exists(), "nothing is written before all is known to be right"
     keep_costs(given.out, jobs[0].weights, counted[jobs[0].weights])
     costs = read_costs(given.out, jobs[0].weights)
     assert costs is not None and costs.params > 0 and costs.measured == ()
     monkeypatch.setattr("tt_ray.models.flops.count", None)
-    assert jobs_of(given)[::2] == (jobs, {})
+    again = open_evaluation(given)
+    assert (again.jobs, again.costs) == (jobs, {})

@@ -6,18 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.metrics import (
-    alignment,
-    effective_rank,
-    expected_calibration_error,
-    hsic1,
-    linear_cka,
-    mean_per_class,
-    score,
-    top1,
-    unbiased_cka,
-    uniformity,
-)
+from eval.feature_metrics import alignment, effective_rank, hsic1, linear_cka, unbiased_cka, uniformity
+from eval.metrics import expected_calibration_error, mean_per_class, score, top1
 from tt_ray.terminal.errors import UserError
 
 
@@ -84,7 +74,7 @@ def _centred(gram: np.ndarray) -> np.ndarray:
 
 
 def test_cka_equals_its_definition_by_gram_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.metrics._BLOCK", 7)  # several blocks, the last one shorter
+    monkeypatch.setattr("eval.feature_metrics._BLOCK", 7)  # several blocks, the last one shorter
     rng = np.random.default_rng(0)
     x = rng.normal(2, 1, (40, 6)).astype(np.float32)
     y = np.hstack([x[:, :3] @ rng.normal(size=(3, 4)), rng.normal(size=(40, 2))]).astype(np.float32)
@@ -161,7 +151,7 @@ def _pairs(x: np.ndarray, labels: np.ndarray) -> tuple[list[float], list[float]]
 
 
 def test_alignment_and_uniformity_equal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.metrics._BLOCK", 7)
+    monkeypatch.setattr("eval.feature_metrics._BLOCK", 7)
     rng = np.random.default_rng(6)
     x, labels = rng.normal(1, 1, (30, 5)).astype(np.float32), rng.integers(0, 4, 30)
     every, own = _pairs(x.astype(np.float64), labels)
@@ -191,7 +181,7 @@ def test_cka_wants_the_same_images(call: Any) -> None:
 
 
 def test_effective_rank_is_the_entropy_of_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.metrics._BLOCK", 16)
+    monkeypatch.setattr("eval.feature_metrics._BLOCK", 16)
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(50, 8)) * np.geomspace(1, 1e-3, 8)).astype(np.float32)
     values = np.linalg.svd(x.astype(np.float64), compute_uv=False)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics import unbiased_cka
-from eval.protocols.base import EvalConfig
+from eval.contract import EvalConfig
+from eval.feature_metrics import unbiased_cka
 from eval.similarity import between_layers, between_models, layer_names, main
 from tests.eval.toy_task import ToyTask, coloured, tensor, toy_backbone
 from tt_ray.terminal.errors import UserError

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageMode
 
-from eval.features.cache import transform
+from eval.features.extract import transform
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import eval_transform, seeded, train_transform
 from tt_ray.data.sources import decoding

@@ -16,14 +16,16 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-import eval.features.cache as features
+import eval.features.extract as extraction
+from eval.contract import EvalConfig
+from eval.features import cache
 from eval.features.backbone import Backbone, Preprocessing, build, timm_preprocessing
-from eval.features.cache import extract, extract_features, task_features
+from eval.features.cache import task_features
 from eval.features.cache import test_features as only_test_features
-from eval.protocols.base import EvalConfig
+from eval.features.extract import Decoder, extract, transform
 from eval.tasks.origins import ArrayImages, Place, Shapes
 from eval.tasks.registry import Task, tasks
-from tests.toy import FORKS, toy_config
+from tests.toy import FORKS
 from tt_ray.data.augment import normalize
 from tt_ray.data.sources.base import Source
 from tt_ray.terminal.errors import UserError
@@ -95,7 +97,7 @@ def test_preprocessing_is_timms() -> None:
     model = timm.create_model("test_vit")
     given, timms = timm_preprocessing(model), resolve_model_data_config(model)
     source = pictures(1, 300, 200)
-    ours = normalize(features.transform(given)(source.read(0))[None], given.mean, given.std)[0]
+    ours = normalize(transform(given)(source.read(0))[None], given.mean, given.std)[0]
     assert torch.equal(ours, create_transform(**timms, is_training=False)(source.read(0)))
 
 
@@ -111,19 +113,12 @@ def test_jpegs_decoded_at_a_smaller_scale_give_nearly_the_same(tmp_path: Path) -
     reader = Reader(smooth[None], "jpeg")
     source = Source(pa.array(["x.jpg"]), np.zeros(1, np.int64), ("a",), None, reader.read, reader.pixels)
     rows = [np.array([0])]
-    fast = features.Decoder(source, SQUASH, rows, 1)[0].int()
-    exact = features.Decoder(source, dataclasses.replace(SQUASH, interpolation="bicubic"), rows, 1)
-    exact.transform = features.transform(SQUASH)
+    fast = Decoder(source, SQUASH, rows, 1)[0].int()
+    exact = Decoder(source, dataclasses.replace(SQUASH, interpolation="bicubic"), rows, 1)
+    exact.transform = transform(SQUASH)
     assert (fast - exact[0].int()).abs().max() <= 4
     a, b = (extract(toy(given), source, config(tmp_path)) for given in (SQUASH, SQUASH))
     assert (a == b).all()
-
-
-def test_features_of_a_runs_backbone(tmp_path: Path) -> None:
-    run = toy_config(tmp_path, "shapes_baseline").override("data.image_size", 32)
-    backbone = toy(dataclasses.replace(SQUASH, mean=run.data.mean, std=run.data.std))
-    found = extract_features(backbone.model, pictures(), run)
-    assert (found == extract(backbone, pictures(), config(tmp_path, batch_size=256))).all()
 
 
 def test_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +132,7 @@ def test_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytes
             raise torch.OutOfMemoryError("CUDA out of memory")
         return model.forward_head(model.forward_features(images), pre_logits=True)
 
-    monkeypatch.setattr(features, "pooled", pooled)
+    monkeypatch.setattr(extraction, "pooled", pooled)
     found = extract(backbone, source, config(tmp_path))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) == 2, "the smaller batch was not kept"
@@ -145,7 +140,7 @@ def test_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytes
     def never(model: Any, images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(features, "pooled", never)
+    monkeypatch.setattr(extraction, "pooled", never)
     with pytest.raises(RuntimeError, match="allocate memory"):
         extract(backbone, source, config(tmp_path))
 
@@ -209,7 +204,7 @@ def test_cache_is_used_and_shared_by_tasks_of_the_same_images(tmp_path: Path, mo
     first = task_features(toy(), shapes(), config(tmp_path))
     before = folders(tmp_path)
     assert len(before) == 2
-    monkeypatch.setattr(features, "_extract", lambda *_: pytest.fail("extracted again"))
+    monkeypatch.setattr(cache, "extract_into", lambda *_: pytest.fail("extracted again"))
     again = task_features(toy(), shapes(), config(tmp_path, batch_size=5, threads=2))
     assert (again.x == first.x).all()
     other = task_features(toy(), shapes("shapes_shape", "shape"), config(tmp_path))
@@ -264,20 +259,20 @@ def test_failed_extraction_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise UserError("cannot read image x")
 
-    monkeypatch.setattr(features, "_extract", fail)
+    monkeypatch.setattr(cache, "extract_into", fail)
     assert "cannot read image x" in message(lambda: task_features(toy(), shapes(), config(tmp_path)))
     assert not folders(tmp_path) and not list((tmp_path / "cache").glob(".*.partial"))
 
 
 def test_threads_that_ask_at_once_extract_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks are of open files, so that threads meet them as processes do."""
-    calls, real = list[int](), features._extract
+    calls, real = list[int](), cache.extract_into
 
     def count(*given: Any) -> None:
         calls.append(1)
         real(*given)
 
-    monkeypatch.setattr(features, "_extract", count)
+    monkeypatch.setattr(cache, "extract_into", count)
     backbone = toy()
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: task_features(backbone, shapes(), config(tmp_path)).x, range(3)))

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from eval.jobs.live_table import Board
+from eval.contract import Result
+from eval.jobs.live_table import JobTable
 from eval.jobs.plan import Job
 from eval.jobs.scheduler import State
 from eval.jobs.worker import Answer
-from eval.protocols.base import Result
 from eval.protocols.knn import Options
 
 
@@ -19,12 +19,12 @@ def job(seed: int, protocol: str = "knn", images: int = 100) -> Job:
     return Job("[red]model", "spec", "weights", "digits", 1, protocol, Options(), seed, images)
 
 
-def board(jobs: list[Job], terminal: bool) -> tuple[Board, io.StringIO, list[tuple[Any, ...]]]:
+def board(jobs: list[Job], terminal: bool) -> tuple[JobTable, io.StringIO, list[tuple[Any, ...]]]:
     """A board, what it writes on a terminal, and what it tells a log."""
     stream, told = io.StringIO(), list[tuple[Any, ...]]()
     console = Console(file=stream, force_terminal=terminal, width=100, height=40, color_system=None)
     display: Any = SimpleNamespace(console=console, show=lambda *given: told.append(given), hide=lambda: None)
-    return Board(jobs, display), stream, told
+    return JobTable(jobs, display), stream, told
 
 
 def test_time_left_follows_what_each_protocol_took() -> None:

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.jobs.plan import Job, plan, read_options
-from eval.protocols.base import protocol_hash
+from eval.jobs.plan import Job, plan_jobs, read_options
 from eval.protocols.finetune_recipes import RECIPES
+from eval.protocols.registry import protocol_hash
 from tt_ray.terminal.errors import UserError
 
 MODELS = {"base": ("a/run", "0" * 64), "text": ("b/run", "1" * 64)}
@@ -26,7 +26,7 @@ TASKS = {
 def jobs(**changes: object) -> list[Job]:
     options = read_options(("linear", "knn", "classifier"), ())
     given = {"models": MODELS, "tasks": TASKS, "options": options, "seeds": (0, 1)} | changes
-    return plan(**given)  # type: ignore[arg-type]
+    return plan_jobs(**given)  # type: ignore[arg-type]
 
 
 def test_every_combination_is_a_job_and_the_longest_come_first() -> None:
@@ -69,9 +69,9 @@ def test_every_number_of_a_recipe_changes_the_hash(monkeypatch: pytest.MonkeyPat
     options = read_options(("finetune",), ())["finetune"]
     before = protocol_hash("finetune", options)
     assert protocol_hash("finetune", replace(options, steps=options.resolved.steps)) == before
-    for field, value in (("steps", 7), ("train_on", "train"), ("layer_decay", 0.5)):
+    for field, value in (("steps", 7), ("train_on", "train"), ("layer_decay", 0.5), ("overrides", {"optim.eps": 0.5})):
         assert protocol_hash("finetune", replace(options, **{field: value})) != before
-    monkeypatch.setitem(RECIPES, "builtin", replace(RECIPES["builtin"], weight_decay=0.06))
+    monkeypatch.setitem(RECIPES, "builtin", replace(RECIPES["builtin"], overrides={"optim.weight_decay": 0.06}))
     assert protocol_hash("finetune", options) != before
 
 

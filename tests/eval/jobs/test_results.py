@@ -8,24 +8,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.jobs import results
-from eval.jobs.results import SCHEMA, Row, finished_keys, read_predictions, read_rows, read_table, write_result
+from eval.jobs.results import SCHEMA, ResultRow, finished_keys, read_predictions, read_rows, read_table, write_result
 from tests.eval.sample_results import Job
 from tt_ray.terminal.errors import UserError
 
 LABELS = np.array([0, 1, 2, 1])
 
 
-def done(value: float = 50.0, seed: int = 0) -> list[Row]:
+def done(value: float = 50.0, seed: int = 0) -> list[ResultRow]:
     job = Job(seed=seed)
     return [job.row("top1", value, 4), job.row("mean_per_class", value / 2, 4)]
 
 
-def failed() -> list[Row]:
+def failed() -> list[ResultRow]:
     return [Job().row("", float("nan"), 0, "failed", "out of memory")]
 
 
 def test_what_is_written_is_read() -> None:
-    assert [field.name for field in SCHEMA] == [field.name for field in dataclasses.fields(Row)]
+    assert [field.name for field in SCHEMA] == [field.name for field in dataclasses.fields(ResultRow)]
 
 
 @pytest.mark.parametrize("draws", [None, 1, 3])
@@ -113,7 +113,7 @@ def test_predictions_are_on_disk_before_rows(tmp_path: Path, monkeypatch: pytest
 
 def test_left_over_temporary_files_are_passed_over(tmp_path: Path) -> None:
     write_result(tmp_path, "a", done())
-    (tmp_path / "rows" / ".b.parquet.tmp-1-ab").write_bytes(b"PAR1")
+    (tmp_path / "rows" / ".b.parquet.1-ab.partial").write_bytes(b"PAR1")
     (tmp_path / "rows" / ".b.parquet").write_bytes(b"PAR1")
     assert finished_keys(tmp_path) == {"a"} and not read_table(tmp_path).damaged
 

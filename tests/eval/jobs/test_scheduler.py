@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import ray
 
+from eval.contract import EvalConfig, Result
 from eval.jobs.plan import Job
-from eval.jobs.scheduler import Resources, State, schedule
+from eval.jobs.scheduler import JobResources, State, schedule
 from eval.jobs.worker import Answer, Request
-from eval.protocols.base import EvalConfig, Result
 from tests.toy import stop_ray
 from tt_ray.terminal.errors import Stopped
 
@@ -64,7 +64,7 @@ def run(requests: list[Request], cpus: float = 1) -> dict[str, Answer]:
         assert job.label not in answers, "each job ends once"
         answers[job.label] = answer
 
-    schedule(requests, Resources(cpus), ended, states.append, do)
+    schedule(requests, JobResources(cpus), ended, states.append, do)
     assert states[-1].waiting == 0 and not states[-1].running
     return answers
 
@@ -136,7 +136,7 @@ def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: 
 
         answers: dict[str, Answer] = {}
         requests = [request(tmp_path, f"slow {number}") for number in range(6)]
-        schedule(requests, Resources(1), lambda job, answer: answers.update({job.label: answer}), looked, do)
+        schedule(requests, JobResources(1), lambda job, answer: answers.update({job.label: answer}), looked, do)
         assert removed and len(answers) == 6 and not any(answer.kind for answer in answers.values())
         assert len(log(tmp_path)) == 7, "only what ran on the lost node ran again"
     finally:
@@ -158,4 +158,4 @@ def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypa
     monkeypatch.setattr(ray, "cluster_resources", resources)
     monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
     with pytest.raises(Stopped):
-        schedule([request(tmp_path, "colours")], Resources(), lambda *_: None, looked, do)
+        schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)

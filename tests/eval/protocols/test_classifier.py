@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from eval.contract import EvalConfig
 from eval.metrics import expected_calibration_error
-from eval.protocols.base import EvalConfig
 from eval.protocols.classifier import Options, classifier_columns, evaluate
 from tests.eval.toy_task import COLOURS, ToyTask, tensor, toy_backbone
 from tt_ray.terminal.errors import UserError

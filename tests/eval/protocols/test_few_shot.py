@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.contract import EvalConfig
 from eval.protocols import few_shot
-from eval.protocols.base import EvalConfig
 from eval.protocols.few_shot import Options, draw_order, fit_ridge
 from tests.eval.protocols.test_knn import Features, Toy, features
 from tt_ray.terminal.errors import UserError

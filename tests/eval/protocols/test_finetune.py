@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.protocols.base import EvalConfig, Result
+from eval.contract import EvalConfig, Result
 from eval.protocols.finetune import Options, Tuner, evaluate, model_config, start_from
 from eval.protocols.finetune_data import hold, joined, repeated
 from eval.protocols.finetune_recipes import RECIPES
@@ -82,7 +82,8 @@ def test_one_rate_needs_no_validation() -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
 def test_training_starts_from_the_backbone(name: str) -> None:
     backbone = toy_backbone() if name.startswith("vit") else toy_backbone(name=name)
-    recipe = replace(config().options.resolved, steps=1, rates=(0.0,), min_lr=0.0, warmup_lr=0.0)
+    still = {"optim.min_lr": 0.0, "optim.warmup_lr": 0.0}
+    recipe = config(steps=1, overrides=still).options.resolved
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     tuned = Tuner(backbone, recipe, 0.0, config()).train(coloured(20, 0))
     after = tuned.model.backbone.state_dict()
@@ -117,7 +118,7 @@ def test_the_configuration_builds_the_same_model(kwargs: dict[str, Any]) -> None
     backbone = toy_backbone(**kwargs)
     tuner = Tuner(backbone, RECIPES["paper"], 0.1, config())
     run = tuner._run(Path("x"), 45)
-    assert run.model == model_config(backbone, 0.05)
+    assert run.model == replace(model_config(backbone), drop_path=0.05)
     model = build_backbone(run, 5)
     start_from(model, backbone.model, 0)
     model.eval()
@@ -131,7 +132,7 @@ def test_the_configuration_builds_the_same_model(kwargs: dict[str, Any]) -> None
 def test_recipes_train(name: str) -> None:
     result = run(ToyTask(), config(recipe=name, steps=2, batch_size=6, rates=()))
     recipe = RECIPES[name]
-    assert result.chosen["recipe"]["optimizer"] == recipe.optimizer and result.chosen["lr"] in recipe.rates
+    assert result.chosen["recipe"]["optimizer"] == recipe.config["optim.name"] and result.chosen["lr"] in recipe.rates
 
 
 def test_a_rate_that_diverges_has_lost() -> None:
@@ -165,12 +166,15 @@ def test_splits_are_joined_and_held_unchanged() -> None:
 
 def test_what_is_given_goes_before_the_recipe() -> None:
     assert Options().resolved == RECIPES["builtin"]
-    changed = Options("paper", steps=5, rates=(0.1,), layer_decay=0.5).resolved
+    changed = Options("paper", steps=5, rates=(0.1,), layer_decay=0.5, overrides={"optim.eps": 1e-6}).resolved
     assert changed.train_on == "train" and Options().resolved.train_on == "train+val"
-    assert changed == replace(RECIPES["paper"], steps=5, rates=(0.1,), layer_decay=0.5)
+    over = {**RECIPES["paper"].overrides, "optim.layer_decay": 0.5, "optim.eps": 1e-6}
+    assert changed == replace(RECIPES["paper"], steps=5, rates=(0.1,), overrides=over)
 
 
-@pytest.mark.parametrize("options", [{"steps": -1}, {"rates": (-0.1,)}, {"layer_decay": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"steps": -1}, {"rates": (-0.1,)}, {"layer_decay": 1.5}, {"overrides": {"optim.epss": 1}}]
+)
 def test_numbers_that_cannot_train_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="finetune: "):
+    with pytest.raises(UserError, match="finetune"):
         Options(**options)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from eval.contract import EvalConfig
 from eval.protocols import knn
-from eval.protocols.base import EvalConfig
 from eval.protocols.knn import Bank, Options, class_votes, neighbours
 from tt_ray.terminal.errors import UserError
 

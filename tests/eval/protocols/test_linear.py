@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from eval.features.cache import TaskFeatures, extract_features
+from eval.contract import EvalConfig, Result
+from eval.features.backbone import open_backbone
+from eval.features.cache import TaskFeatures
+from eval.features.extract import extract
 from eval.metrics import mean_per_class, top1
 from eval.protocols import linear as protocol
-from eval.protocols.base import EvalConfig, Result
 from eval.protocols.linear import Options, Selection, linear_probe, select, spaced
 from eval.protocols.logistic_design import moments
 from tests.eval.toy_task import ToyTask, toy_backbone
@@ -176,10 +177,10 @@ def test_features_are_those_of_the_classifier(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     run_toy(config)
     data = open_data(config, None)
-    backbone = timm.create_model(f"local-dir:{config.run_dir / 'export'}", pretrained=True).eval()
-    features = extract_features(backbone, data.val, config)
+    backbone = open_backbone("run", str(config.run_dir))
+    features = extract(backbone, data.val, EvalConfig(None, tmp_path))
     assert features.shape == (37, 24)
-    correct = backbone.get_classifier()(torch.from_numpy(features)).argmax(1).numpy() == data.val.labels
+    correct = backbone.model.get_classifier()(torch.from_numpy(features)).argmax(1).numpy() == data.val.labels
     from tt_ray.training.run_folder import read_result
 
     assert 100 * correct.mean() == read_result(config.run_dir)["top1"]

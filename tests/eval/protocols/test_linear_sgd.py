@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from eval.contract import EvalConfig, Result
 from eval.protocols import linear_sgd
-from eval.protocols.base import EvalConfig, Result
 from eval.protocols.linear_sgd import RATES, Heads, Options, Views, inputs
 from tests.eval.toy_task import ToyTask, coloured, toy_backbone
 from tt_ray.terminal.errors import UserError
