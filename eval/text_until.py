@@ -19,11 +19,11 @@ import tyro
 
 from eval.why.figures import Curve, draw_curves, to_csv, write
 from tt_ray.cli import read_config
-from tt_ray.compare.__main__ import Arm, as_words, check, train_arms
+from tt_ray.compare.arms import Arm, as_words, check, train_arms
 from tt_ray.compare.table import Run, figure, show
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 
 
@@ -45,7 +45,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    given = read_arguments(Arguments, arguments, "python -m eval.text_until")
+    given = read_arguments(Arguments, arguments, program("eval.text_until"))
     words = [word for change in given.set for word in as_words(change)]
     config = read_config([given.recipe, *words], "--recipe")
     arms = stopped_arms(config, given.until or default_stops(config.train.epochs))

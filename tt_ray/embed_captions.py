@@ -17,7 +17,7 @@ from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.embeddings.store import describe, open_store, write_distinct
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, read_captions
@@ -179,7 +179,7 @@ def _must_be_this(out: Path, name: str, encoder: Path, table: CaptionTable) -> N
 
 def main(arguments: list[str]) -> None:
     """The command; raises UserError on anything wrong with what was asked for."""
-    given = read_arguments(Arguments, arguments, "python -m tt_ray.embed_captions")
+    given = read_arguments(Arguments, arguments, program("tt_ray.embed_captions"))
     what = f"embedding store {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):
         sentence = embed(given, display)

@@ -16,7 +16,7 @@ from tests.eval.sample_results import Job
 from tests.toy import run_toy, toy_config
 from tt_ray.compare import __main__ as compare
 from tt_ray.compare import step_times as arm_times
-from tt_ray.compare.__main__ import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
+from tt_ray.compare.arms import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
 from tt_ray.compare.table import Run, figure, summarise
 from tt_ray.config import Config
 from tt_ray.embeddings.store import open_store, write_store

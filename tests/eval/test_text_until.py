@@ -8,7 +8,7 @@ import pytest
 
 from eval.text_until import default_stops, main, stopped_arms
 from tests.toy import run_toy, toy_config
-from tt_ray.compare import __main__ as compare
+from tt_ray.compare import arms as compare
 from tt_ray.recipes import RECIPES
 from tt_ray.schedules import build_schedule
 from tt_ray.terminal.errors import UserError

@@ -24,7 +24,7 @@ from tt_ray.config import Config
 from tt_ray.io.files import new_file
 from tt_ray.io.one_writer import INSIDE, inside, one_writer
 from tt_ray.io.storage import is_uri
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import Stopped, UserError, nearest, reason
 from tt_ray.terminal.progress import Display
 from tt_ray.training.same_data import check_data, keep_data
@@ -42,7 +42,7 @@ from tt_ray.tune.space import (
 from tt_ray.tune.trial import Plan
 
 VAL_SHARE = 0.2
-PROG = "python -m tt_ray.tune"
+MODULE = "tt_ray.tune"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,8 @@ def read(arguments: list[str]) -> tuple[Arguments, Config]:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and name not in (*known, "--help"):
             raise UserError(f"no option {word}; {nearest(name, known)}")
-    given = read_arguments(Arguments, own, PROG)
-    return given, read_config([given.base, *fields], PROG)
+    given = read_arguments(Arguments, own, program(MODULE))
+    return given, read_config([given.base, *fields], program(MODULE))
 
 
 class Search:
