@@ -26,7 +26,7 @@ from tt_ray.data.prepare import open_images
 from tt_ray.data.sampling import train_order
 from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead
-from tt_ray.recipes.registry import in1k_vit_s_baseline
+from tt_ray.recipes.imagenet import in1k_vit_s_baseline
 from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
 from tt_ray.training.objective import Objective
 

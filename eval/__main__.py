@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from eval.jobs.costs import keep_costs
-from eval.jobs.plan import read_options
-from eval.jobs.results import finished_keys
 from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.io.storage import is_uri
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 
@@ -59,18 +56,20 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """The command. Exit status 1 when a job failed; 2 when all did by a mistake of the user's."""
-    given = read_arguments(Arguments, arguments, "python -m eval")
+    given = read_arguments(Arguments, arguments, program("eval"))
     check(given)
     if given.check:
         print(f"{len(open_evaluation(given).jobs)} jobs")
         return
     with one_writer(inside(given.out), f"results {given.out}"):
-        _evaluate(given, shlex.join(["python", "-m", "eval", *arguments]))
+        _evaluate(given, shlex.join([*program("eval").split(), *arguments]))
 
 
 def _evaluate(given: Arguments, command: str) -> None:
     from eval.contract import EvalConfig
+    from eval.jobs.costs import keep_costs
     from eval.jobs.evaluation import failure, run_jobs, start_ray
+    from eval.jobs.results import finished_keys
     from eval.jobs.scheduler import JobResources
     from eval.jobs.summary import print_summary
 
@@ -94,7 +93,7 @@ def _evaluate(given: Arguments, command: str) -> None:
     config = EvalConfig(None, cache, 0, device, given.cpus_per_job, given.batch_size, given.num_loaders)
     failures = run_jobs(given.out, missing, evaluation.tasks, config, resources, command)
     print_summary(given.out, jobs, evaluation.metrics)
-    print(f"report: {shlex.join(['python', '-m', 'eval.report', str(given.out)])}")
+    print(f"report: {shlex.join([*program('eval.report').split(), str(given.out)])}")
     if failures:
         raise failure(failures, len(jobs))
 
@@ -126,16 +125,18 @@ def open_evaluation(given: Arguments) -> "Evaluation":
         UserError: Something is missing or unknown, or there is nothing to do.
     """
     from eval.jobs.evaluation import plan_evaluation
+    from eval.jobs.plan import read_options
 
     options = read_options(given.protocols, given.set)
-    from eval.features.backbone import parse_models
     from eval.tasks.registry import load_tasks, tasks
 
-    specs = parse_models(given.models)
     roots = dict(_pair(item) for item in given.task_root)
     own = load_tasks(given.task_file) if given.task_file else {}
     found = tasks(given.tasks, roots, given.data_root, own)
-    return plan_evaluation(given.out, specs, found, options, given.seeds)
+    # Only now: models bring torch, which takes seconds, and a wrong name above needs none.
+    from eval.features.backbone import parse_models
+
+    return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds)
 
 
 def _pair(item: str) -> tuple[str, str]:

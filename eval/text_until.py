@@ -24,7 +24,7 @@ from tt_ray.compare.runs import train_arms
 from tt_ray.compare.table import FinishedRun, arm_figure, show
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 
 
@@ -46,7 +46,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    given = read_arguments(Arguments, arguments, "python -m eval.text_until")
+    given = read_arguments(Arguments, arguments, program("eval.text_until"))
     words = [word for change in given.set for word in as_words(change)]
     config = read_config([given.recipe, *words], "--recipe")
     arms = stopped_arms(config, given.until or default_stops(config.train.epochs))

@@ -22,7 +22,7 @@ from tt_ray.data.sources.registry import open_source, open_unlabelled
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.stateless_random import seed_of
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError, one_line
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, made_of, write_captions
@@ -212,7 +212,7 @@ def _write(shards: Shards, out: Path, ids: pa.StringArray) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
-    given = read_arguments(Arguments, arguments, "python -m tt_ray.caption_images")
+    given = read_arguments(Arguments, arguments, program("tt_ray.caption_images"))
     what = f"caption table {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):
         sentence = caption(given, display)

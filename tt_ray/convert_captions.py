@@ -13,7 +13,7 @@ import tyro
 
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import disk_problems
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.text.caption_table import CaptionTable, read_captions, write_captions
 from tt_ray.text.image_ids import match_ids, read_ids
@@ -68,7 +68,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
-    given = read_arguments(Arguments, arguments, "python -m tt_ray.convert_captions")
+    given = read_arguments(Arguments, arguments, program("tt_ray.convert_captions"))
     with one_writer(beside(given.out), f"caption table {given.out}"):
         _convert(given)
 

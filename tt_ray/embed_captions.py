@@ -18,7 +18,7 @@ from tt_ray.embeddings.build import describe, write_distinct
 from tt_ray.embeddings.store import open_store
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, read_captions
@@ -180,7 +180,7 @@ def _must_be_this(out: Path, name: str, encoder: Path, table: CaptionTable) -> N
 
 def main(arguments: list[str]) -> None:
     """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
-    given = read_arguments(Arguments, arguments, "python -m tt_ray.embed_captions")
+    given = read_arguments(Arguments, arguments, program("tt_ray.embed_captions"))
     what = f"embedding store {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):
         sentence = embed(given, display)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from tt_ray.io.one_writer import beside, one_writer
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError, reason
 
 
@@ -23,7 +23,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """Exports a checkpoint folder, or the newest intact checkpoint of a run; the averaged weights where there are."""
-    given = read_arguments(Arguments, arguments, "python -m tt_ray.export")
+    given = read_arguments(Arguments, arguments, program("tt_ray.export"))
     with one_writer(beside(given.out), str(given.out)):
         if given.out.exists():
             raise UserError(f"{given.out} exists: give another --out")

@@ -8,13 +8,13 @@ from typing import Any
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.io.storage import is_uri
-from tt_ray.terminal.command import run_command
+from tt_ray.terminal.command import program, run_command
 
 
 def main(arguments: list[str]) -> None:
     """Prepares the data, trains under Ray Train (or as a torchrun process), and sums up."""
     started = time.time()
-    config = read_config(arguments, "python -m tt_ray.train")
+    config = read_config(arguments, program("tt_ray.train"))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from tt_ray.training.torchrun import train_under_torchrun
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
 
 def summary(config: Config, result: dict[str, Any], started: float) -> str:
-    """What a user wants to know at the end: accuracy, time, where things are, what to run next."""
+    """The end of the output: accuracy, time, where things are, what to run next."""
     run = config.run_place if is_uri(config.run.storage) else os.path.relpath(config.run_dir)
     run = str(config.run_dir) if run.startswith("..") else run
     export, board, typed = f"local-dir:{run}/export", shlex.quote(f"{run}/tensorboard"), shlex.quote(run)
@@ -39,10 +39,10 @@ def summary(config: Config, result: dict[str, Any], started: float) -> str:
         *(f"note: {note}" for note in result["notes"]),
         f"deployed model   {run}/export   timm.create_model({export!r}, pretrained=True)",
         f"metrics          {run}/metrics.jsonl   tensorboard --logdir {board}",
-        f"checkpoints      {run}/checkpoints   python -m tt_ray.export {typed} --out DIR",
+        f"checkpoints      {run}/checkpoints   {program('tt_ray.export')} {typed} --out DIR",
     ]
     if config.run.name == "shapes_textteacher":
-        lines.append("next: the same without the language teacher: python -m tt_ray.train shapes_baseline")
+        lines.append(f"next: the same without the language teacher: {program('tt_ray.train')} shapes_baseline")
     return "\n".join(lines)
 
 

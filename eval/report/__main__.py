@@ -10,7 +10,7 @@ from eval.report.html import to_html
 from eval.report.numbers import build_report
 from eval.report.text import overview, to_csv, to_latex, to_markdown
 from tt_ray.io.files import new_file
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 
@@ -54,7 +54,7 @@ def write_report(results: Path, baseline: str = "", out: Path | None = None) -> 
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    given = read_arguments(Arguments, arguments, "python -m eval.report")
+    given = read_arguments(Arguments, arguments, program("eval.report"))
     write_report(given.results, given.baseline, given.out)
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from eval.__main__ import Arguments, open_evaluation
-from eval.efficiency import main, measure, peak_bytes, tensors_of, training_step
+from eval.efficiency import main
 from eval.jobs.costs import Costs, Measured, keep_costs, missing_counts, read_costs
+from eval.jobs.measurement import measure, peak_bytes, tensors_of, training_step
 from eval.report.__main__ import write_report
 from tests.eval.sample_results import Job, finish
 from tests.eval.toy_task import SIZE, toy_backbone

@@ -10,7 +10,8 @@ import torch
 
 from eval.contract import EvalConfig
 from eval.feature_metrics import unbiased_cka
-from eval.similarity import between_layers, between_models, layer_names, main
+from eval.features.cka import between_layers, between_models, layer_names
+from eval.similarity import main
 from tests.eval.toy_task import ToyTask, coloured, tensor, toy_backbone
 from tt_ray.terminal.errors import UserError
 

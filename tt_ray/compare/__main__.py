@@ -28,7 +28,7 @@ from typing import Annotated
 import tyro
 
 from tt_ray.io.one_writer import inside, one_writer
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 
 DEFAULT_ARMS = ("baseline=shapes_baseline", "textteacher=shapes_textteacher", "distilled=shapes_distilled")
 
@@ -53,7 +53,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    given = read_arguments(Arguments, arguments, "python -m tt_ray.compare")
+    given = read_arguments(Arguments, arguments, program("tt_ray.compare"))
     from tt_ray.compare.arms import check, read_arms, try_models
     from tt_ray.compare.comparison import compare
     from tt_ray.compare.transfer import check_tasks

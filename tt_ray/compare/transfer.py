@@ -26,7 +26,8 @@ def check_tasks(tasks: Sequence[str], out: Path) -> None:
 
 def _eval(tasks: Sequence[str], out: Path) -> list[str]:
     options = ["--tasks", *tasks, "--protocols", "linear", "--out", str(_folder(tasks, out))]
-    return [sys.executable, "-m", "eval", *options]
+    # By way of tt_ray: in a user's folder with an eval/ of its own, `-m eval` would run that one.
+    return [sys.executable, "-m", "tt_ray", "eval", *options]
 
 
 def _folder(tasks: Sequence[str], out: Path) -> Path:

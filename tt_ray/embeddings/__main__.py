@@ -16,7 +16,7 @@ from tt_ray.embeddings.inspection import NEIGHBOURS, Report, Sample, draw_sample
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import disk_problems
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import read_captions
 from tt_ray.text.image_ids import read_ids, read_labels
@@ -101,7 +101,7 @@ Command = (
 def main(arguments: list[str]) -> None:
     """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
     form: Any = Command
-    given = read_arguments(form, arguments, "python -m tt_ray.embeddings")
+    given = read_arguments(form, arguments, program("tt_ray.embeddings"))
     with Display() as display, ExitStack() as alone:
         if isinstance(given, Inspect):
             print("\n".join(_inspect(given, display)))

