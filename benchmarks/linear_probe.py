@@ -170,7 +170,7 @@ def run_ours(task: Task, size: Size) -> dict[str, Any]:
     options = Options(spaced(-6, 5, size.values))
     reset_peak()
     before, start = resident(), time.process_time()
-    found = select(task.x, task.y, task.fit, task.val, top1, size.classes, options)
+    found = select(task.x, task.y, task.fit, task.val, top1, classes=size.classes, options=options)
     test = top1(task.test_y, found.predict(task.test_x).argmax(1))
     seconds = time.process_time() - start
     path = {f"{tried.fit.strength:.6g}": [tried.score, tried.fit.objective] for tried in found.path}

@@ -111,7 +111,16 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
         return score(task, labels, predictions)[task.metric]
 
     with threadpool_limits(config.threads):
-        selection = select(data.x, data.y, data.fit, data.val, by_metric, task.classes, config.options, config.device)
+        selection = select(
+            data.x,
+            data.y,
+            data.fit,
+            data.val,
+            by_metric,
+            classes=task.classes,
+            options=config.options,
+            device=config.device,
+        )
         shares = selection.predict(data.test_x)
         rank = effective_rank(data.x)
     predictions = shares.argmax(1)
@@ -127,6 +136,7 @@ def select(
     fit: Rows,
     val: Rows,
     better: Score,
+    *,
     classes: int,
     options: Options,
     device: str = "cpu",
@@ -203,6 +213,6 @@ def linear_probe(
     names, y = np.unique(labels, return_inverse=True)
     held_out = mark_share(y, _VALIDATION_SHARE, seed)
     fit, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    selection = select(features, y, fit, val, top1, len(names), Options(spaced(-6, 5, 12)))
+    selection = select(features, y, fit, val, top1, classes=len(names), options=Options(spaced(-6, 5, 12)))
     predictions = names[selection.predict(test_features).argmax(1)]
     return Probe(top1(test_labels, predictions), selection.best.fit.strength)

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,34 @@ _PROJECTED = {"clip": "CLIPVisionModelWithProjection"}
 Vector = tuple[float, float, float]
 
 
-def load_hf_vision(
-    name: str, projected: bool, size: int
-) -> tuple[nn.Module, Callable[[Tensor], Tensor], int, Vector, Vector]:
-    """A model, its pooled embedding (B, D) of normalised images, its input's size, and the means and deviations.
+@dataclass(frozen=True)
+class VisionModel:
+    """A pretrained model and what it wants of images."""
 
-    The embedding is `image_embeds` where `projected` (CLIP), else transformers' pooler_output, else the state of the
-    first token: poolers that the weights lack, as DINO's do, would be random. `size` overrides the processor's, 0 does
-    not. Raises UserError when files or weights are missing.
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    """Embeddings (B, D), or logits (B, C), of normalised images (B, 3, size, size)."""
+    size: int
+    """Height and width of its input, in pixels."""
+    mean: Vector
+    std: Vector
+    classes: tuple[str, ...] = ()
+    """Of its logits, where they are known."""
+
+
+def load_hf_vision(name: str, projected: bool, size: int) -> VisionModel:
+    """Loads a frozen model of transformers.
+
+    Its embedding is `image_embeds` where `projected` (CLIP), else transformers' pooler_output, else the state of the
+    first token: poolers that the weights lack, as DINO's do, would be random.
+
+    Args:
+        name: Folder or id on the Hugging Face hub.
+        projected: Whether to return CLIP's projected embedding.
+        size: Pixels of the model's input; 0 for the size of its processor.
+
+    Raises:
+        UserError: Files or weights are missing.
     """
     import transformers
 
@@ -58,7 +79,7 @@ def load_hf_vision(
     def forward(images: Tensor) -> Tensor:
         return _embedding(model(pixel_values=images, **options), projected, not pooler)
 
-    return model, forward, size or own, mean, std
+    return VisionModel(model, forward, size or own, mean, std)
 
 
 def _embedding(outputs: Any, projected: bool, has_pooler: bool) -> Tensor:

@@ -1,8 +1,6 @@
 """Online vision teachers: a frozen timm or Hugging Face model whose embedding, or logits, the student is to reach."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +17,7 @@ from tt_ray.data.loader import EvalBatches, load
 from tt_ray.data.sources.base import Source
 from tt_ray.models.classifier import mixed_precision
 from tt_ray.models.export import find_export
-from tt_ray.models.hf_vision import load_hf_vision
+from tt_ray.models.hf_vision import VisionModel, load_hf_vision
 from tt_ray.models.pretrained import create, pooled, pretrained, timm_preprocessing
 from tt_ray.models.trial_pass import trial_pass
 from tt_ray.stateless_random import uniform
@@ -32,21 +30,6 @@ _SAMPLE_KEY, _SAMPLE = 0x7EAC4, 1024
 _EPS = 1e-6
 
 Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class VisionModel:
-    """A pretrained model and what it wants of images."""
-
-    module: nn.Module
-    forward: Callable[[Tensor], Tensor]
-    """Embeddings (B, D), or logits (B, C), of normalised images (B, 3, size, size)."""
-    size: int
-    """Height and width of its input, in pixels."""
-    mean: Vector
-    std: Vector
-    classes: tuple[str, ...] = ()
-    """Of its logits, where they are known."""
 
 
 class Teacher:
@@ -127,8 +110,7 @@ def _open(spec: str, size: int, logits: bool) -> VisionModel:
     if kind == "hf":
         if logits:
             raise UserError(f"teacher.target logits takes timm:NAME, a run or an export, not {spec}")
-        module, forward, own, mean, std = load_hf_vision(rest.removesuffix(PROJECTION), rest.endswith(PROJECTION), size)
-        return VisionModel(module, forward, own, mean, std)
+        return load_hf_vision(rest.removesuffix(PROJECTION), rest.endswith(PROJECTION), size)
     if kind == "timm":
         return _timm(pretrained(rest, **_sized(rest, size)), size, logits)
     path = find_export(Path(spec).expanduser())

@@ -40,7 +40,7 @@ def drawn(seed: int = 0, classes: int = 3, images: int = 300, distance: float = 
 def chosen(data: TaskFeatures, options: Options | None = None, classes: int = 3, **changes: Any) -> Selection:
     data = data._replace(**changes)
     options = options or Options(spaced(-4, 3, 8))
-    return select(data.x, data.y, data.fit, data.val, top1, classes, options)
+    return select(data.x, data.y, data.fit, data.val, top1, classes=classes, options=options)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, data: TaskFeatures, **task: Any) -> Result:
