@@ -112,7 +112,9 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
         return score(task, labels, predictions)[task.metric]
 
     with threadpool_limits(config.threads):
-        selection = select(data.x, data.y, data.fit, data.val, by_metric, task.classes, config.options, config.device)
+        selection = select(
+            data.x, data.y, data.fit, data.val, by_metric, task.classes, config.options, device=config.device
+        )
         shares = selection.predict(data.test_x)
         rank = effective_rank(data.x)
     predictions = shares.argmax(1)
@@ -130,6 +132,7 @@ def select(
     better: Score,
     classes: int,
     options: Options,
+    *,
     device: str = "cpu",
 ) -> Selection:
     """Fits `x[fit]` along the path, scores `x[val]`, and refits both with the best C, from the best weights.
