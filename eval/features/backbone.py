@@ -86,14 +86,14 @@ def build(
 ) -> Backbone:
     """Puts the model into evaluation mode, hashes it and tries it on a black image.
 
-    Raises UserError when the model does not run at its own size, or gives something else than one vector per image.
+    Raises UserError when the model does not run at its own size, or returns something else than one vector per image.
     """
     model = model.float().eval().requires_grad_(False)
     size = preprocessing.size
     with torch.inference_mode(), trial_pass(spec, size):
         out = pooled(model, torch.zeros(1, 3, size, size))
     if out.ndim != 2:
-        raise UserError(f"{spec} gives features of shape {tuple(out.shape)}, not one vector per image")
+        raise UserError(f"{spec} returns features of shape {tuple(out.shape)}, not one vector per image")
     return Backbone(name, spec, model, preprocessing, hash_weights(model), out.shape[1], classes)
 
 

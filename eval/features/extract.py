@@ -78,8 +78,8 @@ class Decoder:
         return out
 
 
-class _Told:
-    """A decoder whose mistakes of the user come back as results: loader processes would wrap them in a traceback."""
+class _ReportsMistakes:
+    """A decoder that returns the user's mistakes as results: loader processes would wrap them in a traceback."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -145,8 +145,8 @@ def _ahead(decoder: Decoder, num_loaders: int, device: torch.device) -> Iterator
     """Batches in order, decoded by loader processes, or by threads while the caller works on the one before."""
     pin = device.type == "cuda"
     if num_loaders:
-        told: Any = _Told(decoder)
-        for images in DataLoader(told, batch_size=None, num_workers=num_loaders, pin_memory=pin):
+        reporting: Any = _ReportsMistakes(decoder)
+        for images in DataLoader(reporting, batch_size=None, num_workers=num_loaders, pin_memory=pin):
             if isinstance(images, UserError):
                 raise images
             yield images

@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of it."""
+    """Outcome of a request."""
 
     result: Result | None
     """None after an extraction, and where there is a problem."""
@@ -40,11 +40,11 @@ class Answer:
     problem: str = ""
     """What went wrong, in one line."""
     kind: Literal["", "mistake", "memory", "failure"] = ""
-    """mistake: the user can mend it; memory: a smaller batch may help."""
+    """mistake: the user can fix it; memory: a smaller batch may help."""
 
 
 def work(request: Request) -> Answer:
-    """Does it; mistakes and failures come back as answers, so that Ray sees only what killed the process."""
+    """Runs a request; mistakes and failures come back as answers, so that Ray sees only what killed the process."""
     import torch
 
     start = time.perf_counter()
@@ -83,5 +83,5 @@ def _open(name: str, spec: str, weights: str) -> "Backbone":
 
     backbone = open_backbone(name, spec)
     if backbone.identity != weights:
-        raise UserError(f"{spec} is no longer what it was when the command began: give the command again")
+        raise UserError(f"{spec} is no longer what it was when the command began: run the command again")
     return backbone

@@ -112,7 +112,7 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
                 found[candidate] = score(task, held_out.labels, probs.argmax(1))[task.metric]
         finite = {rate: value for rate, value in found.items() if value is not None}
         if not finite:
-            raise UserError(f"finetune: the loss diverged at every rate of {recipe.rates}: give lower finetune.rates")
+            raise UserError(f"finetune: the loss diverged at every rate of {recipe.rates}: choose lower finetune.rates")
         rate = max(finite, key=lambda each: (finite[each], -each))
     test = task.open("test")
     last = both.select(fit) if task.has_val and recipe.train_on == "train" else both
@@ -227,7 +227,7 @@ def model_config(backbone: Backbone) -> ModelConfig:
     try:
         config = Config().override("model.kwargs", kwargs)
     except UserError as error:
-        raise UserError(f"finetune cannot build {backbone.spec} anew: {error}") from None
+        raise UserError(f"finetune cannot build {backbone.spec} again: {error}") from None
     return replace(config.model, name=model.pretrained_cfg["architecture"])
 
 
@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
 
 @torch.no_grad()
 def start_from(model: nn.Module, source: nn.Module, seed: int) -> None:
-    """Gives `model` all weights of `source` but the classifier's, which starts anew, drawn from `seed`.
+    """Gives `model` all weights of `source` but the classifier's, which are drawn from `seed`.
 
     Raises UserError, naming them, where weights are lacking, left over or of another shape.
     """

@@ -128,7 +128,9 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
             if np.isfinite(shares).all()
         }
         if not found:
-            raise UserError(f"linear_sgd: all heads diverged at the rates {options.rates}: give lower linear_sgd.rates")
+            raise UserError(
+                f"linear_sgd: all heads diverged at the rates {options.rates}: choose lower linear_sgd.rates"
+            )
         best = max(found, key=lambda head: found[head])
         test = task.open("test")
         shares = predict(backbone, heads, test, options, config, best)[best]

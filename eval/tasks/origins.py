@@ -231,7 +231,7 @@ class Hub:
                 return table_source(config, name, need_captions=False)
             except UserError as error:
                 reason = str(error).split("; check --")[0].removeprefix(f"cannot load {self.id} ({name}): ")
-                raise Missing(f"the hub's {self.id} cannot be had: {reason[:200]}") from None
+                raise Missing(f"the hub's {self.id} cannot be loaded: {reason[:200]}") from None
 
         source = read(self.splits[split])
         if split != "train" and "train" in self.splits:

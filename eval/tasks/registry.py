@@ -114,7 +114,7 @@ class Task:
             "" if self.evaluation_only else ", which has train/ and test/ with one folder for each class, or Parquet"
         )
         raise UserError(
-            f"{self.name} ({split}) is not there: {'; '.join(dict.fromkeys(problems))}. To mend this: "
+            f"{self.name} ({split}) is not there: {'; '.join(dict.fromkeys(problems))}. To fix this: "
             f"{'; or '.join([*helps, f'give --task-root {self.name}=DIR{layout}'])}"
         )
 

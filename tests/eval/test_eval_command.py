@@ -102,7 +102,7 @@ def test_killed_or_told_to_stop_it_loses_at_most_what_was_in_flight(
         found = {key: (out / "rows" / f"{key}.parquet").stat().st_mtime_ns for key in finished_keys(out)}
         assert len(times) < len(found) < 8 and found.items() >= times.items()
         times = found
-    assert process.returncode == 128 + signal.SIGINT and "jobs done; the same command goes on with the rest" in text
+    assert process.returncode == 128 + signal.SIGINT and "jobs done; the same command continues with the rest" in text
     again = give(*arguments)
     assert again.returncode == 0, again.stderr
     assert f"{len(times)} of 8 jobs are done already" in again.stderr

@@ -347,7 +347,7 @@ def test_damaged_files_are_reported_not_fatal(sample: Path, tmp_path: Path, caps
 def test_wrong_arguments_say_what_to_do(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         write_report(tmp_path / "absent")
-    with pytest.raises(UserError, match="no results; give"):
+    with pytest.raises(UserError, match="no results; choose"):
         write_report(tmp_path)
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.parquet").write_bytes(b"")
