@@ -59,13 +59,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Images -> caption table for --text.captions. Killed, the same command goes on where it stopped."""
+    """Images -> caption table for --text.captions. Killed, the same command continues where it stopped."""
 
     out: Path
-    """New caption table, Parquet. <out>.unfinished beside it keeps what is done until all is."""
+    """New caption table, Parquet. <out>.unfinished next to it keeps finished parts until the end."""
     data: Images = field(default_factory=Images)
     template: str = ""
-    """Captions without a model: the class name goes where {label} stands, as in "a photo of a {label}"."""
+    """Captions without a model: the class name replaces {label}, as in "a photo of a {label}"."""
     class_names: Path | None = None
     """Names of classes for --template where folders are called otherwise, as ImageNet's: a JSON object {class: name}, a
     CSV of class,name, or LOC_synset_mapping.txt."""
@@ -208,7 +208,7 @@ def _write(shards: Shards, out: Path, ids: pa.StringArray) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Writes captions for a split of images; raises UserError where an argument cannot be used."""
     given = read_arguments(Arguments, arguments, program("tt_ray.caption_images"))
     what = f"caption table {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):

@@ -20,7 +20,7 @@ from tt_ray.text.image_ids import match_ids, read_ids
 
 
 def rename_images(table: CaptionTable, ids: pa.StringArray) -> tuple[CaptionTable, list[str]]:
-    """The captions of `ids`, met as a whole or by file name, under these ids; and what was left over.
+    """The captions of `ids`, matched as a whole or by file name, under these ids; and what was left over.
 
     Raises UserError when a file name is that of several images, or no caption is one of these images'.
     """
@@ -51,7 +51,7 @@ class Arguments:
     out: Path
     """Parquet file to write; must not exist."""
     ids: Path | None = None
-    """A split's folder of images, or a table with image_id: captions get these ids, by file name if need be."""
+    """A split's folder of images, or a table with image_id: captions get these ids, by file name where the whole id does not match."""
     several: bool = False
     """Keep different captions of one image (their embeddings are averaged) instead of the first alone."""
     strict: bool = False
@@ -59,7 +59,7 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Reads a caption table and writes it as Parquet; raises UserError where an argument cannot be used."""
     given = read_arguments(Arguments, arguments, program("tt_ray.convert_captions"))
     with one_writer(beside(given.out), f"caption table {given.out}"):
         _convert(given)

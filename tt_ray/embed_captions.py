@@ -32,12 +32,12 @@ _DIGEST = "captions_sha256"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Caption table -> embedding store for --text.embeddings. Killed, the same command goes on where it stopped."""
+    """Caption table -> embedding store for --text.embeddings. Killed, the same command continues where it stopped."""
 
     captions: tyro.conf.Positional[Path]
     """Caption table: Parquet, CSV, TSV or JSONL with image_id and caption, or a folder of official CSV shards."""
     out: Path
-    """Folder of the new embedding store. <out>.unfinished beside it keeps what is done until all is."""
+    """Folder of the new embedding store. <out>.unfinished next to it keeps finished parts until the end."""
     encoder: str = MINILM
     """Text encoder: a Hugging Face id or a local folder."""
     strict: bool = False
@@ -45,8 +45,8 @@ class Arguments:
     average: bool = False
     """Average the embeddings of an image's different captions; otherwise only the first one counts."""
     on_bad_embedding: Literal["stop", "skip"] = "stop"
-    """What to do where the encoder gives NaN or infinity: stop, or leave such captions out and list them in
-    <out>.skipped.tsv. What is done already is kept either way."""
+    """What to do when the encoder returns NaN or infinity: stop, or leave such captions out and list them in
+    <out>.skipped.tsv. Finished parts are kept either way."""
     batch_size: int = 0
     """Captions in one forward pass; lower it when an actor runs out of memory. 0 takes 1,024 tokens on
     CPUs, 256 captions on GPUs."""
@@ -178,7 +178,7 @@ def _must_be_this(out: Path, name: str, encoder: Path, table: CaptionTable) -> N
 
 
 def main(arguments: list[str]) -> None:
-    """The command; raises UserError on anything wrong with what was asked for."""
+    """Embeds the captions of a table into a store; raises UserError where an argument cannot be used."""
     given = read_arguments(Arguments, arguments, program("tt_ray.embed_captions"))
     what = f"embedding store {given.out}"
     with Display() as display, one_writer(beside(given.out), what, say=display.say):

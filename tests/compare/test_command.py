@@ -14,7 +14,8 @@ from eval.__main__ import Arguments as EvalArguments
 from eval.jobs.results import write_result
 from tests.eval.sample_results import Job
 from tests.toy import run_toy, toy_config
-from tt_ray.compare import __main__ as compare
+from tt_ray.compare import __main__ as command
+from tt_ray.compare import arms as compare
 from tt_ray.compare import step_times as arm_times
 from tt_ray.compare.arms import Arm, check, configure, epochs_in_time, ratios_of_runs, ratios_of_turns, read_arms
 from tt_ray.compare.table import Run, figure, summarise
@@ -121,10 +122,10 @@ def test_turns_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_task_that_is_not_there_is_told_before_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "compare", lambda *_: pytest.fail("trainings were started"))
+    monkeypatch.setattr(command, "compare", lambda *_: pytest.fail("trainings were started"))
     with pytest.raises(UserError, match="no task 'builtni'; did you mean builtin"):
         arms = [SHAPES, "textteacher=shapes_textteacher"]
-        compare.main(["--out", str(tmp_path / "out"), "--arms", *arms, "--tasks", "builtni"])
+        command.main(["--out", str(tmp_path / "out"), "--arms", *arms, "--tasks", "builtni"])
     assert not list(tmp_path.iterdir())
 
 
@@ -135,8 +136,8 @@ def test_transfer_asks_eval_for_linear_probes_and_averages_their_tasks(
     asked: list[EvalArguments] = []
 
     def fake(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "eval"]
-        given = read_arguments(EvalArguments, command[3:], "eval")
+        assert command[:4] == [sys.executable, "-m", "tt_ray", "eval"]
+        given = read_arguments(EvalArguments, command[4:], "eval")
         asked.append(given)
         for model in (spec.partition("=")[0] for spec in given.models):
             for task, value in (("digits", 10.0), ("shapes", 30.0)):
@@ -174,10 +175,10 @@ def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:
         ([SHAPES, "x=shapes"], [0], "no recipe 'shapes'"),
         ([SHAPES, "x=shapes_baseline+optim.lrr=1"], [0], "--optim.lr"),
         ([SHAPES, "x=shapes_baseline=1"], [0], "no recipe"),
-        ([SHAPES], [0], "two at least"),
+        ([SHAPES], [0], "at least two"),
         ([SHAPES, SHAPES], [0], "something twice"),
         ([SHAPES, "x=shapes_textteacher"], [], "--seeds"),
-        ([SHAPES, "x=shapes_distilled"], [0], "learns from runs/shapes_vision_teacher, which is not there: train it"),
+        ([SHAPES, "x=shapes_distilled"], [0], "learns from runs/shapes_vision_teacher, which does not exist: train it"),
         ([SHAPES, "x=shapes_textteacher+train.epochs=3"], [0], "arm x has train.epochs 3, but baseline has 14"),
     ],
 )

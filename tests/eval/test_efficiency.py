@@ -67,7 +67,7 @@ def test_counts_do_not_take_the_place_of_what_was_measured(tmp_path: Path) -> No
     (tmp_path / "models" / f"{backbone.identity}.json").write_text("{")
     assert read_costs(tmp_path, backbone.identity) is None and missing_counts(tmp_path, backbone) == counts
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="give another --out"):
+    with pytest.raises(UserError, match="choose another --out"):
         keep_costs(tmp_path / "file", backbone.identity, counts)
 
 
