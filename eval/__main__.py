@@ -119,21 +119,20 @@ def check(given: Arguments) -> None:
 
 
 def open_evaluation(given: Arguments) -> "Evaluation":
-    """Opens protocols, tasks and models, in this order, and plans the jobs.
+    """Opens tasks, protocols and models, in this order, and plans the jobs.
 
     Raises:
         UserError: Something is missing or unknown, or there is nothing to do.
     """
     from eval.jobs.evaluation import plan_evaluation
     from eval.jobs.plan import read_options
-
-    options = read_options(given.protocols, given.set)
     from eval.tasks.registry import load_tasks, tasks
 
+    # Tasks first: protocols and models bring torch, which takes seconds, and a wrong name needs none.
     roots = dict(_pair(item) for item in given.task_root)
     own = load_tasks(given.task_file) if given.task_file else {}
     found = tasks(given.tasks, roots, given.data_root, own)
-    # Only now: models bring torch, which takes seconds, and a wrong name above needs none.
+    options = read_options(given.protocols, given.set)
     from eval.features.backbone import parse_models
 
     return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds)

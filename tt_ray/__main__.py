@@ -1,11 +1,10 @@
 """The console script: `tt-ray COMMAND ...` runs what `python -m MODULE ...` runs, see `terminal.command.COMMANDS`."""
 
-import importlib.util
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import tt_ray
+from tt_ray.cluster.own_eval import import_own_eval
 from tt_ray.terminal.command import COMMANDS, run_command
 from tt_ray.terminal.errors import UserError, nearest
 
@@ -29,21 +28,10 @@ def run() -> None:
         run_command(main)
         return
     sys.argv = [f"tt-ray {sys.argv[1]}", *sys.argv[2:]]
-    _own_eval()
+    import_own_eval()
     module = import_module(command.module)
     name = f"{command.module}.__main__" if hasattr(module, "__path__") else command.module
     run_command(import_module(name).main)
-
-
-def _own_eval() -> None:
-    """Imports the package `eval` that is next to this one: a user's folder may have an `eval/` that comes first."""
-    folder = Path(tt_ray.__file__).parents[1] / "eval"
-    spec = importlib.util.spec_from_file_location(
-        "eval", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None and spec.loader is not None, "the file exists"
-    sys.modules["eval"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,14 @@ _KWARGS = "--model.kwargs"
 
 
 def read_config(arguments: list[str], prog: str) -> Config:
-    """The configuration of a command line; raises UserError on anything unknown.
+    """The configuration of a command line. tyro writes the help and parses values.
 
-    The first argument may be a recipe's name or a YAML file. tyro writes the help and parses values.
+    Args:
+        arguments: A recipe's name or a YAML file, or neither for the default recipe, and then `--dotted.path value`.
+        prog: The command as the help shows it, see `terminal.command.program`.
+
+    Raises:
+        UserError: A name is unknown, or a value cannot be used.
     """
     import tyro
 
@@ -55,8 +60,8 @@ def _base(name: str) -> Config:
 def _take_kwargs(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
     """Adds `--model.kwargs key value ...` to the recipe's own, dropped where `--model.name` differs.
 
-    tyro would take only keys that the recipe has. Given again, it adds to what was given before, and the last value of
-    a key counts, as it does of every option. `--model.kwargs.key value` means the same.
+    tyro would take only keys that the recipe has. A repeated option adds to the earlier ones, and the last value of
+    a key counts, as for every option. `--model.kwargs.key value` means the same.
     """
     names = [value for option, value in pairwise(arguments) if option == "--model.name"]
     if names and names[-1] != base.model.name:
@@ -91,7 +96,7 @@ def _pairs(words: list[str]) -> dict[str, Any]:
 
 
 def _keep_own_labels(recipe: Config, arguments: list[str]) -> Config:
-    """A recipe's label noise is for the data that it names: labels of another `--data.source` are taken as they are."""
+    """A recipe's label noise is for the data that it names: labels of another `--data.source` stay as they are."""
     sources = [value for option, value in pairwise(arguments) if option == "--data.source"]
     own = bool(sources) and sources[-1] != recipe.data.source
     return recipe.override("data.label_noise", 0.0) if own else recipe

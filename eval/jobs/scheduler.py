@@ -15,6 +15,7 @@ from eval.contract import EvalConfig
 from eval.jobs.plan import Job
 from eval.jobs.worker import Answer, Request, work
 from eval.protocols.registry import protocol
+from tt_ray.cluster.own_eval import call_pickled
 
 _TRIES = 3
 # How often the cluster's size is asked for, and the display is told although nothing ended.
@@ -80,7 +81,8 @@ class _Scheduler:
         import ray
 
         self.ended, self.looked, self.resources = ended, looked, resources
-        self.remote = ray.remote(do).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+        self.do = do
+        self.remote = ray.remote(call_pickled).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
         self.count = itertools.count()
         self.ready: list[tuple[float, int, Item]] = []
         self.flying: dict[Any, Item] = {}
@@ -94,6 +96,7 @@ class _Scheduler:
 
     def run(self) -> None:
         import ray
+        from ray import cloudpickle
 
         slots = self.slots()
         while self.ready or self.flying:
@@ -101,7 +104,7 @@ class _Scheduler:
             while self.ready and len(self.flying) < 2 * slots:
                 item = heapq.heappop(self.ready)[2]
                 item.started = time.monotonic()
-                self.flying[self.remote.remote(item.request)] = item
+                self.flying[self.remote.remote(cloudpickle.dumps((self.do, item.request)))] = item
             done, _ = ray.wait(list(self.flying), num_returns=1, timeout=_LOOK_S)
             for reference in done:
                 self.finish(self.flying.pop(reference), _answer(reference))

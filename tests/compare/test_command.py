@@ -139,8 +139,8 @@ def test_transfer_asks_eval_for_linear_probes_and_averages_their_tasks(
     asked: list[EvalArguments] = []
 
     def fake(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "eval"]
-        given = read_arguments(EvalArguments, command[3:], "eval")
+        assert command[:4] == [sys.executable, "-m", "tt_ray", "eval"]
+        given = read_arguments(EvalArguments, command[4:], "eval")
         asked.append(given)
         for model in (spec.partition("=")[0] for spec in given.models):
             for task, value in (("digits", 10.0), ("shapes", 30.0)):
@@ -178,10 +178,10 @@ def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:
         ([SHAPES, "x=shapes"], [0], "no recipe 'shapes'"),
         ([SHAPES, "x=shapes_baseline+optim.lrr=1"], [0], "--optim.lr"),
         ([SHAPES, "x=shapes_baseline=1"], [0], "no recipe"),
-        ([SHAPES], [0], "two at least"),
+        ([SHAPES], [0], "at least two"),
         ([SHAPES, SHAPES], [0], "something twice"),
         ([SHAPES, "x=shapes_textteacher"], [], "--seeds"),
-        ([SHAPES, "x=shapes_distilled"], [0], "learns from runs/shapes_vision_teacher, which is not there: train it"),
+        ([SHAPES, "x=shapes_distilled"], [0], "learns from runs/shapes_vision_teacher, which does not exist: train it"),
         ([SHAPES, "x=shapes_textteacher+train.epochs=3"], [0], "arm x has train.epochs 3, but baseline has 14"),
     ],
 )

@@ -238,7 +238,10 @@ def test_every_command_is_refused_what_another_writes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, place = COMMANDS[name]
-    main = importlib.import_module(name.split()[0]).main
+    module = importlib.import_module(name.split()[0])
+    main = importlib.import_module(
+        f"{module.__name__}.__main__" if hasattr(module, "__path__") else module.__name__
+    ).main
     with holder(place(tmp_path / "out")) as first:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(UserError, match=f"is being written by process {first.pid} on host"):

@@ -5,20 +5,20 @@
         distilled=in1k_vit_s_dinov2_l --set data.root=IMAGENET text.embeddings=STORE --seeds 0 --out compare
 
 An arm is NAME=RECIPE or NAME=config.yaml, with changes behind a plus: long=shapes_baseline+optim.lr=0.001. The first
-arm is the baseline. What else differs between arms than the teacher is told below the table.
+arm is the baseline. Differences between arms other than the teacher are listed below the table.
 
 Same epochs: every arm trains for the baseline's epochs with every seed, one run after the other, seeds outermost, so
-that the arms of a seed meet the machine in much the same state. An arm's time per epoch is the median time of its
+that the arms of a seed find the machine in much the same state. An arm's time per epoch is the median time of its
 steps (all of the loop but validation, from metrics.jsonl; the first reading left out) over the baseline's with the same
-seed, and of these ratios the median over seeds. On a machine that others use, give --interleave 40: arms then take
+seed, and of these ratios the median over seeds. On a machine that others use, add --interleave 40: arms then take
 turns of a few steps in one process, and the median is over rounds. Embedding the captions, once, is not part of it.
 
 Same time: the budget is the time of the baseline's epochs. An arm whose epoch takes r times the baseline's trains
-anew for floor(epochs / r) epochs, with the learning rate's whole schedule in them: nobody is cut off half-way. Where
+again for floor(epochs / r) epochs, with the learning rate's whole schedule in them: no run is cut off half-way. Where
 that is the same number of epochs, the first run counts for both.
 
 Transfer is the average of linear probes over tasks (`python -m eval`), on the runs of the same epochs. The same command
-again goes on: finished runs are kept, an unfinished one resumes.
+again continues: finished runs are kept, an unfinished one resumes.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Arguments:
     out: Path
     """Folder of the runs and of compare.md, .csv and .json."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RECIPE ...")] = DEFAULT_ARMS
-    """NAME=RECIPE or NAME=config.yaml, with +PATH=VALUE behind it for each change; the first is the baseline."""
+    """NAME=RECIPE or NAME=config.yaml, with +PATH=VALUE after it for each change; the first is the baseline."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds (train.seed) that every arm is trained with."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = ()

@@ -62,7 +62,7 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
     """Raises UserError where the arms cannot be compared."""
     names = [arm.name for arm in arms]
     if len(arms) < 2:
-        raise UserError("--arms needs two at least: the baseline first")
+        raise UserError("--arms needs at least two: the baseline first")
     for what, values in (("--arms", names), ("--seeds", list(seeds))):
         if not values or len(set(values)) < len(values):
             raise UserError(f"{what} is empty or has something twice: {' '.join(map(str, values))}")
@@ -71,7 +71,7 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         teacher = arm.config.teacher.model if arm.config.teaches else ""
         if teacher and not teacher.startswith(("timm:", "hf:")) and not Path(teacher).expanduser().exists():
             raise UserError(
-                f"arm {arm.name} learns from {teacher}, which is not there: train it first "
+                f"arm {arm.name} learns from {teacher}, which does not exist: train it first "
                 f"(python -m tt_ray.train {shlex.quote(Path(teacher).name)}), or give +teacher.model=MODEL"
             )
         for path in _SAME:
