@@ -62,6 +62,7 @@ COVERED_BY = {
     "tt_ray/io/csv_rows": "text/test_caption_table",
     "tt_ray/io/files": "training/test_checkpoint",
     "tt_ray/io/hub": "text/test_encoder",
+    "tt_ray/models/export": "test_export",
     "tt_ray/models/hf_vision": "models/test_teacher",
     "tt_ray/models/pretrained": "models/test_teacher",
     "tt_ray/models/trial_pass": "models/test_classifier",
