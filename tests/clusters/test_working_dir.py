@@ -37,4 +37,5 @@ def test_the_code_travels_and_nothing_else_does(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(package).namelist())
     assert "tt_ray/data/sources/shapes.py" in wanted and wanted <= packed
     assert not [name for name in packed if name.endswith("clutter")]
-    assert package.stat().st_size < 2**20
+    # The code alone, not compressed; Ray takes 500 MiB. 1.1 MiB today: what doubles it is no code.
+    assert package.stat().st_size < 3 * 2**19
