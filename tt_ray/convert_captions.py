@@ -59,7 +59,7 @@ class Arguments:
     out: Path
     """Parquet file to write; must not exist."""
     ids: Path | None = None
-    """A split's folder of images, or a table with image_id: captions get these ids, matched by file name if need be."""
+    """A split's folder of images, or a table with image_id: captions get these ids, by file name if need be."""
     several: bool = False
     """Keep different captions of one image (their embeddings are averaged) instead of the first alone."""
     strict: bool = False
