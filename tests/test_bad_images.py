@@ -16,8 +16,9 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from eval import __main__ as evaluate
+from eval.jobs import evaluation
 from eval.tasks.origins import Place, Torchvision
-from eval.tasks.registry import folder_task, tasks
+from eval.tasks.registry import folder_task
 from tests.test_bad_input import SMALL, TRAINING, Command, command, draw, last_line, without_ray
 from tt_ray import caption_images, convert_captions
 from tt_ray.config import DataConfig
@@ -93,13 +94,12 @@ def test_evaluation_says_what_is_left_out(command: Command) -> None:
     where = ["--tasks", "mine", "--task-root", f"mine={command.root}", "--out", str(command.storage / "out")]
     said: list[str] = []
 
-    def stop(given: object, jobs: object, display: evaluate.Display) -> None:
+    def stop(resources: object, display: object) -> str:
         raise UserError("that is all")
 
-    command.monkeypatch.setattr(evaluate, "start", stop)
+    command.monkeypatch.setattr(evaluation, "start_ray", stop)
     command.monkeypatch.setattr(evaluate.Display, "say", lambda _, text: said.append(text))
-    command.monkeypatch.setattr(evaluate, "jobs_of", lambda given: ([], tasks(["mine"], {"mine": command.root}), {}))
-    run(command, evaluate.main, ["--models", "toy=timm:resnet10t", "--protocols", "knn", *where])
+    run(command, evaluate.main, ["--models", "toy=random:test_resnet", "--protocols", "knn", *where])
     assert said == [f"note: {note}" for note in task.left_out]
 
 

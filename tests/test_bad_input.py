@@ -23,6 +23,7 @@ from tt_ray.data.prepare import open_images
 from tt_ray.embeddings.build import write_store
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.command import run_command
+from tt_ray.training import preflight
 from tt_ray.training.metrics_log import read_rows
 
 SMALL = ["--train.batch_size", "4", "--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2"]
@@ -269,7 +270,7 @@ def test_metadata_that_is_not_used_is_said_on_the_screen(command: Command) -> No
     config = config.override("data.root", str(command.root)).override("run.storage", str(command.storage))
     notes = open_images(config)[2]
     assert len(notes) == 2 and all("metadata.csv is ignored" in note for note in notes)
-    assert list(train.prepare(config.override("train.batch_size", 4)).notes) == notes
+    assert list(preflight.prepare(config.override("train.batch_size", 4)).notes) == notes
 
 
 def test_data_root_is_needed(command: Command) -> None:

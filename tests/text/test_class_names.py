@@ -27,7 +27,7 @@ def test_tables_of_names(tmp_path: Path, name: str, text: str) -> None:
 
 def test_wordnet_ids_are_no_names() -> None:
     assert name_classes(("big_cat", "7"), None) == ["big cat", "7"]
-    with pytest.raises(UserError, match="2 classes are WordNet ids, not names: n01440764, n02084071; give --class_nam"):
+    with pytest.raises(UserError, match="2 classes are WordNet ids, not names: n01440764, n02084071; pass --class_nam"):
         name_classes((*CLASSES, "dog"), None)
 
 

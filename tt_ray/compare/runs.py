@@ -9,7 +9,6 @@ from tt_ray.compare.arms import Arm, configure
 from tt_ray.compare.table import FinishedRun
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import changed_paths, read_result
 from tt_ray.training.same_data import check_data, open_record
 
@@ -63,6 +62,8 @@ def read_run(arm: str, seed: int, config: Config, out: Path) -> FinishedRun:
 
 def step_seconds(metrics: Path, batch_size: int) -> float:
     """Median seconds of a step over the readings of metrics.jsonl, the first of which has the start in it."""
+    from tt_ray.training.metrics_log import read_rows  # brings torch, which takes seconds
+
     rates = [row["images_per_s"] for row in read_rows(metrics) if "images_per_s" in row]
     if not rates:
         raise UserError(f"{metrics} tells no images_per_s")
