@@ -77,7 +77,7 @@ class DataConfig:
     augment: Literal["none", "crop_flip", "crop", "three_augment", "deit"] = "crop_flip"
     """Augmentation: crop is a padded random crop, flip is horizontal; three_augment and deit as in the papers."""
     color_jitter: float = 0.3
-    """three_augment: strength of the colour jitter."""
+    """Strength of three_augment's colour jitter; 0 where captions or labels name colours, which it would belie."""
     mixup: Annotated[float, Range(0)] = 0.0
     """Beta parameter of mixup; 0 is off."""
     cutmix: Annotated[float, Range(0)] = 0.0
@@ -124,7 +124,8 @@ class TextConfig:
     embeddings: str = ""
     """Embedding store, instead of captions; empty embeds the captions, once, into <run.storage>/embeddings."""
     max_missing: Annotated[float, Range(0, 1)] = 0.0
-    """Largest accepted share of training images without an embedding; these images are left out."""
+    """Largest accepted share of training images without an embedding; these images are left out. Above 0 where captions
+    are made by a model that skips images it cannot read, and a few missing ones are no mistake."""
     normalize_mean: bool = True
     """Subtract the store's mean from embeddings."""
     normalize_std: Literal["none", "mean", "full"] = "none"
@@ -230,7 +231,7 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the backbone."""
     channels_last: bool = False
-    """Channels-last memory format, for convolutions on GPUs."""
+    """Channels-last memory format, for convolutional models (resnet50, convnext) on GPUs with mixed precision."""
     ema: Annotated[float, Range(0, 0.999999999)] = 0.0
     """Decay of an exponential moving average of weights, to validate and export instead of the weights; 0 is off."""
     eval_every: Annotated[int, Range(1)] = 1
@@ -264,7 +265,8 @@ class RunConfig:
     log_every: Annotated[int, Range(1)] = 20
     """Steps between writes of metrics and progress."""
     resize_every: Annotated[float, Range(0.1)] = 60.0
-    """Seconds between checks for nodes that have joined, with num_workers MIN:MAX."""
+    """Seconds between checks for nodes that have joined, with num_workers MIN:MAX; each resize restarts the workers, so
+    longer where nodes come and go often."""
     async_validation: bool = False
     """Validate in a Ray task during training, on a CPU or GPU that workers leave free; the last validation waits."""
     accept_changed_data: bool = False
