@@ -285,7 +285,7 @@ RUNS = [
 # --- comparisons and evaluations --------------------------------------------------------------------------------------
 
 EVALUATIONS = [
-    refused("comparison of one arm", "tt_ray.compare --arms a=shapes_baseline --out out", "--arms needs two"),
+    refused("comparison of one arm", "tt_ray.compare --arms a=shapes_baseline --out out", "--arms needs at least two"),
     refused(
         "comparison without a name", "tt_ray.compare --arms shapes_baseline b=shapes_baseline --out out", "NAME=RECIPE"
     ),
