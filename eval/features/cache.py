@@ -22,7 +22,7 @@ from eval.tasks.registry import Task, images_fingerprint, split_rows
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
 from tt_ray.io.files import sync
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, reason
 
 FORMAT = 1
 """Version of the cache; a change of extraction that changes features makes a new one."""
@@ -166,4 +166,4 @@ def _disk_problems(cache: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise
-        raise UserError(f"cannot write features to {cache}: {os.strerror(error.errno)}: give another --cache") from None
+        raise UserError(f"cannot write features to {cache}: {reason(error)}: give another --cache") from None

@@ -24,7 +24,7 @@ from tt_ray.data.sources.image_folder import FolderImages, folder_source
 from tt_ray.data.sources.labels import common_classes
 from tt_ray.data.sources.metadata import METADATA_NAMES
 from tt_ray.stateless_random import place_in_class, uniform
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, one_line
 
 Rows = npt.NDArray[np.int64]
 Split = Literal["train", "val", "test"]
@@ -181,7 +181,7 @@ class Torchvision:
         try:
             dataset = make(root=str(place.root), **chosen, **self.arguments, **own_loader(make))
         except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             reason = "" if reason.startswith("Dataset not found") else f" ({reason})"
             raise Missing(f"torchvision finds no {self.name} ({self.splits[split]}) in {place.root}{reason}") from None
         labels = _labels(dataset)
