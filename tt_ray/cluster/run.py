@@ -11,8 +11,8 @@ from tt_ray.terminal.command import in_background
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import stop_on_signals, stopped
-from tt_ray.training.preflight import opening, prepare, try_model
-from tt_ray.training.run_folder import check_run, discard_run, sole_writer, start_run
+from tt_ray.training.preflight import begin_run, prepare, try_model
+from tt_ray.training.run_folder import check_run, discard_run, sole_writer
 
 
 def train_run(config: Config) -> dict[str, Any]:
@@ -37,11 +37,7 @@ def train_run(config: Config) -> dict[str, Any]:
             # Workers of a machine's own Ray start at once and try the model as well: there it need not be done twice.
             try_model(config, data.classes)
         where = f" on the Ray cluster at {cluster_address()}" if joined else ""
-        notes = data.check(config, resumes)  # before start_run, which writes
-        display.notes([*data.notes, *notes])
-        display.say(opening(config, resumes, where))
-        start_run(config)
-        data.keep(config, notes)
+        notes = begin_run(config, data, resumes, display, where)
         messages = Messages()
         ask = partial(messages.send, "request", "stop")
         # Only now: Ray takes SIGTERM for itself when it starts.

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tt_ray.config import Config
 from tt_ray.io.storage import Storage
 from tt_ray.terminal.progress import Display
-from tt_ray.training.run_folder import has_checkpoint, starts_over
+from tt_ray.training.run_folder import has_checkpoint, start_run, starts_over
 from tt_ray.training.same_data import check_data, keep_data, record_data
 from tt_ray.training.weight_average import average_note
 
@@ -87,3 +87,17 @@ def opening(config: Config, resumes: bool, where: str = "") -> str:
     if not resumes and not config.run.overwrite and starts_over(config):
         run += " again: with other settings it came to no checkpoint"
     return run + noise * bool(config.data.label_noise)
+
+
+def begin_run(config: Config, prepared: Prepared, resumes: bool, display: Display, where: str = "") -> list[str]:
+    """Says what is about to happen and begins the run folder; returns notes on changed data for the summary.
+
+    Raises:
+        UserError: A run would resume on other data, or the folder cannot be written.
+    """
+    notes = prepared.check(config, resumes)  # before start_run, which writes
+    display.notes([*prepared.notes, *notes])
+    display.say(opening(config, resumes, where))
+    start_run(config)
+    prepared.keep(config, notes)
+    return notes

@@ -10,8 +10,8 @@ from tt_ray.config import Config
 from tt_ray.terminal.errors import Interrupted
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import stop_on_signals, stopped
-from tt_ray.training.preflight import opening, prepare, try_model
-from tt_ray.training.run_folder import check_run, disk_problems, sole_writer, start_run
+from tt_ray.training.preflight import begin_run, prepare, try_model
+from tt_ray.training.run_folder import check_run, disk_problems, sole_writer
 
 
 def train_under_torchrun(config: Config) -> dict[str, Any] | None:
@@ -38,11 +38,7 @@ def train_under_torchrun(config: Config) -> dict[str, Any] | None:
             resumes = check_run(config)
             prepared = prepare(config, display)
             try_model(config, prepared.classes)
-            changes = prepared.check(config, resumes)
-            display.notes([*prepared.notes, *changes])
-            display.say(opening(config, resumes))
-            start_run(config)
-            prepared.keep(config, changes)
+            changes = begin_run(config, prepared, resumes, display)
         if context.world > 1:
             dist.barrier()  # the others read the store that worker 0 may just have made
         store = find_store(config, open_images(config)[0])
