@@ -81,13 +81,13 @@ class Blocks:
 def bare_steps(trainer: Trainer, batch: Batch) -> Callable[[int], None]:
     """A function that takes as many steps of the trainer's model and waits for the device at the end."""
     config, device = trainer.config, trainer.context.device
-    model, optimizer, objective = trainer.model.train(), trainer.optimizer, trainer.objective
+    model, optimizer, objective = trainer.model.train(), trainer.optimizer, trainer.text_teacher.objective
     images = normalize(batch.images.to(device), config.data.mean, config.data.std)
     images, labels = images.contiguous(memory_format=trainer.memory_format), batch.labels.to(device)
     text = None if batch.text is None else batch.text.to(device)
     if trainer.mixing is not None:
         images, labels, text = trainer.mixing.mix(images, labels, text, 0, 0)
-    weight = trainer.weight(0)
+    weight = trainer.text_teacher.weight(0)
 
     def run(steps: int) -> None:
         for _ in range(steps):

@@ -76,7 +76,7 @@ def run(config: Config, probes: bool) -> dict[str, float]:
     from eval.contract import EvalConfig
     from eval.features.backbone import open_backbone
     from eval.features.extract import extract
-    from eval.protocols.linear import linear_probe
+    from eval.protocols.estimator import LinearProbe
     from tt_ray.data.prepare import find_store, open_data, open_images
     from tt_ray.training.context import LocalContext
     from tt_ray.training.run_folder import start_run
@@ -96,7 +96,8 @@ def run(config: Config, probes: bool) -> dict[str, float]:
     settings = EvalConfig(None, Path())
     train_x, test_x = extract(backbone, some, settings), extract(backbone, data.val, settings)
     for task, (labels, _) in some.tasks.items():
-        scores[f"probe {task}"] = linear_probe(train_x, labels, test_x, data.val.tasks[task][0]).top1
+        found = LinearProbe(12).fit(train_x, labels)
+        scores[f"probe {task}"] = 100 * float(found.score(test_x, data.val.tasks[task][0]))
     return scores
 
 

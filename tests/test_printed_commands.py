@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import timm
 
-import eval.__main__ as evaluation
+import eval.__main__ as eval_command
+from eval import evaluate
 from eval.jobs.evaluation import Evaluation
 from tests.test_bad_input import Command, without_ray
-from tests.test_bad_input import command as command
 from tt_ray.cli import read_config
 from tt_ray.export import main as export
 from tt_ray.models.pretrained import pretrained
@@ -76,8 +76,8 @@ def test_that_of_a_search(name: str, tmp_path: Path) -> None:
 def test_that_of_an_evaluation(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluation, "open_evaluation", lambda given: Evaluation([], {}, {}))
-    evaluation.main(["--models", "a=random:test_resnet", "--out", str(tmp_path / name)])
+    monkeypatch.setattr(evaluate, "open_evaluation", lambda given: Evaluation([], {}, {}))
+    eval_command.main(["--models", "a=random:test_resnet", "--out", str(tmp_path / name)])
     words = typed(capsys.readouterr().out, "python -m eval.report")
     assert words == ["python", "-m", "eval.report", str(tmp_path / name)]
 

@@ -1,3 +1,68 @@
-"""Train any timm image classifier with a language teacher, on any Ray cluster."""
+"""Train any timm image classifier with a language teacher, on any Ray cluster.
+
+The names below are imported when they are first used: `import tt_ray` alone loads neither torch nor Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.evaluate import evaluate
+    from eval.protocols.estimator import LinearProbe, probe
+    from tt_ray.config import Config
+    from tt_ray.embeddings.store import EmbeddingStore, open_store
+    from tt_ray.library import Run, embed, export, recipe, train
+    from tt_ray.terminal.errors import UserError
+    from tt_ray.training.text_teacher import Taught, TextTeacher
 
 __version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "EmbeddingStore",
+    "LinearProbe",
+    "Run",
+    "Taught",
+    "TextTeacher",
+    "UserError",
+    "embed",
+    "evaluate",
+    "export",
+    "open_store",
+    "probe",
+    "recipe",
+    "train",
+]
+
+_HOMES = {
+    "Config": "tt_ray.config",
+    "EmbeddingStore": "tt_ray.embeddings.store",
+    "LinearProbe": "eval.protocols.estimator",
+    "Run": "tt_ray.library",
+    "Taught": "tt_ray.training.text_teacher",
+    "TextTeacher": "tt_ray.training.text_teacher",
+    "UserError": "tt_ray.terminal.errors",
+    "embed": "tt_ray.library",
+    "evaluate": "eval.evaluate",
+    "export": "tt_ray.library",
+    "open_store": "tt_ray.embeddings.store",
+    "probe": "eval.protocols.estimator",
+    "recipe": "tt_ray.library",
+    "train": "tt_ray.library",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if _HOMES[name].startswith("eval."):
+        from tt_ray.cluster.own_eval import import_own_eval
+
+        import_own_eval()
+    # Not kept in this module: `tt_ray.train` and `tt_ray.export` are commands too, and importing one puts its module
+    # here, which can be called likewise (see `library.callable_as`).
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from tt_ray import library
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError, reason
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> None:
         print(f"note: {problem}")
     print(f"exported {checkpoint} to {given.out}: timm.create_model({f'local-dir:{given.out}'!r}, pretrained=True)")
 
+
+library.callable_as(__name__, library.export)
 
 if __name__ == "__main__":
     run_command(main)

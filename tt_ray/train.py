@@ -5,6 +5,7 @@ import shlex
 import time
 from typing import Any
 
+from tt_ray import library
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.io.storage import is_uri
@@ -14,17 +15,9 @@ from tt_ray.terminal.command import program, run_command
 def main(arguments: list[str]) -> None:
     """Prepares the data, trains under Ray Train (or as a torchrun process), and sums up."""
     started = time.time()
-    config = read_config(arguments, program("tt_ray.train"))
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        from tt_ray.training.torchrun import train_under_torchrun
-
-        result = train_under_torchrun(config)
-    else:
-        from tt_ray.cluster.run import train_run
-
-        result = train_run(config)
-    if result is not None:
-        print(summary(config, result, started))
+    run = library.train(read_config(arguments, program("tt_ray.train")))
+    if run.result:
+        print(summary(run.config, run.result, started))
 
 
 def summary(config: Config, result: dict[str, Any], started: float) -> str:
@@ -45,6 +38,8 @@ def summary(config: Config, result: dict[str, Any], started: float) -> str:
         lines.append(f"next: the same without the language teacher: {program('tt_ray.train')} shapes_baseline")
     return "\n".join(lines)
 
+
+library.callable_as(__name__, library.train)
 
 if __name__ == "__main__":
     run_command(main)

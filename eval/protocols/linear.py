@@ -32,15 +32,13 @@ from eval.contract import EvalConfig, Result, Traits
 from eval.feature_metrics import effective_rank
 from eval.features.backbone import Backbone
 from eval.features.cache import task_features
-from eval.metrics import expected_calibration_error, score, top1
+from eval.metrics import expected_calibration_error, score
 from eval.protocols.logistic_design import Design, Matrix, Moments, Rows, moments
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
-from eval.tasks.origins import mark_share
 from eval.tasks.registry import Task
 from tt_ray.terminal.errors import UserError, some
 
 TRAITS = Traits(version=2, cost=4.0, on_features=True, draws="validation")
-_VALIDATION_SHARE = 0.2
 Score = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], float]
 """Labels and predictions to what is chosen by; more is better."""
 
@@ -191,28 +189,3 @@ def _check_classes(labels: npt.NDArray[np.int64], task: Task) -> None:
             f"{task.name}: {len(lacking)} of {task.classes} classes have no image to fit on: "
             f"{some([names[number] for number in lacking])}; add training images of them"
         )
-
-
-class Probe(NamedTuple):
-    """Result of one probe."""
-
-    top1: float
-    """Per cent, on the test split."""
-    strength: float
-    """The C that was selected on validation data."""
-
-
-def linear_probe(
-    features: Matrix,
-    labels: npt.NDArray[np.int64],
-    test_features: Matrix,
-    test_labels: npt.NDArray[np.int64],
-    seed: int = 0,
-) -> Probe:
-    """The protocol for arrays: features (N, d) and (M, d); C, one value a decade, is chosen on a stratified fifth."""
-    names, y = np.unique(labels, return_inverse=True)
-    held_out = mark_share(y, _VALIDATION_SHARE, seed)
-    fit, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    selection = select(features, y, fit, val, top1, classes=len(names), options=Options(spaced(-6, 5, 12)))
-    predictions = names[selection.predict(test_features).argmax(1)]
-    return Probe(top1(test_labels, predictions), selection.best.fit.strength)

@@ -52,7 +52,7 @@ def gradient_agreements(
     trainer = Trainer(config, data, LocalContext(0, 1, device))
     model = trainer.model.train()
     layers = parameters_by_layer(model)
-    objective = trainer.objective._replace(balance=False)
+    objective = trainer.text_teacher.objective._replace(balance=False)
     loaded = TrainBatches(data.train, data.targets, trainer.order, config)
     answers: list[dict[str, Agreement]] = []
     with torch.random.fork_rng():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.__main__ import Arguments as EvalArguments
+from eval.evaluate import Arguments as EvalArguments
 from eval.jobs.results import write_result
 from tests.eval.sample_results import Job
 from tests.toy import run_toy, toy_config

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.__main__ import Arguments, open_evaluation
 from eval.efficiency import main
+from eval.evaluate import Arguments, open_evaluation
 from eval.jobs.costs import Costs, Measured, keep_costs, missing_counts, read_costs
 from eval.jobs.measurement import measure, peak_bytes, tensors_of, training_step
 from eval.report.__main__ import write_report

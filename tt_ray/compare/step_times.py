@@ -49,7 +49,7 @@ def _stepper(config: Config, folder: Path) -> Callable[[], float]:
     config = config.override("train.epochs", 1_000_000)  # batches without end
     trainer = Trainer(config.override("run.storage", str(folder)), data, context)
     trainer.model.train()
-    targets = None if trainer.held_text else data.targets
+    targets = None if trainer.text_teacher.held else data.targets
     batches = TrainBatches(data.train, targets, trainer.order, config)
     loaded = load(batches, range(trainer.steps), config.data.num_loaders, cuda)
     steps = count()

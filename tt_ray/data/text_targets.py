@@ -108,6 +108,16 @@ def build_targets(
     return TextTargets(store, index, shift, scale, _projection(store, config), table), missing
 
 
+def targets_of_rows(store: EmbeddingStore, config: Config) -> TextTargets:
+    """Targets of the store's own rows, prepared as `build_targets` does; `config.text.control` is not looked at.
+
+    Raises:
+        UserError: head.out_dim is larger than the embeddings.
+    """
+    shift, scale = _normalisation(store, config.text)
+    return TextTargets(store, np.arange(len(store), dtype=np.int32), shift, scale, _projection(store, config))
+
+
 def _missing(store: EmbeddingStore, ids: pa.StringArray, found: Ints) -> Missing:
     rows = np.flatnonzero(found >= 0)
     used = np.zeros(len(store), bool)

@@ -1,6 +1,7 @@
 """The embedding store: a folder of memory-mapped embeddings with ids, statistics and a manifest."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,10 @@ class EmbeddingStore:
             raise UserError(f"embedding store {self.path} has {len(ids)} ids for {len(self)} rows: write it again")
         return ids
 
-    def rows_of(self, ids: pa.StringArray) -> npt.NDArray[np.int64]:
+    def rows_of(self, ids: pa.StringArray | Sequence[str]) -> npt.NDArray[np.int64]:
         """The store's row of each image id, shape (len(ids),); -1 where it has none."""
-        found = pc.call_function("index_in", [ids], pc.SetLookupOptions(value_set=self.ids))
+        wanted = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+        found = pc.call_function("index_in", [wanted], pc.SetLookupOptions(value_set=self.ids))
         rows = found.fill_null(-1).to_numpy().astype(np.int64)
         del found
         pa.default_memory_pool().release_unused()  # ids and the look-up's table: 125 MB a process at a million ids

@@ -133,12 +133,15 @@ def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassi
     backbone = build_backbone(config, num_classes)
     if not config.has_text_head:
         return TaughtClassifier(backbone, None)
-    in_dim = cast(Any, backbone).get_classifier().in_features
+    return TaughtClassifier(backbone, build_head(config, cast(Any, backbone).get_classifier().in_features, text_dim))
+
+
+def build_head(config: Config, in_dim: int, text_dim: int) -> TextHead:
+    """A freshly initialised text head from features (B, in_dim) to targets (B, text_dim)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.train.seed, _HEAD_SEED))
         scalars = find_loss(config.text.loss).initial_scalars(config.text.temperature)
-        head = TextHead(config.head, in_dim, text_dim, scalars)
-    return TaughtClassifier(backbone, head)
+        return TextHead(config.head, in_dim, text_dim, scalars)
 
 
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:

@@ -1,8 +1,9 @@
 """Trained models as folders: a checkpoint becomes a plain timm folder, and a run's folder becomes a model again."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -100,27 +101,41 @@ def write_export(checkpoint: Path, out: Path) -> None:
 
 
 def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], path: Path) -> None:
-    """Writes `model.safetensors` and `config.json` in timm's hub layout: no text head, the plain model's parameters.
+    """Writes the deployed model of a run, replacing `path`: no text head, the plain model's parameters."""
+    write_model(backbone, classes, data_preprocessing(config.data), path)
+
+
+def write_model(backbone: nn.Module, classes: Sequence[str] | None, preprocessing: Preprocessing, path: Path) -> None:
+    """Writes `model.safetensors` and `config.json` in timm's hub layout, replacing `path`.
 
     `timm.create_model("local-dir:PATH", pretrained=True)` builds it, with its classes' names and its preprocessing.
     config.json also holds what `tt_ray.models.flops` counts, under `efficiency`, which timm ignores.
+
+    Args:
+        backbone: A model of timm's.
+        classes: Names of its classes; None leaves them out.
+        preprocessing: How images are prepared for it.
+        path: The folder.
+
+    Raises:
+        OSError: `path` cannot be written; SafetensorError where it is the weights that cannot.
     """
-    data = data_preprocessing(config.data)
-    preprocessing = {
-        "input_size": (3, data.size, data.size),
-        "interpolation": data.interpolation,
-        "crop_pct": data.crop_pct,
-        "crop_mode": data.crop_mode,
-        "mean": data.mean,
-        "std": data.std,
+    data_config = {
+        "input_size": (3, preprocessing.size, preprocessing.size),
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
+        "crop_mode": preprocessing.crop_mode,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
     }
-    model_config: dict[str, Any] = {"num_classes": len(classes), "label_names": list(classes)}
-    model_config |= {"label_descriptions": None, "efficiency": count(backbone, data.size)._asdict()}
+    number = cast(Any, backbone).num_classes if classes is None else len(classes)
+    model_config: dict[str, Any] = {"num_classes": number, "label_names": None if classes is None else list(classes)}
+    model_config |= {"label_descriptions": None, "efficiency": count(backbone, preprocessing.size)._asdict()}
     # Rates of stochastic depth and dropout belong to the training, not to the deployed model.
     model_args = {key: 0.0 for key in ("drop_path_rate", "drop_rate") if key in get_model_args(backbone)}
     backbone.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last
     with new_folder(path) as folder:
-        save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=preprocessing)
+        save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=data_config)
 
 
 def data_preprocessing(data: DataConfig) -> Preprocessing:

@@ -1,5 +1,6 @@
 """What the objective asks of other workers; with one worker every function does nothing."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,21 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0][ctx.start : ctx.start + ctx.rows] * world_size(), None
+
+
+@cache
+def _host_group(world: Any) -> Any:
+    """The process group `world` of all workers, or one beside it, whose messages need no device."""
+    return world if "gloo" in dist.get_backend_config(world) else dist.new_group(backend="gloo")
+
+
+def rows_of_workers(rows: int) -> tuple[int, ...]:
+    """How many rows each worker has, in rank order, by a message that no device waits for; all must ask at once."""
+    if world_size() == 1:
+        return (rows,)
+    every = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(every, torch.tensor([rows]), group=_host_group(dist.group.WORLD))
+    return tuple(int(each) for each in every)
 
 
 def gather_rows(local: Tensor, shares: tuple[int, ...] = ()) -> Tensor:

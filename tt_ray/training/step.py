@@ -14,10 +14,8 @@ from tt_ray.data.loader import Batch
 from tt_ray.data.mixing import build_mixing
 from tt_ray.data.prepare import Data
 from tt_ray.data.sampling import train_order
-from tt_ray.data.text_targets import hold_targets
 from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mixed_precision
 from tt_ray.models.teacher import Teacher, load_teacher
-from tt_ray.schedules import build_schedule
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.class_statistics import class_statistics
@@ -25,6 +23,7 @@ from tt_ray.training.context import Context
 from tt_ray.training.objective import Objective
 from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients
 from tt_ray.training.parallelism import distribute, gradients_exchanged, place
+from tt_ray.training.text_teacher import TextTeacher
 
 _STEP_SEED = 6
 Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
@@ -52,11 +51,10 @@ class Learner:
         self.optimizer = build_optimizer(config.optim, self.model)
         self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-        self.objective = self._build_objective()
+        self.text_teacher = TextTeacher.of_run(config, self.model.text_head, self._build_objective(), data.targets)
         limit = config.train.max_batch_per_worker or config.train.batch_size
         self.parts = -(-max(self.order.shares) // limit)
-        self.held_text = hold_targets(data.targets, config.text.on_device, device)
-        self.weight = build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
+        self.text_teacher.hold(device)
         self.mixing = build_mixing(config, len(data.train.classes))
 
     def _load_teacher(self) -> tuple[Teacher | None, int]:
@@ -90,11 +88,11 @@ class Learner:
         """One update; returns the columns STEP_COLUMNS, shape (5,), on the device. Does not wait for the device."""
         self.scheduler.step_update(step)  # the rate is a function of the step, so a resumed run has the same
         images, labels, text = self.on_device(batch, step)
-        weight = self.weight(step // self.order.steps_per_epoch)
+        weight = self.text_teacher.weight(step // self.order.steps_per_epoch)
         text, teacher = self.ask_teacher(images, text) if weight else (text, None)
         # All workers in parts, or none: where the model is sharded they wait for one another in each.
         backward = self._backward_in_parts if self.parts > 1 else self._backward
-        objective = partial(self.objective, labels=labels, text=text, weight=weight, teacher=teacher)
+        objective = partial(self.text_teacher.objective, labels=labels, text=text, weight=weight, teacher=teacher)
         parts = backward(images, objective, step)
         # Unscaled before they are clipped: the limit is meant for the gradients themselves.
         self.scaler.unscale_(self.optimizer)
@@ -113,8 +111,8 @@ class Learner:
         images = images.contiguous(memory_format=self.memory_format)
         labels = batch.labels.to(device, non_blocking=True)
         text = None if batch.text is None else batch.text.to(device, non_blocking=True)
-        if self.held_text is not None:
-            text = self.held_text[batch.rows]
+        if self.text_teacher.held is not None:
+            text = self.text_teacher.held[batch.rows]
         if self.mixing is not None:
             images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
         return images, labels, text

@@ -72,7 +72,7 @@ class Trainer(Learner):
         """From the newest intact checkpoint to result.json."""
         config, context = self.config, self.context
         start = self._restore()
-        loaded_targets = None if self.held_text else self.data.targets
+        loaded_targets = None if self.text_teacher.held else self.data.targets
         batches = TrainBatches(self.data.train, loaded_targets, self.order, config)
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
@@ -147,7 +147,11 @@ class Trainer(Learner):
     def _write(self, log: MetricsLog, reading: Reading) -> None:
         per_epoch, rows = self.order.steps_per_epoch, list[dict[str, float]]()
         for step, row in enumerate(reading.rows, reading.first):
-            row = {"step": step, "epoch": step // per_epoch, "text_weight": self.weight(step // per_epoch)} | row
+            row = {
+                "step": step,
+                "epoch": step // per_epoch,
+                "text_weight": self.text_teacher.weight(step // per_epoch),
+            } | row
             rows.append({key: value for key, value in row.items() if math.isfinite(value)})
         rate = reading.images_per_s
         rows[-1] |= {"lr": learning_rate(self.optimizer), "images_per_s": rate}

@@ -1,0 +1,218 @@
+"""An evaluation as its command and the library ask for it: checked, opened, run, and returned as a table."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from tt_ray.io.one_writer import inside, one_writer
+from tt_ray.io.storage import is_uri
+from tt_ray.terminal.command import program
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
+
+if TYPE_CHECKING:  # they import much
+    import pyarrow as pa
+
+    from eval.jobs.evaluation import Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Models x tasks x protocols x seeds, in parallel on Ray. The same command again runs only the missing jobs."""
+
+    out: Path
+    """Folder of results; `python -m eval.report OUT` makes a report of it."""
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL ...")] = ()
+    """Models to compare: a run's folder, an export, a checkpoint, timm:NAME (pretrained), random:NAME (a control)."""
+    tasks: tuple[str, ...] = ("builtin",)
+    """Tasks or suites: all, paper, vtab-natural, builtin; or names of your own (--task-root, --task-file)."""
+    protocols: tuple[str, ...] = ("linear", "knn", "few_shot")
+    """linear, linear_sgd, knn, few_shot, finetune, classifier (the model's own, nothing is trained), or a module of
+    your own, such as my.protocol."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of validation images (where a task has none of its own), of few-shot draws, of fine-tuning."""
+    set: tuple[str, ...] = ()
+    """Changes of protocols: PROTOCOL.FIELD=VALUE, such as finetune.steps=100."""
+    data_root: Path = Path("data")
+    """Folder in which the files of tasks are looked for."""
+    task_root: tuple[str, ...] = ()
+    """NAME=DIR: the folder of one task; a new name makes a task of your own (train/, test/, perhaps val/)."""
+    task_file: Path | None = None
+    """YAML file of tasks of your own."""
+    cpus_per_job: int = 1
+    """CPUs, and CPU threads, of each job."""
+    gpus_per_job: float = 0.0
+    """GPUs of each job; a fraction lets several share one. 0 computes on CPUs."""
+    batch_size: int = 256
+    """Images of a forward pass; halved and tried again when memory runs out."""
+    num_loaders: int = 0
+    """Processes of each job that decode images; 0 decodes in its threads."""
+    cache: Path | None = None
+    """Folder of extracted features; the default is OUT/features."""
+    check: bool = False
+    """Only check protocols, tasks and models (--models may be left out), and run nothing."""
+
+
+def evaluate(
+    models: Mapping[str, str | Path],
+    tasks: Sequence[str] = ("builtin",),
+    protocols: Sequence[str] = ("linear",),
+    seeds: Sequence[int] = (0,),
+    *,
+    out: str | Path = "results",
+    options: Mapping[str, Any] | None = None,
+    task_roots: Mapping[str, str | Path] | None = None,
+    data_root: str | Path = "data",
+    cpus_per_job: int = 1,
+    gpus_per_job: float = 0.0,
+    batch_size: int = 256,
+    num_loaders: int = 0,
+) -> "pa.Table":
+    """Evaluates models as `python -m eval` does, in parallel on Ray; what `out` has already is not run again.
+
+    Args:
+        models: A run's folder, an export, a checkpoint, timm:NAME (pretrained) or random:NAME by the model's name.
+        tasks: Tasks or suites: all, paper, vtab-natural, builtin.
+        protocols: linear, linear_sgd, knn, few_shot, finetune, classifier, or a module of your own.
+        seeds: Seeds of whatever a protocol draws.
+        out: Folder of results, for `python -m eval.report`.
+        options: Changes of protocols, such as {"finetune.steps": 100}.
+        task_roots: Folder of a task by its name; a new name makes a task of your own (train/, test/, perhaps val/).
+        data_root: Folder in which the files of other tasks are looked for.
+        cpus_per_job: CPUs, and CPU threads, of each job.
+        gpus_per_job: GPUs of each job; a fraction lets several share one.
+        batch_size: Images of a forward pass; halved and tried again when memory runs out.
+        num_loaders: Processes of each job that decode images; 0 decodes in its threads.
+
+    Returns:
+        One row for each metric of each job that was asked for, with the columns of `eval.jobs.results.ResultRow`:
+        model, task, protocol, seed, metric, value, n, ... (`.to_pandas()` makes a data frame of it).
+
+    Raises:
+        UserError: Something is missing or unknown, or all jobs failed by such a mistake.
+        RuntimeError: A job failed; the results of the others are kept, and the same call tries it again.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from eval.jobs.results import read_table
+
+    given = Arguments(
+        out=Path(out),
+        models=tuple(f"{name}={spec}" for name, spec in models.items()),
+        tasks=tuple(tasks),
+        protocols=tuple(protocols),
+        seeds=tuple(seeds),
+        set=tuple(f"{path}={json.dumps(value)}" for path, value in (options or {}).items()),
+        data_root=Path(data_root),
+        task_root=tuple(f"{name}={folder}" for name, folder in (task_roots or {}).items()),
+        cpus_per_job=cpus_per_job,
+        gpus_per_job=gpus_per_job,
+        batch_size=batch_size,
+        num_loaders=num_loaders,
+    )
+    check(given)
+    keys = pa.array([job.key for job in run_evaluation(given, "tt_ray.evaluate").jobs])
+    rows = read_table(given.out).rows
+    return rows.filter(pc.call_function("is_in", [rows["job"]], pc.SetLookupOptions(value_set=keys)))
+
+
+def run_evaluation(given: Arguments, command: str) -> "Evaluation":
+    """Runs the jobs that are missing, and prints a summary; `given` has been checked.
+
+    Args:
+        given: What to evaluate.
+        command: The command line, kept with the results.
+
+    Raises:
+        UserError, RuntimeError: As `evaluate` does.
+        Stopped: A signal has ended it; results so far are written.
+    """
+    with one_writer(inside(given.out), f"results {given.out}"):
+        return _run(given, command)
+
+
+def _run(given: Arguments, command: str) -> "Evaluation":
+    from eval.contract import EvalConfig
+    from eval.jobs.costs import keep_costs
+    from eval.jobs.evaluation import failure, run_jobs, start_ray
+    from eval.jobs.results import finished_keys
+    from eval.jobs.scheduler import JobResources
+    from eval.jobs.summary import print_summary
+
+    resources = JobResources(given.cpus_per_job, given.gpus_per_job)
+    with Display() as display:
+        display.show("opening models and tasks", 0, 1)
+        evaluation = open_evaluation(given)
+        jobs = evaluation.jobs
+        display.notes(note for task in evaluation.tasks.values() for note in task.left_out)
+        done = finished_keys(given.out)
+        missing = [job for job in jobs if job.key not in done]
+        if len(missing) < len(jobs):
+            display.say(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done already")
+        if missing:
+            place = start_ray(resources, display)
+            display.say(f"{len(missing)} jobs on {place}, results in {given.out}")
+        for weights, counts in evaluation.costs.items():
+            keep_costs(given.out, weights, counts)
+    device = "cuda" if given.gpus_per_job else "cpu"
+    cache = (given.cache or given.out / "features").absolute()
+    config = EvalConfig(None, cache, 0, device, given.cpus_per_job, given.batch_size, given.num_loaders)
+    failures = run_jobs(given.out, missing, evaluation.tasks, config, resources, command)
+    print_summary(given.out, jobs, evaluation.metrics)
+    print(f"report: {shlex.join([*program('eval.report').split(), str(given.out)])}")
+    if failures:
+        raise failure(failures, len(jobs))
+    return evaluation
+
+
+def check(given: Arguments) -> None:
+    """Raises UserError on settings that are wrong whatever models and data hold."""
+    if is_uri(str(given.out).replace(":/", "://", 1)):  # a Path has lost one of the two
+        raise UserError(f"--out {given.out} must be a folder on this machine or on a file system that all nodes share")
+    if given.out.exists() and not given.out.is_dir():
+        raise UserError(f"--out {given.out} is a file: choose a folder")
+    if given.cpus_per_job < 1 or given.gpus_per_job < 0 or given.batch_size < 1 or given.num_loaders < 0:
+        raise UserError(
+            "--cpus-per-job and --batch-size must be at least 1, --gpus-per-job and --num-loaders at least 0"
+        )
+    if given.gpus_per_job > 1:
+        raise UserError(f"--gpus-per-job is {given.gpus_per_job}: a job computes on one GPU or a fraction of it")
+    for name in ("models", "tasks", "protocols", "seeds"):
+        values = getattr(given, name)
+        if not values and not (name == "models" and given.check):
+            raise UserError(f"--{name} is empty")
+        if len(set(values)) < len(values):
+            raise UserError(f"--{name} has something twice: {' '.join(map(str, values))}")
+
+
+def open_evaluation(given: Arguments) -> "Evaluation":
+    """Opens tasks, protocols and models, in this order, and plans the jobs.
+
+    Raises:
+        UserError: Something is missing or unknown, or there is nothing to do.
+    """
+    from eval.jobs.evaluation import plan_evaluation
+    from eval.jobs.plan import read_options
+    from eval.tasks.registry import load_tasks, tasks
+
+    # Tasks first: protocols and models bring torch, which takes seconds, and a wrong name needs none.
+    roots = dict(_pair(item) for item in given.task_root)
+    own = load_tasks(given.task_file) if given.task_file else {}
+    found = tasks(given.tasks, roots, given.data_root, own)
+    options = read_options(given.protocols, given.set)
+    from eval.features.backbone import parse_models
+
+    return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, folder = item.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"--task-root {item!r} must be NAME=DIR")
+    return name, folder

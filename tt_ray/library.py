@@ -1,0 +1,189 @@
+"""The library's functions that do what a command does, from Python: `tt_ray.train`, `export`, `embed`, `recipe`."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, overload
+
+from tt_ray.config import Config
+from tt_ray.recipes import RECIPES
+from tt_ray.terminal.errors import UserError, nearest, reason
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import nn
+
+    from tt_ray.embeddings.store import EmbeddingStore
+    from tt_ray.models.pretrained import Preprocessing
+
+_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training."""
+
+    config: Config
+    """What was trained."""
+    result: dict[str, Any]
+    """What the run's result.json holds: top1, val_images, train_seconds, notes, ...; empty in all processes of
+    torchrun but the first."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder: config.yaml, metrics.jsonl, checkpoints, export."""
+        return self.config.run_dir
+
+    @property
+    def export(self) -> Path:
+        """The deployed model: `timm.create_model(f"local-dir:{run.export}", pretrained=True)`."""
+        return self.folder / "export"
+
+    @property
+    def top1(self) -> float:
+        """Accuracy on the validation images, in per cent."""
+        return float(self.result["top1"])
+
+
+def recipe(name: str) -> Config:
+    """A complete configuration by name, as `python -m tt_ray.train NAME` trains it; `override` changes a field.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    if name not in RECIPES:
+        raise UserError(f"no recipe {name!r}; {nearest(name, RECIPES)}")
+    return RECIPES[name]()
+
+
+def train(config: Config) -> Run:
+    """Trains as `python -m tt_ray.train` does: on Ray, or as one of the processes that torchrun has started.
+
+    A run of the same name and settings that was cut off is resumed.
+
+    Args:
+        config: The run, such as `tt_ray.recipe("shapes_textteacher").override("train.epochs", 2)`.
+
+    Raises:
+        UserError: The run, its data, its model or the cluster cannot be used as configured.
+        Stopped: A signal has ended the run, after a checkpoint.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from tt_ray.training.torchrun import train_under_torchrun
+
+        return Run(config, train_under_torchrun(config) or {})
+    from tt_ray.cluster.run import train_run
+
+    return Run(config, train_run(config))
+
+
+def export(
+    model: "nn.Module",
+    path: str | Path,
+    classes: Sequence[str] | None = None,
+    preprocessing: "Preprocessing | None" = None,
+) -> Path:
+    """Writes a timm model as a folder that `timm.create_model("local-dir:PATH", pretrained=True)` opens.
+
+    Args:
+        model: A timm model, also inside DistributedDataParallel or compiled.
+        path: Folder to write; must not exist.
+        classes: Names of its classes, in the order of its logits.
+        preprocessing: How its images were prepared; None takes what timm says of the model's own weights
+            (`model.pretrained_cfg`), which is right only if it was trained so.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The model is none of timm's, `path` exists or cannot be written, or there are more or fewer classes
+            than logits.
+    """
+    from timm.utils.model import unwrap_model
+
+    from tt_ray.models.export import write_model
+    from tt_ray.models.pretrained import timm_preprocessing
+
+    plain: Any = unwrap_model(model)
+    plain = getattr(plain, "_orig_mod", plain)
+    if not (hasattr(plain, "pretrained_cfg") and hasattr(plain, "num_classes")):
+        kind = type(plain).__name__
+        raise UserError(f"{kind} is no model of timm's: export the backbone that timm.create_model made")
+    if classes is not None and len(classes) != plain.num_classes:
+        raise UserError(f"{len(classes)} classes for a model of {plain.num_classes}: give a name for each logit")
+    path = Path(path).expanduser().absolute()
+    if path.exists():
+        raise UserError(f"{path} exists: give another path")
+    try:
+        write_model(plain, classes, preprocessing or timm_preprocessing(plain), path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}: give another path") from None
+    return path
+
+
+@overload
+def embed(captions: Sequence[str], encoder: str = ..., *, device: str | None = ...) -> "npt.NDArray[np.float32]": ...
+
+
+@overload
+def embed(
+    captions: Mapping[str, str], encoder: str = ..., *, out: str | Path, device: str | None = ...
+) -> "EmbeddingStore": ...
+
+
+def embed(
+    captions: Sequence[str] | Mapping[str, str],
+    encoder: str = _ENCODER,
+    *,
+    out: str | Path | None = None,
+    device: str | None = None,
+) -> "npt.NDArray[np.float32] | EmbeddingStore":
+    """Embeds captions with a frozen text encoder, in this process; for millions: `python -m tt_ray.embed_captions`.
+
+    Args:
+        captions: Captions, or the caption of each image id, for a store.
+        encoder: Hugging Face id or folder; CLIP's projected output with +projection after it.
+        out: Folder of the new store of embeddings by image id.
+        device: Where the encoder computes; None takes a GPU if there is one.
+
+    Returns:
+        Embeddings (N, D) in the captions' order, float32; or the open store, float16.
+
+    Raises:
+        UserError: The encoder cannot be loaded, or the store cannot be written.
+    """
+    if isinstance(captions, str):
+        raise UserError("captions is one string: give a list of captions, or {image id: caption}")
+    if isinstance(captions, Mapping) != (out is not None):
+        raise UserError("for a store give {image id: caption} and out=FOLDER, for an array a list of captions alone")
+    texts = list(captions.values() if isinstance(captions, Mapping) else captions)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f"captions must be strings, but {len(wrong)} are not, such as {wrong[0]!r}: leave them out")
+    import pyarrow as pa
+    import torch
+
+    from tt_ray.embeddings.build import embed_captions
+    from tt_ray.text.encoder import load_text_encoder
+
+    loaded = load_text_encoder(encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not isinstance(captions, Mapping):
+        return loaded.encode(texts)
+    assert out is not None
+    try:
+        return embed_captions(pa.array(list(captions), pa.string()), pa.array(texts, pa.string()), loaded, Path(out))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {reason(error)}: give another out=") from None
+
+
+def callable_as(module: str, function: Any) -> None:
+    """Lets `module(...)` call the function: a command's module takes the place of the library's name in `tt_ray`."""
+
+    class Callable(ModuleType):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return function(*arguments, **options)
+
+    sys.modules[module].__class__ = Callable
