@@ -64,6 +64,8 @@ def _watch(heard: socket.socket, left: threading.Event) -> None:
 def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterator[list[int]]:
     """The first signal asks for an orderly end, such as a checkpoint; a second one ends the command at once.
 
+    Outside the main thread, as in a library's caller that has threads, signals stay what they are.
+
     Args:
         ask: Called on the first signal, in the main thread: asks for the end and returns.
         *numbers: The signals.
@@ -84,7 +86,8 @@ def stop_on_signals(ask: Callable[[], None], *numbers: signal.Signals) -> Iterat
         elif time.monotonic() > first + _SAME_SIGNAL_S:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in numbers}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in numbers if main}
     try:
         yield came
     finally:

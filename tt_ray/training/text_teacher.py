@@ -13,7 +13,7 @@ from tt_ray.data.text_targets import DeviceTargets, TextTargets, hold_targets, t
 from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead, build_head
-from tt_ray.schedules import SHAPES, Schedule, build_schedule
+from tt_ray.schedules import SHAPES, build_schedule
 from tt_ray.terminal.errors import UserError, some
 from tt_ray.training.collectives import rows_of_workers
 from tt_ray.training.objective import Objective
@@ -126,12 +126,15 @@ class TextTeacher(nn.Module):
 
     def _hold(self, head: TextHead | None, objective: Objective, config: Config, targets: TextTargets | None) -> None:
         self.head, self.objective, self.targets = head, objective, targets
-        self.weight: Schedule = build_schedule(config.text.schedule, config.text.weight, config.train.epochs)
-        """lambda by epoch, counted from 0."""
+        self._schedule = (config.text.schedule, config.text.weight, config.train.epochs)
         self._on_device = config.text.on_device
         self.held: DeviceTargets | None = None
         """The targets on the device, where they are held there."""
         self._row_of: dict[str, int] = {}
+
+    def weight(self, epoch: int) -> float:
+        """lambda in an epoch, counted from 0."""
+        return build_schedule(*self._schedule)(epoch)
 
     def forward(
         self,
