@@ -33,6 +33,7 @@ from tt_ray.compare.arms import read_arms
 from tt_ray.config import Config
 from tt_ray.statistics import paired_differences, plus_minus
 from tt_ray.terminal.command import COMMANDS, parse, read_arguments
+from tt_ray.terminal.errors import UserError
 from tt_ray.tune.__main__ import read as read_search
 from tt_ray.tune.search import Arguments as SearchArguments
 from tt_ray.tune.search import Search
@@ -270,12 +271,33 @@ def test_every_command_is_read_as_it_stands(shell: Shell, tmp_path: Path, monkey
         check_command(shell)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python -m tt_ray.train shapes_basline",
+        "python -m tt_ray.train shapes_baseline --optim.lrr 0.1",
+        "torchrun --nproc-per-node 2 -m tt_ray.train --text.loss clop",
+        "python -m tt_ray.tune loss_wieght --out tune/a",
+        "python -m tt_ray.compare --out compare --arms a=shapes_baseline b=shapes_texteacher",
+        "python -m eval --models a=RUN --out results --tasks builtni",
+        "python -m eval --models a=RUN --out results --protocols linaer",
+        "tt-ray embed captions.parquet --outt STORE",
+        "python -m tt_ray.embeddings inspct STORE",
+        "python -m benchmarks.step_cost --repeat 5 --rounds 1",
+    ],
+)
+def test_a_command_with_a_typo_would_be_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = Shell(README, tuple(line.split()))
+    with pytest.raises((UserError, SystemExit)):
+        check_benchmark(shell, monkeypatch) if "benchmarks" in line else check_command(shell)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_options_that_a_page_names_exist(page: Path) -> None:
     names = {name for command in COMMANDS.values() for name in options_of(command.module)} | set(OPTIONS_OF_OTHERS)
     named = [word for span in spans(page) if span.startswith("--") for word in span.split() if word.startswith("--")]
     assert not [option for option in named if not known(option, names)]
-    fields = [span.split() for span in spans(page) if re.match(r"--(?!data\.(root|name)\b)\w+\.\w", span)]
+    fields = [span.split() for span in spans(page) if re.match(r"--\w+\.\w", span)]
     training = {name.partition(".")[0] for name in Config.paths()}
     for words in fields:
         if words[0][2:].partition(".")[0] in training and len(words) > 1 and not any(w in words[1] for w in MINE):
