@@ -6,10 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_overloads, get_type_hints
 
 import tt_ray
 from tt_ray.config import Config
@@ -117,9 +118,20 @@ def api(package: ModuleType) -> str:
         something is to run on it. A loop of your own is in the [README](../README.md#your-own-loop); mixup, several
         GPUs and other trainers are in the [faq](faq.md)."""
     parts = [f"# What does `import {package.__name__}` offer?\n\n{_GENERATED}", _wrapped(introduction)]
+    homes = homes_of(package)
     for name in public_names(package):
-        parts += list(_entry(name, getattr(package, name), "##"))
+        value = getattr(import_module(homes[name]), name) if name in homes else getattr(package, name)
+        parts += list(_entry(name, value, "##"))
     return "\n\n".join(parts) + "\n"
+
+
+def homes_of(package: ModuleType) -> dict[str, str]:
+    """The modules that names come from, by the import statements in the package's file, those for types included.
+
+    Asking the package is not enough: a module of the same name, such as a command's, may be in the place of a function.
+    """
+    nodes = (node for node in ast.walk(ast.parse(inspect.getsource(package))) if isinstance(node, ast.ImportFrom))
+    return {alias.asname or alias.name: node.module for node in nodes if node.module for alias in node.names}
 
 
 def public_names(package: ModuleType) -> list[str]:
@@ -134,13 +146,16 @@ def public_names(package: ModuleType) -> list[str]:
 def _entry(name: str, value: Any, heading: str) -> Iterator[str]:
     if not callable(value):
         return
-    yield f"{heading} `{name}`\n\n```python\n{signature(name, value)}\n```"
+    forms = get_overloads(value) if inspect.isfunction(value) else []
+    code = "\n".join(signature(name, form, value) for form in forms or [value])
+    yield f"{heading} `{name}`\n\n```python\n{code}\n```"
     if text := own_doc(value):
         yield _markdown(text)
     if inspect.isclass(value):
         told = {field: text for field, text in field_docs(value).items() if text and field[0] != "_"}
         if told:
-            yield "\n".join(f"- `{field}`: {' '.join(text.split())}" for field, text in told.items())
+            lines = [f"- `{field}`: {' '.join(text.split())}" for field, text in told.items()]
+            yield "\n".join(["**Fields**", "", *lines])
         for inner, member in vars(value).items():
             if inner[0] == "_":
                 continue
@@ -163,15 +178,22 @@ def own_doc(value: Any) -> str:
     return "" if text.startswith(f"{value.__name__}(") else text
 
 
-def signature(name: str, value: Any) -> str:
-    """`name(arguments) -> result`, with types as they are written in the source, on lines that fit a page."""
+def signature(name: str, value: Any, body: Any = None) -> str:
+    """`name(arguments) -> result`, with types as they are written in the source, on lines that fit a page.
+
+    Args:
+        name: How it is called.
+        value: A function, one of its overloads, or a class.
+        body: The function that has the defaults, where `value` is an overload.
+    """
     try:
         items = inspect.signature(value).parameters.values()
+        defaults = {each.name: each.default for each in inspect.signature(body or value).parameters.values()}
     except ValueError:  # an exception without an __init__ of its own
         return name
     types = _written_types(value)
     rest = [item for item in items if item.name not in ("self", "cls")]
-    words = [_parameter(item, types.get(item.name, "")) for item in rest]
+    words = [_parameter(item, types.get(item.name, ""), defaults.get(item.name)) for item in rest]
     starred = next((place for place, item in enumerate(rest) if item.kind is item.KEYWORD_ONLY), None)
     if starred is not None and not any(item.kind is item.VAR_POSITIONAL for item in rest):
         words.insert(starred, "*")
@@ -198,8 +220,12 @@ def _written_types(value: Any) -> dict[str, str]:
     assert isinstance(node, ast.FunctionDef)
     each = node.args
     arguments = [*each.posonlyargs, *each.args, *each.kwonlyargs, *filter(None, (each.vararg, each.kwarg))]
-    types = {item.arg: ast.unparse(item.annotation).strip("'") for item in arguments if item.annotation}
-    return types | ({"return": ast.unparse(node.returns).strip("'")} if node.returns else {})
+    types = {item.arg: _unquoted(item.annotation) for item in arguments if item.annotation}
+    return types | ({"return": _unquoted(node.returns)} if node.returns else {})
+
+
+def _unquoted(annotation: ast.expr) -> str:
+    return ast.unparse(annotation).strip("'").replace("'", '"')
 
 
 def _definition(value: Any) -> ast.ClassDef | ast.FunctionDef:
@@ -208,28 +234,31 @@ def _definition(value: Any) -> ast.ClassDef | ast.FunctionDef:
     return node
 
 
-def _parameter(item: inspect.Parameter, kind: str) -> str:
+def _parameter(item: inspect.Parameter, kind: str, default: Any) -> str:
     star = {item.VAR_POSITIONAL: "*", item.VAR_KEYWORD: "**"}.get(item.kind, "")
     typed = f"{star}{item.name}: {kind}" if kind else f"{star}{item.name}"
     if item.default is item.empty:
         return typed
-    return f"{typed} = {item.default!r}" if kind else f"{typed}={item.default!r}"
+    shown = "..." if repr(default).startswith("<") else repr(default).replace("'", '"')
+    return f"{typed} = {shown}" if kind else f"{typed}={shown}"
 
 
 def _markdown(doc: str) -> str:
     """A Google-style docstring with its sections as lists."""
     lines: list[str] = []
-    inside = False
+    section = ""
     for line in doc.splitlines():
-        if found := re.fullmatch(r"(Args|Returns|Raises|Attributes|Yields|Shape):", line):
-            inside = True
-            lines += [f"**{found[1]}**", ""]
-        elif inside and (found := re.fullmatch(r" {4}(\S.*)", line)):
+        if found := re.fullmatch(r"(Args|Returns|Raises|Attributes|Yields):", line):
+            section = found[1]
+            lines += [f"**{section}**", ""]
+        elif section in ("Returns", "Yields") and line.startswith("    "):
+            lines.append(line.strip())
+        elif section and (found := re.fullmatch(r" {4}(\S.*)", line)):
             lines.append("- " + re.sub(r"^(\*{0,2}\w+)(?: \([^)]*\))?: ", r"`\1`: ", found[1]))
-        elif inside and line.startswith("     "):
+        elif section and line.startswith("     "):
             lines[-1] += f" {line.strip()}"
         else:
-            inside = inside and not line
+            section = "" if line else section
             lines.append(line)
     return "\n".join(lines)
 
