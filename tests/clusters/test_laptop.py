@@ -35,7 +35,7 @@ def type_alone(commands: str, home: Path) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_the_readme_s_job_line_works_where_a_training_has_run(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text().split("### On a cluster")[1]
+    text = (ROOT / "README.md").read_text().split("\n## Your cluster\n")[1]
     found = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
     assert found
     run = f"shapes_baseline {SMALL} --run.storage {tmp_path}/runs"

@@ -10,7 +10,7 @@ def shapes_textteacher() -> Config:
     """Built-in captioned shapes, half of whose training labels are wrong; a small ViT, taught by all-MiniLM-L6-v2.
 
     python -m tt_ray.train
-    Two CPU cores, about two minutes. What it gains over shapes_baseline: README, "What the text buys". With
+    Two CPU cores, about two minutes. What it gains over shapes_baseline: docs/results.md. With
     --data.label_noise 0 the labels are clean, as those of any other --data.source are. No flips: captions tell left
     from right.
     """
