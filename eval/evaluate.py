@@ -60,9 +60,9 @@ class Arguments:
 
 def evaluate(
     models: Mapping[str, str | Path],
-    tasks: Sequence[str] = ("builtin",),
-    protocols: Sequence[str] = ("linear",),
-    seeds: Sequence[int] = (0,),
+    tasks: str | Sequence[str] = ("builtin",),
+    protocols: str | Sequence[str] = ("linear",),
+    seeds: int | Sequence[int] = (0,),
     *,
     out: str | Path = "results",
     options: Mapping[str, Any] | None = None,
@@ -73,10 +73,10 @@ def evaluate(
     batch_size: int = 256,
     num_loaders: int = 0,
 ) -> "pa.Table":
-    """Evaluates models as `python -m eval` does, in parallel on Ray; what `out` has already is not run again.
+    """Evaluates models as `python -m eval` does, in parallel on Ray; what `out` has is not run again.
 
     Args:
-        models: A run's folder, an export, a checkpoint, timm:NAME (pretrained) or random:NAME by the model's name.
+        models: A run's folder, an export, a checkpoint, timm:NAME (pretrained) or random:NAME, each by a name.
         tasks: Tasks or suites: all, paper, vtab-natural, builtin.
         protocols: linear, linear_sgd, knn, few_shot, finetune, classifier, or a module of your own.
         seeds: Seeds of whatever a protocol draws.
@@ -90,36 +90,49 @@ def evaluate(
         num_loaders: Processes of each job that decode images; 0 decodes in its threads.
 
     Returns:
-        One row for each metric of each job that was asked for, with the columns of `eval.jobs.results.ResultRow`:
-        model, task, protocol, seed, metric, value, n, ... (`.to_pandas()` makes a data frame of it).
+        One row for each metric of each of these jobs: model, task, protocol, seed, metric, value, n, ... (all columns:
+        `eval.jobs.results.ResultRow`; `.to_pandas()` makes a data frame of it).
 
     Raises:
         UserError: Something is missing or unknown, or all jobs failed by such a mistake.
         RuntimeError: A job failed; the results of the others are kept, and the same call tries it again.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from eval.jobs.results import read_table
-
     given = Arguments(
         out=Path(out),
-        models=tuple(f"{name}={spec}" for name, spec in models.items()),
-        tasks=tuple(tasks),
-        protocols=tuple(protocols),
-        seeds=tuple(seeds),
-        set=tuple(f"{path}={json.dumps(value)}" for path, value in (options or {}).items()),
+        models=_pairs(models),
+        tasks=_several(tasks),
+        protocols=_several(protocols),
+        seeds=_several(seeds),
+        set=_pairs({path: json.dumps(value) for path, value in (options or {}).items()}),
         data_root=Path(data_root),
-        task_root=tuple(f"{name}={folder}" for name, folder in (task_roots or {}).items()),
+        task_root=_pairs(task_roots or {}),
         cpus_per_job=cpus_per_job,
         gpus_per_job=gpus_per_job,
         batch_size=batch_size,
         num_loaders=num_loaders,
     )
     check(given)
-    keys = pa.array([job.key for job in run_evaluation(given, "tt_ray.evaluate").jobs])
-    rows = read_table(given.out).rows
+    return _results(given.out, run_evaluation(given, "tt_ray.evaluate"))
+
+
+def _results(out: Path, evaluation: "Evaluation") -> "pa.Table":
+    """Rows of the evaluation's jobs."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from eval.jobs.results import read_table
+
+    rows, keys = read_table(out).rows, pa.array([job.key for job in evaluation.jobs], pa.string())
     return rows.filter(pc.call_function("is_in", [rows["job"]], pc.SetLookupOptions(value_set=keys)))
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """One name or number, or several."""
+    return (given,) if isinstance(given, str | int) else tuple(given)
+
+
+def _pairs(given: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in given.items())
 
 
 def run_evaluation(given: Arguments, command: str) -> "Evaluation":

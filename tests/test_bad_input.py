@@ -17,12 +17,12 @@ from PIL import Image
 
 import tt_ray.cluster.launch
 import tt_ray.cluster.run
-from tt_ray import train
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
 from tt_ray.embeddings.build import write_store
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.command import run_command
+from tt_ray.train import main as train
 from tt_ray.training import preflight
 from tt_ray.training.metrics_log import read_rows
 
@@ -63,7 +63,7 @@ class Command:
         self.monkeypatch.setattr(tt_ray.cluster.launch, "train_on_ray", nothing)
         code = 0
         try:
-            run_command(train.main)
+            run_command(train)
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *self.capsys.readouterr()

@@ -18,7 +18,6 @@ import timm
 import torch
 
 import docs.generate
-import tt_ray
 from benchmarks import picture, what_text_buys
 from eval.__main__ import check as check_evaluation
 from eval.jobs.plan import read_options
@@ -382,7 +381,6 @@ def test_figures_of_the_comparisons_are_those_of_their_rows() -> None:
 # Python
 
 
-@pytest.mark.skipif(not hasattr(tt_ray, "TextTeacher"), reason="the library is not there yet")
 def test_the_loop_of_the_readme_and_mixup_of_the_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.test_bad_input import embed
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from tests.test_bad_input import fill, listing, one_line
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
-from tt_ray import export
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize
 from tt_ray.data.prepare import open_images
+from tt_ray.export import main as export_command
 from tt_ray.models.classifier import build_model
 from tt_ray.models.export import find_checkpoint, write_export
 from tt_ray.models.flops import count
@@ -150,7 +150,7 @@ class Command:
         self.monkeypatch.setattr(sys, "argv", ["prog", *map(str, arguments)])
         code = 0
         try:
-            run_command(export.main)
+            run_command(export_command)
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *self.capsys.readouterr()

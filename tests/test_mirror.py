@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COVERED_BY = {
     "eval/__main__": "eval/test_eval_command",
+    "eval/evaluate": "eval/test_eval_command",
     "eval/contract": "eval/jobs/test_scheduler",
     "eval/features/cka": "eval/test_similarity",
     "eval/features/extract": "eval/features/test_cache",

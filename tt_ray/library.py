@@ -50,7 +50,7 @@ class Run:
 
 
 def recipe(name: str) -> Config:
-    """A complete configuration by name, as `python -m tt_ray.train NAME` trains it; `override` changes a field.
+    """A complete configuration by name, as `python -m tt_ray.train` takes it; `override` changes a field.
 
     Raises:
         UserError: There is no such recipe.

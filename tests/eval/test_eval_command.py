@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from eval.__main__ import main
+from eval.evaluate import evaluate
 from eval.jobs.results import finished_keys, read_predictions, read_rows
 from tests.test_train_command import wait_until
 from tests.toy import run_toy, stop_ray, toy_config
@@ -79,6 +80,11 @@ def test_it_evaluates_and_does_only_what_is_missing_when_given_again(
     again = give(*arguments)
     assert again.returncode == 0 and "4 of 4 jobs are done already" in again.stderr
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "rows").iterdir()} == before
+    # The library finds the same jobs done, and returns those that were asked for.
+    models = {"toy": run_folder}
+    table = evaluate(models, "colours", "knn", (0, 1), out=tmp_path / "out", task_roots={"colours": colours})
+    expected = [row for row in read_rows(tmp_path / "out") if row.model == "toy"]
+    assert table["value"].to_pylist() == [row.value for row in expected] and len(expected) == table.num_rows > 4
 
 
 @pytest.mark.slow

@@ -1,0 +1,146 @@
+"""`import tt_ray` as a library: light until it is used, and the same as the commands."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import tt_ray
+from tests.toy import stop_ray, toy_config
+from tt_ray.models.pretrained import timm_preprocessing
+from tt_ray.recipes import RECIPES
+from tt_ray.terminal.errors import UserError
+
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_importing_it_loads_neither_torch_nor_ray() -> None:
+    look = "import sys, tt_ray; dir(tt_ray); print(sorted({'torch', 'ray', 'numpy', 'tyro'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_name_is_there_and_no_other() -> None:
+    for name in tt_ray.__all__:
+        assert callable(getattr(tt_ray, name)) and name in dir(tt_ray)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        tt_ray.trian  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_types_and_names_are_those_of_one_table() -> None:
+    """Names for type checkers, for `*` and for __getattr__ stand in three lists of one file."""
+    source = Path(tt_ray.__file__).read_text()
+    for name, home in tt_ray._HOMES.items():
+        assert any(f"from {home} import" in line and name in line for line in source.splitlines()), name
+    assert list(tt_ray._HOMES) == tt_ray.__all__
+
+
+def test_a_commands_module_in_the_place_of_a_function_can_be_called(tmp_path: Path) -> None:
+    import tt_ray.export as export_module
+    import tt_ray.train as train_module
+
+    assert isinstance(train_module, type(sys)) and export_module.main is not None
+    model = timm.create_model("test_vit", num_classes=2)
+    assert tt_ray.export(model, tmp_path / "out") == tmp_path / "out"
+    with pytest.raises(UserError, match="must name one folder"):
+        train_module(tt_ray.recipe("shapes_baseline").override("run.name", ""))
+
+
+def test_recipes_by_name() -> None:
+    assert tt_ray.recipe("shapes_baseline") == RECIPES["shapes_baseline"]()
+    with pytest.raises(UserError, match="did you mean shapes_baseline"):
+        tt_ray.recipe("shape_baseline")
+
+
+# export
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "parallel", "compiled"])
+def test_an_export_is_the_model_itself(wrapped: str, tmp_path: Path) -> None:
+    model = timm.create_model("test_convnext", num_classes=3, drop_path_rate=0.1).eval()
+    whole: Any = {"plain": model, "parallel": nn.DataParallel(model), "compiled": torch.compile(model)}[wrapped]
+    path = tt_ray.export(whole, tmp_path / "out", classes=["cat", "dog", "eel"])
+    again: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(model(images), again(images)) and model.state_dict().keys() == again.state_dict().keys()
+    assert json.loads((path / "config.json").read_text())["label_names"] == ["cat", "dog", "eel"]
+    assert timm_preprocessing(again) == timm_preprocessing(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (nn.Linear(2, 2), {}, "Linear is no model of timm's"),
+        ("test_vit", {"classes": ["cat"]}, "1 classes for a model of 2"),
+        ("test_vit", {"path": "."}, "exists: give another path"),
+        ("test_vit", {"path": "/proc/none/out"}, "cannot write"),
+    ],
+)
+def test_exports_that_would_be_wrong_are_refused(
+    model: Any, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    made = timm.create_model(model, num_classes=2) if isinstance(model, str) else model
+    with pytest.raises(UserError, match=words):
+        tt_ray.export(made, **{"path": tmp_path / "out", **options})
+    assert not list(tmp_path.iterdir())
+
+
+# embed
+
+
+def test_captions_become_an_array_or_a_store(tmp_path: Path) -> None:
+    captions = {"a.png": "a red square", "b.png": "a blue circle"}
+    array = tt_ray.embed(list(captions.values()), device="cpu")
+    store = tt_ray.embed(captions, out=tmp_path / "store", device="cpu")
+    assert array.shape == (2, store.dim) and array.dtype == np.float32
+    np.testing.assert_allclose(store.embeddings[store.rows_of(["a.png", "b.png"])], array, atol=1e-3)
+    assert store.rows_of(["c.png"]).tolist() == [-1]
+    assert tt_ray.open_store(tmp_path / "store").manifest["encoder"]["id"] == ENCODER
+
+
+@pytest.mark.parametrize(
+    ("captions", "options", "words"),
+    [
+        ("a red square", {}, "one string"),
+        ({"a.png": "a red square"}, {}, "out=FOLDER"),
+        (["a red square"], {"out": "store"}, "out=FOLDER"),
+        (["a red square", None], {}, "must be strings, but 1 are not, such as None"),
+        (["a red square"], {"encoder": "nobody/none"}, "nobody/none"),
+    ],
+)
+def test_captions_that_cannot_be_embedded_are_refused(captions: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tt_ray.embed(captions, **options)
+
+
+# train
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
+def test_trainings_of_one_process_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a thread, as notebooks and servers have them; Ray is started once."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    config, runs = toy_config(tmp_path), list[tt_ray.Run]()
+    try:
+        runs.append(tt_ray.train(config))
+        second = threading.Thread(target=lambda: runs.append(tt_ray.train(config.override("run.name", "second"))))
+        second.start()
+        second.join()
+        with pytest.raises(UserError, match="is finished"):
+            tt_ray.train(config)
+    finally:
+        stop_ray()
+    first, again = runs
+    assert first.folder == tmp_path / "toy" and first.top1 == again.top1 == first.result["top1"]
+    exports: list[Any] = [timm.create_model(f"local-dir:{run.export}", pretrained=True) for run in runs]
+    weights = [model.state_dict() for model in exports]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
