@@ -236,6 +236,7 @@ def test_arguments_that_cannot_be_used_are_refused(options: dict[str, Any], word
         ({"labels": torch.full((ROWS, CLASSES), 1 / CLASSES)}, "shares="),
         ({"shares": torch.eye(CLASSES)}, r"must be \(6, 6\)"),
         ({"features": torch.zeros(ROWS, WIDTH, 2, 2)}, "pre_logits=True"),
+        ({"features": torch.zeros(ROWS, WIDTH + 1)}, r"get_classifier\(\).in_features"),
         ({"features": torch.zeros(ROWS, WIDTH)}, "balance=False"),
         ({"features": torch.zeros(ROWS, WIDTH, requires_grad=True)}, "do not depend"),
     ],

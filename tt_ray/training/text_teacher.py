@@ -114,6 +114,7 @@ class TextTeacher(nn.Module):
         super().__init__()
         targets = targets_of_rows(store, config) if store is not None and config.teaches else None
         built = build_head(config, num_features, targets.dim) if targets else None
+        self._num_features = num_features
         self._hold(built, Objective.of(config), config, targets)
 
     @classmethod
@@ -166,7 +167,7 @@ class TextTeacher(nn.Module):
             text = self.targets[rows].to(features.device) if held is None else held[torch.from_numpy(rows)]
         if shares is not None:
             shares = shares.to(logits.device, torch.float32)
-            labels = shares @ _smoothed(labels, logits.shape[1], self.objective.label_smoothing)
+            labels = shares @ _smoothed(labels.long(), logits.shape[1], self.objective.label_smoothing)
             text = None if text is None else shares @ text
         # The losses are computed in full precision, as in a training by `tt_ray.train`.
         outputs = self._project(features, logits)
@@ -179,7 +180,7 @@ class TextTeacher(nn.Module):
             )
         try:
             with torch.autocast(features.device.type, enabled=False):
-                loss, parts = objective(outputs, labels, text, weight)
+                loss, parts = objective(outputs, labels if shares is not None else labels.long(), text, weight)
         except RuntimeError as error:
             if "have been used in the graph" not in str(error):
                 raise
@@ -239,6 +240,11 @@ class TextTeacher(nn.Module):
         if len({rows, len(logits), len(labels), count}) > 1:
             counts = f"{rows} features, {len(logits)} logits, {len(labels)} labels and {count} image_ids"
             raise UserError(f"a batch has {counts}: there must be as many of each")
+        if self.head is not None and features.shape[1] != self._num_features:
+            raise UserError(
+                f"features have {features.shape[1]} columns, but this TextTeacher was made for {self._num_features}: "
+                "take model.get_classifier().in_features, which differs from num_features in some models"
+            )
         if labels.ndim != 1 or labels.is_floating_point():
             raise UserError(
                 "labels must be class numbers (B,): where images are mixed give the numbers before, and shares=, which "
