@@ -88,22 +88,23 @@ def load_backbone(checkpoint: Path, config: Config, num_classes: int) -> nn.Modu
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_export(checkpoint: Path, out: Path) -> None:
-    """Exports a checkpoint's weights, replacing `out`.
+def write_export(checkpoint: Path, out: Path, card: str = "") -> None:
+    """Exports a checkpoint's weights, replacing `out`, with the text of a model card where there is one.
 
     Raises:
         UserError: The checkpoint's weights do not fit its configuration.
         OSError: `out` cannot be written; SafetensorError where it is the weights that cannot.
     """
     trained = load_trained(checkpoint)
-    export_model(trained.backbone, trained.config, trained.classes, out)
+    export_model(trained.backbone, trained.config, trained.classes, out, card)
 
 
-def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], path: Path) -> None:
+def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], path: Path, card: str = "") -> None:
     """Writes `model.safetensors` and `config.json` in timm's hub layout: no text head, the plain model's parameters.
 
     `timm.create_model("local-dir:PATH", pretrained=True)` builds it, with its classes' names and its preprocessing.
-    config.json also holds what `tt_ray.models.flops` counts, under `efficiency`, which timm ignores.
+    config.json also holds what `tt_ray.models.flops` counts, under `efficiency`, which timm ignores. `card` is the text
+    of README.md; without one there is no such file.
     """
     data = data_preprocessing(config.data)
     preprocessing = {
@@ -121,6 +122,8 @@ def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], 
     backbone.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last
     with new_folder(path) as folder:
         save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=preprocessing)
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def data_preprocessing(data: DataConfig) -> Preprocessing:

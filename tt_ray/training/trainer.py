@@ -14,6 +14,7 @@ from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
 from tt_ray.data.prepare import Data
 from tt_ray.io.checkpoint_folder import checkpoint_name
 from tt_ray.io.files import new_file
+from tt_ray.io.provenance import versions
 from tt_ray.io.storage import Storage
 from tt_ray.models.export import write_export
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
@@ -231,6 +232,7 @@ class Trainer(Learner):
             "epochs": config.train.epochs,
             "train_seconds": self.seconds,
             "first_step_at": self.first_step_at,
+            "versions": versions() if self.context.rank == 0 else {},
             "notes": [*self.data.notes, *self.warnings, *filter(None, [average_note(config.train.ema, self.steps)])],
         }
         if self.context.rank == 0:
