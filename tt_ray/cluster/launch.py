@@ -189,7 +189,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(arguments["threads"])
     config, store = Config.from_dict(arguments["config"]), arguments["store"]
     messages: Messages = arguments["messages"]
-    context = RayContext(messages)
+    context = RayContext(messages, config.run.name)
     if (step := messages.get("stopped")) is not None:
         return {"stopped": step}  # just before Ray had it start again with more workers or fewer
     if context.rank == 0:

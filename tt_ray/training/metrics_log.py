@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -33,10 +33,14 @@ _SCALARS = {
 }
 
 
-class MetricsLog:
-    """The files; on resuming, rows of steps that will run again are dropped first."""
+Viewer = Callable[[Mapping[str, Any]], None]
+"""Is handed each row that TensorBoard gets."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+
+class MetricsLog:
+    """The files, and who else sees the rows; on resuming, rows of steps that will run again are dropped first."""
+
+    def __init__(self, folder: Path, first_step: int, viewers: Sequence[Viewer] = ()) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,9 +50,10 @@ class MetricsLog:
         self._file = path.open("a")
         # purge_step hides events of the steps that an interrupted run had written beyond its last checkpoint.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._viewers = viewers
 
     def steps(self, rows: list[dict[str, Any]]) -> None:
-        """Rows of consecutive steps; TensorBoard gets the last one."""
+        """Rows of consecutive steps; TensorBoard and the viewers get the last one."""
         for row in rows:
             self._file.write(json.dumps({"kind": "step", **row}) + "\n")
         self._show(rows[-1])
@@ -81,9 +86,15 @@ class MetricsLog:
         self.close()
 
     def _show(self, row: dict[str, Any]) -> None:
-        for key, tag in _SCALARS.items():
-            if key in row:
-                self._board.add_scalar(tag, row[key], row["step"])
+        for tag, value in scalars(row).items():
+            self._board.add_scalar(tag, value, row["step"])
+        for viewer in self._viewers:
+            viewer(row)
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by the names that TensorBoard shows."""
+    return {tag: row[key] for key, tag in _SCALARS.items() if key in row}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

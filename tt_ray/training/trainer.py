@@ -78,7 +78,7 @@ class Trainer(Learner):
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.stop), config.data.num_loaders, pin=cuda)
-        with MetricsLog(config.run_dir, start) if context.rank == 0 else nullcontext() as log:
+        with MetricsLog(config.run_dir, start, [context.measured]) if context.rank == 0 else nullcontext() as log:
             if log is not None and start and not log.validated(start):
                 # The checkpoint was written, but the command ended before its validation came back.
                 self.validations.start(self.checkpoints.folder / checkpoint_name(start))
