@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from tt_ray.training.interrupts import Interrupts
 from tt_ray.training.metrics_log import MetricsLog, Reading, StepMetrics, timed
 from tt_ray.training.optim import learning_rate
 from tt_ray.training.step import Learner
+from tt_ray.training.tracker import Tracker
 from tt_ray.training.validation import validate
 from tt_ray.training.weight_average import average_note
 
@@ -78,11 +79,19 @@ class Trainer(Learner):
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.stop), config.data.num_loaders, pin=cuda)
-        with MetricsLog(config.run_dir, start, [context.measured]) if context.rank == 0 else nullcontext() as log:
+        with ExitStack() as files:
+            log = tracker = None
+            if context.rank == 0:
+                tracker = files.enter_context(Tracker(config))
+                log = files.enter_context(MetricsLog(config.run_dir, start, [context.measured, tracker.show]))
             if log is not None and start and not log.validated(start):
                 # The checkpoint was written, but the command ended before its validation came back.
                 self.validations.start(self.checkpoints.folder / checkpoint_name(start))
             self._steps(start, loaded, held_out, log)
+            if tracker is not None:
+                tracker.summarise({**self.scores, "train_seconds": self.seconds})
+        if tracker is not None and tracker.problem:
+            self.warnings.append(tracker.problem)
         return self._finish()
 
     def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, log: MetricsLog | None) -> None:
