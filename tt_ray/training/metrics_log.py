@@ -1,8 +1,10 @@
 """Metrics from the device to files: metrics.jsonl, a row per step and per validation, and TensorBoard scalars."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from tt_ray.data.loader import Batch
 from tt_ray.io.files import new_file
+from tt_ray.terminal.command import in_background
 from tt_ray.training.collectives import sum_over_workers, world_size
 from tt_ray.training.objective import PARTS
+from tt_ray.training.samples import Samples
 
 STEP_COLUMNS = (*PARTS, "grad_norm")
 _SCALARS = {
@@ -33,6 +37,7 @@ _SCALARS = {
 }
 
 
+_LAST_WAIT_S = 10.0
 Viewer = Callable[[Mapping[str, Any]], None]
 """Is handed each row that TensorBoard gets."""
 
@@ -51,6 +56,7 @@ class MetricsLog:
         # purge_step hides events of the steps that an interrupted run had written beyond its last checkpoint.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
         self._viewers = viewers
+        self._samples: Future[None] | None = None
 
     def steps(self, rows: list[dict[str, Any]]) -> None:
         """Rows of consecutive steps; TensorBoard and the viewers get the last one."""
@@ -64,6 +70,16 @@ class MetricsLog:
         self._file.write(json.dumps({"kind": "validation", **row}) + "\n")
         self._show(row)
 
+    def show_samples(self, make: Callable[[], Samples]) -> None:
+        """TensorBoard gets a few training images; `make` runs beside the training."""
+
+        def show() -> None:
+            made = make()
+            self._board.add_image("training images", made.grid, 0)
+            self._board.add_text("training images", made.table, 0)
+
+        self._samples = in_background(show)
+
     def validated(self, step: int) -> bool:
         """Whether there is a validation after `step` steps."""
         return step in self._validated
@@ -75,6 +91,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes both files."""
+        # They are no part of the run: what goes wrong with them is for the log alone.
+        if self._samples is not None and wait([self._samples], _LAST_WAIT_S).done and (e := self._samples.exception()):
+            logging.getLogger(__name__).warning("TensorBoard shows no training images: %s", e)
         self.flush()
         self._file.close()
         self._board.close()

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from tt_ray.training.context import REQUESTS, Context
 from tt_ray.training.interrupts import Interrupts
 from tt_ray.training.metrics_log import MetricsLog, Reading, StepMetrics, timed
 from tt_ray.training.optim import learning_rate
+from tt_ray.training.samples import first_of, samples
 from tt_ray.training.step import Learner
 from tt_ray.training.tracker import Tracker
 from tt_ray.training.validation import validate
@@ -104,6 +106,8 @@ class Trainer(Learner):
         began, interrupts = time.perf_counter() - self.seconds, Interrupts(self.context, start)
         self.model.train()
         for step, batch, waited in timed(loaded, start):
+            if step == 0 and log is not None:  # once in a run, however often it is interrupted
+                log.show_samples(partial(samples, self.config, self.data, first_of(batch)))
             self.metrics.add(step, self.step(batch, step), waited, self.order.batch_size)
             self.first_step_at = self.first_step_at or time.time()
             done = step + 1
