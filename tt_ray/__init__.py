@@ -3,8 +3,7 @@
 The names below are imported when they are first used: `import tt_ray` alone loads neither torch nor Ray.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers take it; `typing` is not imported for a name
 if TYPE_CHECKING:
     from eval.evaluate import evaluate
     from eval.protocols.estimator import LinearProbe, probe
@@ -50,7 +49,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def _find(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -62,6 +61,10 @@ def __getattr__(name: str) -> Any:
     # Not kept in this module: `tt_ray.train` and `tt_ray.export` are commands too, and importing one puts its module
     # here, which can be called likewise (see `library.callable_as`).
     return getattr(import_module(_HOMES[name]), name)
+
+
+if not TYPE_CHECKING:  # to which a module with this function has every name
+    __getattr__ = _find
 
 
 def __dir__() -> list[str]:
