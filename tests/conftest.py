@@ -17,6 +17,10 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # Workers that it starts beforehand are of use to few tests.
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
 os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112
+# Beside the other processes of -n 4, threads that wait for each other take several times the work of one.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Each command would compile the code anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

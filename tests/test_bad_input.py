@@ -579,22 +579,13 @@ def test_an_unreadable_image_of_a_large_split_stops_the_run_when_it_comes(loader
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("spoil", "more", "part"),
-    [
-        (None, ["--optim.lrr", "1"], "no option --optim.lrr; did you mean"),
-        (text_file, [], "images/train/dog/1.png"),
-        (None, ["--text.weight", "0.5", "--text.embeddings", "/none/such"], "no embedding store /none/such"),
-    ],
-)
-def test_as_a_process(spoil: Callable[[Command], None] | None, more: list[str], part: str, command: Command) -> None:
-    if spoil is not None:
-        spoil(command)
+def test_as_a_process(command: Command) -> None:
+    text_file(command)
     before = listing(command.storage)
     done = subprocess.run(
-        [sys.executable, "-m", "tt_ray.train", *command.baseline, *more], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tt_ray.train", *command.baseline], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert part in one_line(done.stderr)
+    assert "images/train/dog/1.png" in one_line(done.stderr)
     assert listing(command.storage) == before
     assert not re.search(r"ray|warning", done.stderr.replace("tt_ray", ""), re.IGNORECASE)
