@@ -11,8 +11,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from tests.test_bad_input import one_line
-from tests.test_embed_captions import WITH_RAY, Recorder, cluster, do_here, one_thread
+from tests.command_here import one_line
+from tests.embedding_here import WITH_RAY, Recorder, cluster, do_here, one_thread
 from tests.text.test_captioner import IMAGES, git, llava
 from tt_ray import caption_images
 from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-from tests.test_bad_input import fill, listing, one_line
+from tests.command_here import fill, listing, one_line
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
 from tt_ray import export
 from tt_ray.config import Config

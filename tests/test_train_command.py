@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.start_up import moments
 from tests.cluster.ray_here import ray_here as ray_here
-from tests.test_bad_input import draw, one_line
+from tests.command_here import draw, one_line
 from tests.toy import largest_difference, weights
 from tt_ray.cli import read_config
 from tt_ray.config import Config
