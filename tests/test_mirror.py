@@ -60,7 +60,6 @@ COVERED_BY = {
     "tt_ray/embeddings/zip_archive": "embeddings/test_importers",
     "tt_ray/io/checkpoint_folder": "training/test_checkpoint",
     "tt_ray/io/csv_rows": "text/test_caption_table",
-    "tt_ray/io/files": "training/test_checkpoint",
     "tt_ray/io/hub": "text/test_encoder_files",
     "tt_ray/models/export": "test_export",
     "tt_ray/models/hf_vision": "models/test_teacher",

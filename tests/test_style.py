@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tt_ray.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -14,11 +12,6 @@ ROOT = Path(__file__).parent.parent
 def test_ruff_has_nothing_to_say() -> None:
     answer = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("tt_ray/**/*.py")), ids=lambda path: path.name)
-def test_files_fit_in_the_head(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
 
 
 def test_recipes_are_named_after_their_functions_and_tell_their_command() -> None:
