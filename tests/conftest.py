@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files that take longest, by `--durations 0`: first, or a process of pytest-xdist would be left alone with one at the end.
+# Files that take longest, by `--durations 0`: a process of pytest-xdist must not be left alone with one at the end.
 LONGEST = [
     *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
     *("io/test_storage", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),

@@ -90,7 +90,7 @@ def test_killed_or_told_to_stop_it_loses_at_most_what_was_in_flight(
     run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = [*common(run_folder, colours, out, ("finetune", "knn")), "--set", "finetune.steps=60", *_ONE_AT_A_TIME]
+    arguments = [*common(run_folder, colours, out, ("finetune", "knn")), "--set", "finetune.steps=60"]
     times: dict[str, int] = {}
     for number in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
