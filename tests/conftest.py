@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,10 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # Workers that it starts beforehand are of use to few tests.
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
 os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112
+# Beside the other processes of -n 4, threads that wait for each other take several times the work of one.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Each command would compile the code anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -25,10 +28,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take longest, by `--durations 0`: a process of pytest-xdist must not be left alone with one at the end.
+LONGEST = [
+    *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
+    *("io/test_storage", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),
+    *("test_packaging", "cluster/test_ray_internals", "test_caption_images", "benchmarks/test_encode"),
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests first, so that no process of pytest-xdist is left alone with them at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Puts the tests of LONGEST before all others."""
+    place = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""A data source from outside the package: one module and its name on the command line; nothing is edited."""
+"""A data source from outside the package: one module and its name on the command line; nothing is edited.
 
-import os
-import subprocess
+The command finds it in the folder where it is started: test_packaging.py.
+"""
+
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from tt_ray.data.sources.registry import find_source, open_source, open_splits, 
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError
 
-REPOSITORY = Path(__file__).parents[1]
 MODULE = '''
 """Squares that are light or dark."""
 
@@ -70,20 +70,6 @@ def test_a_run_trains_on_it(squares: str, tmp_path: Path) -> None:
     assert Config.from_dict(config.to_dict()) == config
     result = run_toy(config)
     assert result["top1"] > 60, "light and dark are easy to tell apart"
-
-
-@pytest.mark.slow
-def test_the_command_finds_it_in_the_folder_where_it_is_started(tmp_path: Path) -> None:
-    (tmp_path / "my_squares.py").write_text(MODULE)
-    settings = {"train.epochs": 1, "train.batch_size": 8, "run.storage": tmp_path / "runs", "run.cpus_per_worker": 1}
-    options = [str(word) for path, value in settings.items() for word in (f"--{path}", value)]
-    recipe = [sys.executable, "-m", "tt_ray.train", "shapes_baseline", "--data.source", "my_squares:SQUARES"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*recipe, *options, "--run.name", "squares"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "squares" / "result.json").is_file()
 
 
 def test_a_wrong_name_is_refused_before_anything_is_imported(squares: str) -> None:

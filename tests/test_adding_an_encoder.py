@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.text.test_encoder import SMALL, save_encoder
+from tests.text.toy_encoders import SMALL, save_encoder
 from tests.toy import run_toy, toy_config
 from tt_ray.data.prepare import find_store, open_images
 from tt_ray.embeddings.build import embed_captions

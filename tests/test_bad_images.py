@@ -19,7 +19,7 @@ from eval import __main__ as evaluate
 from eval.jobs import evaluation
 from eval.tasks.origins import Place, Torchvision
 from eval.tasks.registry import folder_task
-from tests.test_bad_input import SMALL, TRAINING, Command, command, draw, last_line, without_ray
+from tests.command_here import SMALL, TRAINING, Command, command, draw, last_line, without_ray
 from tt_ray import caption_images, convert_captions
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.registry import drop_unreadable, open_source, open_unlabelled

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from tests.test_bad_input import one_line
-from tests.test_embed_captions import WITH_RAY, Recorder, cluster, do_here, one_thread
-from tests.text.test_captioner import IMAGES, git, llava
+from tests.command_here import one_line
+from tests.embedding_here import WITH_RAY, Recorder, cluster, do_here, one_thread
+from tests.text.test_captioner import IMAGES, llava
 from tt_ray import caption_images
 from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption
 from tt_ray.cluster.actor_pool import PoolOptions
@@ -241,12 +240,10 @@ def test_an_existing_table_is_left_alone(tmp_path: Path, root: Path) -> None:
 
 @WITH_RAY
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [llava, git], ids=lambda build: build.__name__)
 def test_actors_write_what_one_process_writes(
-    tmp_path: Path, root: Path, cluster: None, build: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, root: Path, cluster: None, captioner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(tmp_path / "captioner")
-    given = arguments(tmp_path / "here", root, str(tmp_path / "captioner"))
+    given = arguments(tmp_path / "here", root, captioner)
     with monkeypatch.context() as patch:
         patch.setattr(caption_images, "do_missing", do_here)
         caption(given, Recorder())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_bad_input import fill
+from tests.command_here import fill
 from tt_ray import convert_captions
 from tt_ray.terminal.command import run_command
 from tt_ray.text.caption_table import read_captions

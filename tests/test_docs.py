@@ -22,9 +22,9 @@ from benchmarks import picture, what_text_buys
 from eval.__main__ import check as check_evaluation
 from eval.jobs.plan import read_options
 from eval.tasks.registry import tasks
+from tests.command_here import Command, without_ray
+from tests.command_here import command as command
 from tests.pages import PAGES, ROOT, Shell, anchors, blocks, commands, links, spans
-from tests.test_bad_input import Command, without_ray
-from tests.test_bad_input import command as command
 from tt_ray.caption_images import main as caption_images
 from tt_ray.cli import read_config
 from tt_ray.compare.arms import check as check_arms
@@ -382,7 +382,7 @@ def test_figures_of_the_comparisons_are_those_of_their_rows() -> None:
 
 
 def test_the_loop_of_the_readme_and_mixup_of_the_faq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.test_bad_input import embed
+    from tests.command_here import embed
 
     monkeypatch.chdir(tmp_path)
     ids = [f"train/{number}.png" for number in range(4)]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+from tests.command_here import fill, listing, one_line
 from tests.io.fake_hub import FakeHub, fake_hub
-from tests.test_bad_input import fill, listing, one_line
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize

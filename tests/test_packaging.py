@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_adding_a_source import MODULE
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("tt_ray", "eval", "tune_spaces")
 # Names of distributions where they are not those of the import.
@@ -48,7 +50,7 @@ def test_licence_and_citation() -> None:
 
 @pytest.mark.slow
 def test_a_wheel_alone_trains_and_evaluates(tmp_path: Path) -> None:
-    """In a fresh environment outside the clone, and in a folder with an `eval/` of the user's own."""
+    """In a fresh environment outside the clone, and in a folder with a data source and an `eval/` of the user's own."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     no_build = ["--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"
@@ -79,8 +81,9 @@ def test_a_wheel_alone_trains_and_evaluates(tmp_path: Path) -> None:
         return done.stdout
 
     assert Path(run("python", "-c", "import tt_ray; print(tt_ray.__file__)").strip()).is_relative_to(site)
-    tiny = ["--train.epochs", "1", "--data.shapes.train_size", "64", "--data.shapes.val_size", "16"]
-    assert "top-1" in run("tt-ray", "train", "shapes_baseline", *tiny)
+    (work / "my_squares.py").write_text(MODULE)
+    tiny = ["--data.source", "my_squares:SQUARES", "--train.epochs", "1", "--train.batch_size", "8"]
+    assert "top-1" in run("python", "-m", "tt_ray.train", "shapes_baseline", *tiny)
     models = ["--models", "base=runs/shapes_baseline"]
     text = run("tt-ray", "eval", *models, "--tasks", "digits", "--protocols", "knn", "--out", "out")
     assert "knn (%)" in text and "report: tt-ray report out" in text

@@ -11,7 +11,8 @@ import timm
 import eval.__main__ as eval_command
 from eval import evaluate
 from eval.jobs.evaluation import Evaluation
-from tests.test_bad_input import Command, without_ray
+from tests.command_here import Command, without_ray
+from tests.command_here import command as command
 from tt_ray.cli import read_config
 from tt_ray.export import main as export
 from tt_ray.models.pretrained import pretrained

@@ -1,4 +1,7 @@
-"""The main command as users run it: a process of its own, under Ray Train and under torchrun."""
+"""The main command as users run it: a process of its own, under Ray Train and under torchrun.
+
+Where only workers and their results are looked at, `main` runs in this process: that saves its imports and Ray's start.
+"""
 
 import contextlib
 import os
@@ -16,11 +19,14 @@ from typing import Self
 import pytest
 import torch
 
-from tests.test_bad_input import draw, one_line
+from benchmarks.start_up import moments
+from tests.cluster.ray_here import ray_here as ray_here
+from tests.command_here import draw, one_line
 from tests.toy import largest_difference, weights
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data
+from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.train import main as train_command
 from tt_ray.training.context import LocalContext
@@ -28,13 +34,17 @@ from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import read_result, start_run
 from tt_ray.training.trainer import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Ray Data, in its own settings
+]
 
 REPOSITORY = Path(__file__).parents[1]
 TOY = ["--data.shapes.train_size", "256", "--data.shapes.val_size", "64", "--model.kwargs", "depth", "1"]
 # Named here, as recipes are tuned now and then.
 TOY += ["--data.label_noise", "0", "--optim.lr", "2e-3", "--train.batch_size", "64"]
-TOY += ["--train.epochs", "2", "--run.log_every", "2", "--run.cpus_per_worker", "1"]
+ONE_CPU = ["--run.cpus_per_worker", "1"]
+TOY += ["--train.epochs", "2", "--run.log_every", "2", *ONE_CPU]
 OUR_LINES = re.compile(
     r"(starting|going on with) run /|workers were started again: "
     r"|(starting Ray|starting workers|captions embedded|training): "
@@ -54,6 +64,10 @@ class Done:
     code: int
     out: str
     err: str
+    process: int
+    """Its process id."""
+    began: float
+    ended: float
 
 
 def command(arguments: list[str], launcher: tuple[str, ...] = ()) -> list[str]:
@@ -63,16 +77,18 @@ def command(arguments: list[str], launcher: tuple[str, ...] = ()) -> list[str]:
 def run(arguments: list[str], launcher: tuple[str, ...] = (), timeout: float = 240) -> Done:
     """Runs a command to its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if launcher else None
-    done = subprocess.run(
+    began = time.time()
+    with subprocess.Popen(
         command(arguments, launcher),
         cwd=REPOSITORY,
         env=environment,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-    )
-    return Done(read_config(arguments, "prog"), done.returncode, done.stdout, done.stderr)
+    ) as process:
+        out, err = process.communicate(timeout=timeout)
+    return Done(read_config(arguments, "prog"), process.returncode, out, err, process.pid, began, time.time())
 
 
 def run_here(arguments: list[str], store: Path | None, name: str) -> Config:
@@ -163,6 +179,11 @@ def test_a_finished_run_is_refused(taught: Done, storage: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in storage.rglob("*")}
 
 
+def test_the_benchmark_of_the_start_reads_its_moments_off_a_run(taught: Done) -> None:
+    found = moments(taught.config.run_dir, taught.process)
+    assert taught.began < found[0] and found == sorted(found) and found[-1] < taught.ended
+
+
 def test_ray_changes_no_bit(taught: Done, store: Path, storage: Path) -> None:
     here = run_here(["shapes_textteacher", *TOY, "--run.storage", str(storage)], store, "here")
     assert largest_difference(weights(taught.config), weights(here)) == 0
@@ -170,94 +191,104 @@ def test_ray_changes_no_bit(taught: Done, store: Path, storage: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_workers(store: Path, storage: Path) -> Done:
-    where = ["--run.storage", str(storage), "--run.name", "two"]
-    return run(["shapes_textteacher", *TOY, *where, "--run.num_workers", "2"])
+def two_workers(ray_here: None, store: Path, storage: Path) -> Config:
+    arguments = [
+        "shapes_textteacher",
+        *TOY,
+        "--run.storage",
+        str(storage),
+        "--run.name",
+        "two",
+        "--run.num_workers",
+        "2",
+    ]
+    train_command(arguments)
+    return read_config(arguments, "prog")
 
 
-def test_two_workers_agree_with_one(taught: Done, two_workers: Done) -> None:
-    assert two_workers.code == 0, two_workers.err
-    assert_quiet(two_workers.err)
-    assert steps(two_workers.config) == list(range(8))
-    assert largest_difference(weights(taught.config), weights(two_workers.config)) < 1e-4
+def test_two_workers_agree_with_one(taught: Done, two_workers: Config) -> None:
+    assert steps(two_workers) == list(range(8))
+    assert largest_difference(weights(taught.config), weights(two_workers)) < 1e-4
     for key in ("top1", "val_images"):
-        assert read_result(two_workers.config.run_dir)[key] == read_result(taught.config.run_dir)[key]
+        assert read_result(two_workers.run_dir)[key] == read_result(taught.config.run_dir)[key]
 
 
-def test_torchrun_runs_the_same_loop(two_workers: Done, storage: Path) -> None:
+def test_torchrun_runs_the_same_loop(two_workers: Config, storage: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     arguments = ["shapes_textteacher", *TOY, "--run.storage", str(storage), "--run.name", "torchrun"]
     done = run([*arguments, "--run.num_workers", "2"], launcher)
     assert done.code == 0, done.err
     assert done.out.count("top-1") == 1 and "deployed model" in done.out
     assert steps(done.config) == list(range(8))
-    assert largest_difference(weights(two_workers.config), weights(done.config)) == 0
+    assert largest_difference(weights(two_workers), weights(done.config)) == 0
 
 
-def test_validation_beside_the_training_is_the_same(storage: Path) -> None:
+def test_validation_beside_the_training_is_the_same(ray_here: None, storage: Path) -> None:
     arguments = ["shapes_baseline", *TOY, "--train.epochs", "4", "--train.ema", "0.9", "--run.storage", str(storage)]
-    done = run([*arguments, "--run.name", "beside", "--run.async_validation", "True"])
-    assert done.code == 0, done.err
-    here = run_here(arguments, None, "in-turn")
+    own = [*arguments, "--run.name", "beside", "--run.async_validation", "True"]
+    train_command(own)
+    beside, here = read_config(own, "prog"), run_here(arguments, None, "in-turn")
     first, second = (
         sorted((row for row in rows if row["kind"] == "validation"), key=lambda row: row["step"])
-        for rows in (read_rows(config.run_dir / "metrics.jsonl") for config in (done.config, here))
+        for rows in (read_rows(config.run_dir / "metrics.jsonl") for config in (beside, here))
     )
     assert first == second and len(first) == 4
-    assert read_result(done.config.run_dir)["top1"] == read_result(here.run_dir)["top1"]
+    assert read_result(beside.run_dir)["top1"] == read_result(here.run_dir)["top1"]
 
 
 # Runs that do not get to their end
 
 
-LONG = ["--train.epochs", "60", "--train.eval_every", "100", "--run.checkpoint_every", "4"]
+LONG = ["--train.epochs", "48", "--train.eval_every", "100", "--run.checkpoint_every", "4"]
+LONG_STEPS = 192
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(store: Path, storage: Path) -> Config:
-    """What the interrupted runs below must end with."""
+    """What the interrupted run below must end with."""
     return run_here(["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage)], store, "uninterrupted")
 
 
 def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage: Path) -> None:
-    """A worker killed, the command killed, told to stop as service managers do and as terminals do."""
+    """A worker killed, then told to stop as service managers do, then as terminals do.
+
+    The command itself is killed in tests/io/test_storage.py.
+    """
     arguments = ["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage), "--run.name", "cut-off"]
-    with Started(arguments) as started:
-        started.wait_for_steps(20)
-        for more in ([], ["--run.overwrite", "True"]):
-            with pytest.raises(UserError, match=f"is being written by process {started.process.pid} on host "):
-                train_command([*arguments, *more])
-        (worker,) = (
-            pid
-            for pid in processes_with(started.mark)
-            if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
-        os.kill(int(worker), signal.SIGKILL)
-        started.wait_for_steps(60)
-        os.killpg(started.process.pid, signal.SIGKILL)
-        out, err = started.process.communicate()
-    config = started.config
-    assert out == "", "nothing of Ray's on stdout"
-    assert err.count("workers were started again") == 1
-    assert_quiet(err)
-    done = steps_so_far(config)
-    assert 60 <= done < 240 and not (config.run_dir / "result.json").exists()
+    done = 0
     for number in (signal.SIGTERM, signal.SIGINT):
         with Started(arguments) as started:
             started.wait_for_steps(done + 20)
+            if number == signal.SIGTERM:
+                lose_the_worker(started, arguments)
             os.killpg(started.process.pid, number)
             out, err = started.process.communicate(timeout=60)
         assert (started.process.returncode, out) == (128 + number, "")
-        (text,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command resumes it$", err, re.M)
+        assert err.count("workers were started again") == (number == signal.SIGTERM)
+        *lines, last = err.splitlines()
+        assert_quiet("\n".join(lines))
+        (text,) = re.findall(r"^stopped after step (\d+), with a checkpoint; the same command resumes it$", last)
         done = int(text)
-        assert steps(config) == list(range(done)), "not a step is lost"
+        assert steps(started.config) == list(range(done)), "not a step is lost"
+        assert not (started.config.run_dir / "result.json").exists()
     again = run(arguments)
     assert again.code == 0, again.err
     assert again.out.startswith("top-1")
     assert_quiet(again.err)
-    assert again.err.startswith(f"going on with run {config.run_dir}\n")
-    assert steps(config) == list(range(240))
-    assert largest_difference(weights(config), weights(uninterrupted)) == 0
+    assert again.err.startswith(f"going on with run {again.config.run_dir}\n")
+    assert steps(again.config) == list(range(LONG_STEPS))
+    assert largest_difference(weights(again.config), weights(uninterrupted)) == 0
+
+
+def lose_the_worker(started: "Started", arguments: list[str]) -> None:
+    """Kills the worker, and waits until the next one has gone further; nobody else may write the run meanwhile."""
+    for more in ([], ["--run.overwrite", "True"]):
+        with pytest.raises(UserError, match=f"is being written by process {started.process.pid} on host "):
+            train_command([*arguments, *more])
+    pids = processes_with(started.mark)
+    (worker,) = (pid for pid in pids if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    started.wait_for_steps(60)
 
 
 def steps_so_far(config: Config) -> int:
@@ -329,7 +360,9 @@ def wait_until(reached: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_a_mistake_that_one_of_two_workers_meets_ends_both(tmp_path: Path) -> None:
+def test_a_mistake_that_one_of_two_workers_meets_ends_both(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The other one must not be left waiting for it, and nothing is tried again."""
     for name in ("cat", "dog"):
         for number in range(8):
@@ -339,10 +372,12 @@ def test_a_mistake_that_one_of_two_workers_meets_ends_both(tmp_path: Path) -> No
     where = ["--data.source", "imagefolder", "--data.root", str(tmp_path / "images"), "--run.storage", str(tmp_path)]
     small = ["--model.kwargs", "depth", "1", "--train.batch_size", "4", "--train.epochs", "1"]
     large_split = ["--data.cache_gb", "0", "--data.num_loaders", "1", "--run.num_workers", "2"]
-    done = run(["shapes_baseline", *where, *small, *large_split, "--run.cpus_per_worker", "1"])
-    assert (done.code, done.out) == (2, "")
-    first, _, rest = done.err.partition("\n")
-    assert first == f"starting run {done.config.run_dir}"
+    monkeypatch.setattr(sys, "argv", ["prog", "shapes_baseline", *where, *small, *large_split, *ONE_CPU])
+    with pytest.raises(SystemExit, match="2"):
+        run_command(train_command)
+    out, err = capsys.readouterr()
+    first, _, rest = err.partition("\n")
+    assert out == "" and first == f"starting run {tmp_path}/shapes_baseline"
     text = one_line(rest)
     assert text.startswith("cannot read image") and "train/dog/5.png" in text
-    assert not (done.config.run_dir / "result.json").exists()
+    assert not list(tmp_path.glob("**/result.json"))

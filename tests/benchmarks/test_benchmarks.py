@@ -3,7 +3,7 @@
 import json
 import math
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 
 from benchmarks import comparisons, embedding_store, loop_efficiency, ray_overhead, start_up, step_cost, what_text_buys
 from benchmarks import tune as tune_benchmark
+from tt_ray.cli import read_config
 from tt_ray.config import Config
+from tt_ray.train import main as train_command
 
 _TOY = {
     "data.shapes.train_size": "64",
@@ -94,38 +96,52 @@ def test_rows_of_other_settings_are_not_taken_for_these(
         assert "give another --out" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_ray_overhead(tmp_path: Path) -> None:
+def test_ray_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands' words are right: both sides train in this process."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    launchers: list[list[str]] = []
+
+    def train_here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        place = command.index("tt_ray.train")
+        launchers.append(command[1:place])
+        train_command(command[place + 1 :])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ray_overhead.subprocess, "run", train_here)
     out = tmp_path / "ray_overhead.json"
     arguments = ["--workers", "1", "--threads", "1", "--steps", "8", "--repeats", "1", "--warm-up", "0"]
     ray_overhead.main([*SET, *arguments, "--embedding-dim", "8", "--out", str(out)])
     assert set(_result(out)["sides"]) == {"Ray Train", "torchrun"}
+    assert launchers == [["-m"], ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m"]]
 
 
-@pytest.mark.slow
-def test_start_up(tmp_path: Path) -> None:
+def test_start_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its moments are read off a real run in tests/test_train_command.py."""
+    names: list[str] = []
+
+    def look(command: list[str]) -> int:
+        if "tt_ray.train" in command:
+            names.append(read_config(command[3:], "benchmark").run.name)
+        return 1
+
+    def spread(run_dir: Path, pid: int) -> list[float]:
+        assert (run_dir.name, pid) == (names[-1], 1)
+        return [time.time() + seconds for seconds in (1, 2, 3, 4)]
+
+    monkeypatch.setattr(start_up, "start", look)
+    monkeypatch.setattr(start_up, "moments", spread)
     out = tmp_path / "start_up.json"
     start_up.main([*SET, "--repeats", "1", "--warm-up", "0", "--out", str(out)])
     phases = _result(out)["phases"]["with a store"]
     assert all(phases[phase] > 0 for phase in start_up.PHASES)
     assert math.isclose(sum(phases[phase] for phase in start_up.PHASES), phases["total"])
+    assert names == ["without-a-store", "with-a-store"]
 
 
 def test_a_search_at_two_times_its_trainings() -> None:
     found = tune_benchmark.summary(20.0, [5.0, 5.0, 4.0, 6.0], 2)
     assert found["ratio"] == 2.0 and found["overhead_s_per_trial"] == 5.0
-
-
-@pytest.mark.slow
-def test_tune(tmp_path: Path) -> None:
-    out = tmp_path / "tune.json"
-    arguments = ["--trials", "2", "--concurrent", "1", "--set", "train.epochs", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "benchmarks.tune", *SET, *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert answer.returncode == 0, answer.stderr
-    result = json.loads(out.read_text())
-    assert result["ratio"] > 1 and len(result["training_s"]) == 2 and result["seconds_before"] > 0
-    assert "| 2 (1) |" in answer.stdout
 
 
 @pytest.mark.parametrize("data", comparisons.DATA)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import encode
 from tests.benchmarks.test_benchmarks import _result
-from tests.test_embed_captions import cluster
+from tests.embedding_here import cluster
 
 __all__ = ["cluster"]  # a fixture
 

@@ -70,12 +70,12 @@ def actors(mark: str) -> set[str]:
 
 def run(tmp_path: Path, mark: str) -> tuple[dict[str, Any], set[str]]:
     """A small run's result, and the actors that were seen during it."""
-    config = toy_config(tmp_path, "shapes_baseline", run__cpus_per_worker=1, train__epochs=20)
+    config = toy_config(tmp_path, "shapes_baseline", run__cpus_per_worker=1, train__epochs=8)
     start_run(config)
     seen, answer = set[str](), in_background(train_on_ray, config, None, Messages())
     while not answer.done():
         seen |= actors(mark)
-        time.sleep(0.1)
+        time.sleep(0.2)
     return answer.result(), seen
 
 

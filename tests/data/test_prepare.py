@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.text.test_encoder import _bert
+from tests.text.toy_encoders import bert
 from tests.toy import DIM, toy_config
 from tt_ray.data.prepare import find_store, open_data, open_images
 from tt_ray.embeddings.build import write_store
@@ -28,7 +28,7 @@ def test_captions_are_embedded_once_for_runs_that_share_them(tmp_path: Path) -> 
 
 
 def test_an_encoder_that_was_edited_makes_a_store_of_its_own(tmp_path: Path) -> None:
-    _bert(tmp_path / "encoder")
+    bert(tmp_path / "encoder")
     config = toy_config(tmp_path).override("text.embeddings", "").override("text.encoder", str(tmp_path / "encoder"))
     train = open_images(config)[0]
     path = find_store(config, train)

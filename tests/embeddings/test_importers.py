@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.test_bad_input import fill
+from tests.command_here import fill
 from tt_ray.embeddings import __main__ as store_commands
 from tt_ray.embeddings import importers
 from tt_ray.embeddings.exporter import export_dataset

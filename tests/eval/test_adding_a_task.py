@@ -1,7 +1,7 @@
-"""A task of the user's own, by YAML or by one row of the table, evaluated for real."""
+"""A task of the user's own, by YAML or by one row of the table; that of YAML is evaluated by the command in
+test_adding_a_protocol.py.
+"""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,9 @@ from PIL import Image
 
 from eval.contract import EvalConfig
 from eval.features.backbone import open_backbone
-from eval.jobs.results import read_rows
 from eval.protocols import knn
 from eval.tasks.layouts import ClassFolders
-from eval.tasks.registry import tasks
+from eval.tasks.registry import load_tasks, tasks
 from eval.tasks.table import TABLE, Definition
 
 TASKS = """
@@ -40,12 +39,12 @@ def test_a_task_of_yaml(tmp_path: Path) -> None:
     for split in ("train", "test"):
         pictures(tmp_path / "pictures" / split)
     (tmp_path / "tasks.yaml").write_text(TASKS)
-    words = ["--models", "a=random:test_vit", "--task-file", str(tmp_path / "tasks.yaml"), "--tasks", "colours"]
-    words += ["--protocols", "knn", "--cpus-per-job", "2", "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "eval", *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (row,) = [row for row in read_rows(tmp_path / "out") if row.metric == "mean_per_class"]
-    assert (row.task, row.task_metric, row.n) == ("colours", "mean_per_class", 20) and row.value > 60
+    task = tasks(["colours"], own=load_tasks(tmp_path / "tasks.yaml"))["colours"]
+    assert task.metric == "mean_per_class"
+    result = knn.evaluate(
+        open_backbone("a", "random:test_vit"), task, EvalConfig(knn.Options(k=1), tmp_path / "features")
+    )
+    assert result.n == 20 and result.metrics["mean_per_class"] > 60
 
 
 def test_a_task_of_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.test_bad_input import TRAINING, Command, command, draw, embed, without_ray
+from tests.command_here import TRAINING, Command, command, draw, embed, without_ray
 from tests.toy import run_toy, toy_config
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_bad_input import Command
-from tests.test_bad_input import command as command
+from tests.command_here import Command
+from tests.command_here import command as command
 from tests.toy import run_toy, toy_config
 from tt_ray.config import Config, RunConfig
 from tt_ray.terminal.errors import UserError

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def _run_as(environment: dict[str, str], files: list[Path]) -> None:
     for file in files:
         run_toy(Config.from_yaml(file))
     torch.distributed.destroy_process_group()
+    assert "ray" not in sys.modules, "the loop and what it uses import no Ray"
 
 
 # SGD, since AdamW's first steps turn a rounding error of a tiny gradient into a full step. Nine epochs are 54 steps.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from tests.test_bad_input import Command, without_ray
-from tests.test_bad_input import command as command
+from tests.command_here import Command, without_ray
+from tests.command_here import command as command
 from tests.toy import run_toy, toy_config
 from tt_ray.training.run_folder import read_result
 from tt_ray.training.weight_average import average_note, initial_share

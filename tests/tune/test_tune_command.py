@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.test_train_command import REPOSITORY, processes_with, start_marked, wait_until
+from benchmarks import tune as tune_benchmark
+from tests.test_train_command import processes_with, start_marked, wait_until
 from tests.toy import random_store, stop_ray, toy_config
 from tt_ray.cli import read_config
 from tt_ray.config import Config
@@ -149,6 +149,20 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_a_search_times_its_trials(
+    cluster: None, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tune.json"
+    settings = {"data.shapes.train_size": "60", "data.shapes.val_size": "16", "train.epochs": "1"}
+    settings |= {"train.batch_size": "16", "text.embeddings": store}
+    words = [word for path, value in settings.items() for word in ("--set", path, value)]
+    tune_benchmark.main([*words, "--trials", "2", "--concurrent", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert result["ratio"] > 1 and len(result["training_s"]) == 2 and result["seconds_before"] > 0
+    assert "| 2 (1) |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_asha_spends_fewer_epochs_than_fifo_for_the_same_best(cluster: None, tmp_path: Path) -> None:
     rates = "SPACE = {'optim.lr': tune.choice([2e-3, 1e-3, 1e-5, 1e-6, 1e-7, 1e-8])}"
     name = space(tmp_path, f"{rates}\nMETRIC = 'val_loss'")
@@ -191,16 +205,17 @@ def test_a_population_hands_checkpoints_on(cluster: None, tmp_path: Path, store:
 
 
 @pytest.mark.slow
-def test_trials_of_several_workers_do_not_wait_for_each_other(cluster: None, tmp_path: Path, store: str) -> None:
+def test_a_trial_leaves_all_places_to_its_workers_who_give_them_back(cluster: None, tmp_path: Path, store: str) -> None:
+    """Did the trial itself take one, its workers would wait for ever; and so would the next trial for these."""
     import ray
     from ray.util import placement_group_table
 
     cpus = int(ray.cluster_resources()["CPU"])
     out = tmp_path / "out"
-    arguments = ["loss_weight", "--num-samples", "2", "--workers-per-trial", str(cpus), "--max-concurrent", "4"]
+    arguments = ["loss_weight", "--num-samples", "1", "--workers-per-trial", str(cpus), "--max-concurrent", "4"]
     main([*arguments, "--final-seeds", "--out", str(out), *TOY, "--text.embeddings", store])
     records = Journal(out).of("search")
-    assert [(record.status, record.epoch) for record in records] == [("done", 3)] * 2
+    assert [(record.status, record.epoch) for record in records] == [("done", 3)]
     states = {group["state"] for group in placement_group_table().values()}
     assert states <= {"REMOVED"}, "all places are free again"
 
@@ -256,9 +271,11 @@ def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(tmp_path: Path, store: str) -> None:
+def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(
+    cluster: None, tmp_path: Path, store: str
+) -> None:
     out = tmp_path / "out"
-    arguments = ["loss_weight", "--num-samples", "5", "--max-concurrent", "1", "--final-seeds", "--out", str(out)]
+    arguments = ["loss_weight", "--num-samples", "4", "--max-concurrent", "1", "--final-seeds", "--out", str(out)]
     arguments += [*TOY, "--train.epochs", "12", "--text.embeddings", store]
     first = Command(arguments)
     first.wait_for(out, done=1, reports=2)
@@ -277,20 +294,17 @@ def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_s
     assert {row["status"] for row in ray_rows(out)} >= {"done"}
     assert (out / "best.yaml").exists() and (out / "summary.md").exists()
 
-    third = subprocess.run(
-        [sys.executable, "-m", "tt_ray.tune", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-    )
-    assert third.returncode == 0, third.stderr
+    main(arguments)
     assert (out / "journal.jsonl").read_text().startswith(before[: before.rfind("\n") + 1]), "nothing is lost"
     records = Journal(out).of("search")
-    assert [(record.name, record.status) for record in records] == [(f"t{number:03}", "done") for number in range(5)]
+    assert [(record.name, record.status) for record in records] == [(f"t{number:03}", "done") for number in range(4)]
     for record in records:
         assert [row["epoch"] for row in record.reports] == list(range(1, 13)), "no report is missing, none double"
         folder = out / "trials" / f"{record.name}-seed100"
         steps = [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "step"]
         assert steps == list(range(read_result(folder)["steps"]))
     keys = [(row["trial"], row["seed"], row["epoch"]) for row in ray_rows(out)]
-    assert len(keys) == len(set(keys)) == 5 * 12
+    assert len(keys) == len(set(keys)) == 4 * 12
     for name, stamp in stamps.items():
         assert (out / "trials" / f"{name}-seed100" / "result.json").stat().st_mtime_ns == stamp, "not trained again"
     assert json.loads(before.splitlines()[0])["trial"] == "t000"

@@ -115,6 +115,23 @@ def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: 
     assert log(tmp_path).count("mistake features 64") == 1
 
 
+def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def resources() -> dict[str, float]:
+        assert not asked, "a cluster that was stopped by the same signal would not answer"
+        asked.append(1)
+        return {"CPU": 1}
+
+    def looked(state: State) -> None:
+        raise Stopped("stopped", 143)
+
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
+    with pytest.raises(Stopped):
+        schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)
+
+
 @pytest.mark.slow
 def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
@@ -142,20 +159,3 @@ def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: 
     finally:
         stop_ray()
         nodes.shutdown()
-
-
-def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def resources() -> dict[str, float]:
-        assert not asked, "a cluster that was stopped by the same signal would not answer"
-        asked.append(1)
-        return {"CPU": 1}
-
-    def looked(state: State) -> None:
-        raise Stopped("stopped", 143)
-
-    monkeypatch.setattr(ray, "cluster_resources", resources)
-    monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
-    with pytest.raises(Stopped):
-        schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)
