@@ -149,6 +149,19 @@ def test_ids_and_rows_find_the_same_embeddings(store: EmbeddingStore) -> None:
         assert teacher.rows_of(ids).tolist() == rows.tolist()
 
 
+def test_the_epoch_may_be_left_out_where_the_weight_is_constant(store: EmbeddingStore) -> None:
+    images, labels = _batch()
+    features, logits = Net()(images)
+    constant = TextTeacher(WIDTH, store)
+    given = (features, logits, labels, NAMES)
+    assert constant(*given).loss == constant(*given, epoch=0).loss == constant(*given, epoch=7).loss
+    for schedule in ("cos", "jump-1-1-0"):
+        changing = TextTeacher(WIDTH, store, schedule=schedule, epochs=2)
+        changing(*given, epoch=1)
+        with pytest.raises(UserError, match=r"pass epoch="):
+            changing(*given)
+
+
 @pytest.mark.parametrize("options", [{"mixup_alpha": 0.8}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}])
 @pytest.mark.parametrize("mode", ["batch", "elem"])
 def test_shares_mix_labels_as_timm_does_and_captions_likewise(

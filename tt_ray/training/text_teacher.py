@@ -1,5 +1,6 @@
 """TextTeacher for training loops of any kind: text head, alignment loss, balance and weight in one module."""
 
+import sys
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
@@ -108,7 +109,8 @@ class TextTeacher(nn.Module):
             text=text,
             head=HeadConfig(head, hidden_dim, depth, out_dim),
             optim=OptimConfig(label_smoothing=label_smoothing),
-            train=TrainConfig(epochs=1 if epochs is None else epochs, seed=seed),
+            # Schedules are 0 after the last epoch: without a number there is none.
+            train=TrainConfig(epochs=sys.maxsize if epochs is None else epochs, seed=seed),
         )
         _check(config, store, epochs)
         super().__init__()
@@ -143,7 +145,7 @@ class TextTeacher(nn.Module):
         logits: Tensor,
         labels: Tensor,
         image_ids: ImageIds,
-        epoch: int,
+        epoch: int | None = None,
         shares: Tensor | None = None,
     ) -> Taught:
         """The loss of one batch.
@@ -153,15 +155,18 @@ class TextTeacher(nn.Module):
             logits: (B, C).
             labels: Class numbers (B,).
             image_ids: Ids of the batch's images, or their rows in the store (faster, on the CPU), length B.
-            epoch: Epoch, counted from 0.
+            epoch: Epoch, counted from 0; may be left out with schedule const, whose weight is the same in all epochs.
             shares: After mixup or cutmix: how much of image j is in image i, (B, B). Mixing the numbers 0 to B - 1 in
                 the place of classes returns it, as in `Mixup(num_classes=B, label_smoothing=0)(images, arange(B))`.
 
         Raises:
-            UserError: An image has no embedding, labels are no class numbers, or the balance cannot be computed.
+            UserError: An image has no embedding, labels are no class numbers, the schedule needs an epoch, or the
+                balance cannot be computed.
         """
         self._check_batch(features, logits, labels, len(image_ids), shares)
-        weight, text = self.weight(epoch), None
+        if epoch is None and self._schedule[0] != "const":
+            raise UserError(f"schedule {self._schedule[0]!r} changes the weight over epochs: pass epoch=")
+        weight, text = self.weight(epoch or 0), None
         if weight and self.targets is not None:
             rows, held = self.rows_of(image_ids), self.hold(features.device)
             text = self.targets[rows].to(features.device) if held is None else held[torch.from_numpy(rows)]
