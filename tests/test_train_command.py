@@ -36,7 +36,7 @@ TOY = ["--data.shapes.train_size", "256", "--data.shapes.val_size", "64", "--mod
 TOY += ["--data.label_noise", "0", "--optim.lr", "2e-3", "--train.batch_size", "64"]
 TOY += ["--train.epochs", "2", "--run.log_every", "2", "--run.cpus_per_worker", "1"]
 OUR_LINES = re.compile(
-    r"(starting|going on with) run /|workers were started again: "
+    r"(starting|resuming) run /|workers were started again: "
     r"|(starting Ray|starting workers|captions embedded|training): "
 )
 TAGS = {
@@ -255,7 +255,7 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
     assert again.code == 0, again.err
     assert again.out.startswith("top-1")
     assert_quiet(again.err)
-    assert again.err.startswith(f"going on with run {config.run_dir}\n")
+    assert again.err.startswith(f"resuming run {config.run_dir}\n")
     assert steps(config) == list(range(240))
     assert largest_difference(weights(config), weights(uninterrupted)) == 0
 
