@@ -90,7 +90,7 @@ def _counter(show: Show | None, of: int) -> Callable[[int], None] | None:
 
 
 def join(config: Config, train: Source, val: Source, store: EmbeddingStore | None, notes: list[str]) -> Data:
-    """Joins images and embeddings by id, and replaces labels: captions go on describing the image.
+    """Joins images and embeddings by id, and replaces labels: captions still describe the image.
 
     Labels are replaced before the join: what it leaves out changes none of the others.
     """

@@ -26,7 +26,7 @@ class Archive:
         self.path = path
         self._file = file
         self.members = self._list()
-        """Its embeddings, in the order in which they lie in the archive."""
+        """The embeddings, in the order of the archive."""
         self.names: pa.StringArray = pa.array([each.filename.removesuffix(_SUFFIX) for each in self.members])
         """The image file name of each member."""
 

@@ -64,8 +64,8 @@ def read_labels(path: str | Path, ids: pa.StringArray) -> pa.StringArray:
 def match_ids(ids: pa.StringArray, names: pa.StringArray) -> npt.NDArray[np.int64]:
     """The row of `names` that belongs to each of `ids`, -1 for none, shape (len(ids),).
 
-    Equal ones belong together; the others do when what is behind their last slash is equal, as official file names are
-    without their folder. Raises UserError when that is ambiguous.
+    Equal ones belong together; the others do when the parts after their last slash are equal, as official file names
+    are without their folder. Raises UserError when that is ambiguous.
     """
     rows = pc.index_in(ids, names).fill_null(-1).to_numpy().astype(np.int64)
     free = np.flatnonzero(rows < 0)

@@ -35,7 +35,7 @@ class Listing:
     """Sentences on what was not looked into: hidden files, folders of thumbnails, links."""
 
     def left_out(self, read: Iterable[str] = ()) -> tuple[str, ...]:
-        """Sentences on everything that is not read but metadata, which have their own; `read` are others that are."""
+        """Sentences on all files that are not read but metadata, which have their own; `read` are others that are."""
         read = set(read)
         rest = [
             name
