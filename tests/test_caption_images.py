@@ -203,7 +203,7 @@ def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
         (["--model", "./none", "--template", "a {label}"], "choose either a captioner with --model, or --template"),
         (["--model", "./none"], "no such folder"),
         (["--template", "a photo"], "has no {label}"),
-        (["--template", "a {colour} {label}"], "has {colour}, which stands for nothing"),
+        (["--template", "a {colour} {label}"], "has {colour}, which nothing replaces"),
         (["--template", "a {label}", "--data.root", "none"], "data.root none is not a folder"),
         (["--template", "a {label}", "--data.train_split", "val"], "--data.train_split"),
         (["--model", "x", "--max_tokens", "0"], "--max_tokens 0"),

@@ -178,7 +178,7 @@ def class_captions(
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
     if unknown := [word for word in re.findall(r"\{.*?\}", template) if word != _LABEL]:
-        raise UserError(f"--template {template!r} has {unknown[0]}, which stands for nothing: only {_LABEL} does")
+        raise UserError(f"--template {template!r} has {unknown[0]}, which nothing replaces: use {_LABEL} alone")
     source = open_source(config, "train", need_captions=False)
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     if say is not None:
