@@ -127,7 +127,7 @@ class INaturalist:
 class ImageNet:
     """A folder of ImageNet's classes, each called by its WordNet id, or (V2) by its number from 0 to 999.
 
-    Class k of the split is class `wordnet_ids(subset)[k]`. With `real`, images that nobody could label are left out,
+    Class k of the split is class `wordnet_ids(subset)[k]`. With `real`, images without a right answer are left out,
     and the label is the first of those that were found right.
     """
 

@@ -26,7 +26,7 @@ class Definition:
     sizes: Mapping[Split, int]
     """Images of the official splits; without val, validation images are taken from train."""
     origins: tuple[Origin, ...]
-    """How it is opened: the first that finds its files is taken."""
+    """Ways to open it: the first that finds its files is taken."""
     citation: str
     version: int = 1
     subset: Subset | None = field(default=None)
