@@ -32,7 +32,7 @@ class Arguments:
     images: int = 1024
     """layers: test images to use, drawn at random."""
     data_root: Path = Path("data")
-    """Folder that tasks' files are looked for in."""
+    """Folder that holds the files of tasks."""
     task_root: str = ""
     """The task's own folder."""
     cache: Path = Path("features")

@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, root: Path, captioner: str, no_ray
     with pytest.raises(UserError, match=r"was begun with other prompt \(, now a red\)"):
         caption(other, Recorder())
     caption(given, display)
-    assert display.said == [f"continuing {unfinished}: 1 of 3 shards are there"]
+    assert display.said == [f"continuing {unfinished}: 1 of 3 shards are done"]
     assert display.shown == [("images captioned", 4, 6), ("images captioned", 6, 6)]
     assert given.out.read_bytes() == (tmp_path / "whole").read_bytes()
 

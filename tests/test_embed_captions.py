@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, encoder: str, no_ray: None, done: 
     kept = interrupted(given, done)
     assert len(kept) == -(-done // SHARD)
     embed(given, display)
-    assert display.said == [f"continuing {unfinished(given)}: {len(kept)} of 4 shards are there"]
+    assert display.said == [f"continuing {unfinished(given)}: {len(kept)} of 4 shards are done"]
     assert [of for _, of in display.embedded] == [60 - done] * (4 - len(kept)), "nothing is encoded twice"
     assert contents(given.out) == contents(whole.out)
     assert not unfinished(given).exists()
@@ -510,7 +510,7 @@ def test_killed_drivers_and_workers_cost_only_what_was_in_flight(
     assert again.returncode == 0, err
     assert out_text == f"embedding store {out}: {len(many)} images, {len(many)} distinct captions\n"
     lines = err.splitlines()
-    assert lines[0] == f"continuing {unfinished}: {len(kept)} of 10 shards are there"
+    assert lines[0] == f"continuing {unfinished}: {len(kept)} of 10 shards are done"
     only_progress(lines[1:])
     monkeypatch.setattr(embed_captions, "do_missing", do_here)
     whole = tmp_path / "whole"

@@ -159,7 +159,7 @@ def caption(given: Arguments, display: Display) -> str:
     with open_shards(folder, work, len(items)) as shards:
         if shards.about:
             shards.check(shards.about | asdict(options))
-            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are there")
+            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are done")
         make = partial(ImageCaptioner, options, given.batch_size, read)
         do_missing(shards, items, make, given.pool, display, "images captioned")
         sentence = _write(shards, out, ids)

@@ -29,7 +29,7 @@ KINDS = "the folder of a run, an export or a checkpoint, timm:NAME, or random:NA
 
 @dataclass(frozen=True)
 class Backbone:
-    """A timm classifier that is to be evaluated."""
+    """A timm classifier to evaluate."""
 
     name: str
     """The user's name for the model."""

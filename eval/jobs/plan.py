@@ -36,7 +36,7 @@ class Job:
     images: int
     """Images of the task, for the order of work."""
     data: str = ""
-    """Tasks of the user's own: changes when their data does."""
+    """The user's own tasks: changes when their data does."""
     images_key: str = ""
     """The same for tasks that share their images, and so features."""
 
@@ -73,7 +73,7 @@ def read_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any
         protocol(name)
     for setting in settings:
         path, equals, text = setting.partition("=")
-        name, dot, field = path.rpartition(".")  # a module of the user's own has dots in its name
+        name, dot, field = path.rpartition(".")  # a user's own module has dots in its name
         if not (equals and dot):
             raise UserError(f"--set {setting}: write PROTOCOL.FIELD=VALUE, such as finetune.steps=100")
         if name not in changes:

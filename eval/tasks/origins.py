@@ -36,7 +36,7 @@ VALIDATION_NAMES = ("val", "validation", "valid", "dev")
 
 
 class Missing(UserError):
-    """The files of a task are not where they were looked for."""
+    """The files of a task were not found."""
 
 
 class Place(NamedTuple):
@@ -52,7 +52,7 @@ class Opened(NamedTuple):
 
     source: Source
     identity: str
-    """Stands for the images, together with their ids: what set it is, and sizes and times of files of the user's."""
+    """Stands for the images, together with their ids: what set it is, and sizes and times of the user's files."""
 
 
 class Origin(Protocol):
@@ -63,7 +63,7 @@ class Origin(Protocol):
         ...
 
     def help(self, place: Place) -> str:
-        """A command or an action that puts the images where they are looked for; empty where there is none."""
+        """A command or an action that puts the images where they will be found; empty where there is none."""
         ...
 
 
@@ -245,7 +245,7 @@ class Hub:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A folder of the user's: a folder of images for each split (class sub-folders, or metadata), or Parquet.
+    """A user's folder: a folder of images for each split (class sub-folders, or metadata), or Parquet.
 
     Splits are called train, test and (if there is one) val, validation, valid or dev, unless `splits` says otherwise.
     """

@@ -1,4 +1,4 @@
-"""Tasks by name: a data set with splits, metric and version; the table's, and the user's own.
+"""Tasks by name: a data set with splits, metric and version; the table's, and the user's own ones.
 
 tasks(["builtin", "flowers102", "mine"], roots={"mine": "/data/mushrooms"}, data_root="/data")
 """
@@ -44,11 +44,11 @@ class Task:
     place: Place
     """Where its files are."""
     data: str = ""
-    """Tasks of the user's own: changes when their images, what is read of them, or their labels do."""
+    """The user's own tasks: changes when their images, what is read of them, or their labels do."""
     subset: Subset | None = None
     """Evaluation-only sets: which of ImageNet's classes they have."""
     left_out: tuple[str, ...] = ()
-    """Tasks of the user's own: sentences on files that are not read."""
+    """The user's own tasks: sentences on files that are not read."""
 
     @property
     def has_val(self) -> bool:
@@ -147,8 +147,8 @@ def tasks(
 ) -> dict[str, Task]:
     """Tasks of these names, suites expanded, each once, in order.
 
-    `roots` are folders of single tasks; a name that is in no table defines a task of the user's own, whose folder
-    is looked into. All other files are looked for below `data_root`. `own` are tasks of a task file (`load_tasks`).
+    `roots` are folders of single tasks; a name that is in no table defines a task of the user's, whose folder
+    is read. All other files are searched for below `data_root`. `own` are tasks of a task file (`load_tasks`).
     Raises UserError on unknown names (with the nearest ones) and on folders for tasks that are not asked for.
     """
     roots, own = roots or {}, own or {}
@@ -187,7 +187,7 @@ def _from_table(name: str, root: str | Path | None, data_root: Path) -> Task:
 
 
 def folder_task(name: str, root: Path) -> Task:
-    """A task of the user's own in a folder: train/, test/ and perhaps val/, or Parquet files of these names."""
+    """A user's own task in a folder: train/, test/ and perhaps val/, or Parquet files of these names."""
     if not root.is_dir():
         raise UserError(f"--task-root {name}={root}: there is no such folder")
     return _own(name, Files(), Place(root, True), Entry())

@@ -95,7 +95,7 @@ def _init(say: Callable[[str], None]) -> None:
     # "auto" is RAY_ADDRESS where it is set; it fails where the cluster has gone meanwhile, while None would start Ray.
     try:
         with _session_of_its_own():
-            # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
+            # A Ray that ends with the command needs no dashboard: eleven processes less, which would run next to it.
             ray_context = ray.init(
                 address="auto" if there else "local",
                 log_to_driver=False,

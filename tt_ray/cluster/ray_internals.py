@@ -49,7 +49,7 @@ PRIVATE = {
     ),
 }
 
-# Workers answer within run.log_every steps and the time of a checkpoint, unless they have come to their end.
+# Workers answer within run.log_every steps and the time of a checkpoint, unless they have finished.
 _PAUSE_LIMIT_S = 120.0
 
 

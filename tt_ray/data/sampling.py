@@ -35,7 +35,7 @@ class Order(NamedTuple):
     def epoch_rows(self, epoch: int) -> tuple[Rows, Rows]:
         """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated.
 
-        With labelled and unlabelled images each kind comes as often as its places in a batch want, in as many passes.
+        With labelled and unlabelled images each kind comes as often as its places in a batch need, in as many passes.
         """
         generator = np.random.Generator(np.random.Philox(seed_of(self.seed, _ORDER_SEED, epoch)))
         if self.labelled is not None:

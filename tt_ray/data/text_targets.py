@@ -109,7 +109,7 @@ def build_targets(
 
 
 def targets_of_rows(store: EmbeddingStore, config: Config) -> TextTargets:
-    """Targets of the store's own rows, prepared as `build_targets` does; `config.text.control` is not looked at.
+    """Targets of the store's own rows, prepared as `build_targets` does; `config.text.control` is ignored.
 
     Raises:
         UserError: head.out_dim is larger than the embeddings.

@@ -33,7 +33,7 @@ ABOUT = "embedding_store.json"
 
 @dataclass(frozen=True)
 class Target:
-    """The store that is to be made."""
+    """The store to make."""
 
     out: Path
     """Its folder, absolute."""

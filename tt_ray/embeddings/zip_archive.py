@@ -15,7 +15,7 @@ import pyarrow as pa
 from tt_ray.terminal.errors import UserError, one_line, reason
 
 _SUFFIX = ".emb.npy"
-# A member has one embedding: more bytes than this are none, and a compressed member could claim any number.
+# A member holds one embedding, which has no more bytes than this; a compressed member could claim any number.
 _MEMBER_BYTES = 1 << 20
 
 

@@ -144,7 +144,7 @@ def one_writer(
 
     Args:
         place: Folder of the claims: `inside` or `beside` what is to be written.
-        what: What is to be written, as errors call it.
+        what: Name of what is to be written, for errors.
         otherwise: What to do instead of waiting.
         storage: The run.storage that `place` lies in, where that may be a URI.
         say: Called with a sentence while it is unknown whether another writer lives; prints to stderr by default.
@@ -189,7 +189,7 @@ def _print(text: str) -> None:
 
 
 def _acquire(claims: Claims, name: str, what: str, otherwise: str, say: Callable[[str], None]) -> Claim:
-    """Waits until it is known of every other claim whether its command lives; returns the claim that now holds."""
+    """Waits until every other claim is known to be dead; returns the claim that now holds."""
     own, seen, told = Claim.own(), dict[str, int](), False
     while True:
         claims.write(name, own)  # before the others are listed: one of two commands then sees the other

@@ -41,8 +41,8 @@ def read_labels(path: str | Path, ids: pa.StringArray) -> pa.StringArray:
 
     `path` is a table (Parquet, CSV, TSV, JSONL) with image_id (or file_name) and label (or label_name), a folder with
     metadata (.jsonl, .csv or .parquet), or a folder of class folders: the label is then the first folder of the image
-    id. Labels are stripped of surrounding whitespace, and blank ones are none. Raises UserError when it is neither, an
-    id of the table repeats, or no id has a label.
+    id. Labels are stripped of surrounding whitespace, and blank ones do not count. Raises UserError when it is neither,
+    an id of the table repeats, or no id has a label.
     """
     path = Path(path).expanduser()
     table = _metadata_labels(path) if path.is_dir() else tuple(_columns(path, ID_NAMES, _LABEL_NAMES))

@@ -167,7 +167,7 @@ def _activation(path: str, folder: Path) -> Any:
     known = {"Identity", *torch.nn.modules.activation.__all__}
     package, _, name = path.rpartition(".")
     if package.split(".")[0] != "torch" or name not in known:
-        raise UserError(f"{folder} has the activation {path}, which is none of torch.nn: {nearest(name, known)}")
+        raise UserError(f"{folder} has the activation {path}, which is not one of torch.nn's: {nearest(name, known)}")
     try:
         return getattr(torch.nn, name)()
     except TypeError:

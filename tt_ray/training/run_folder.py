@@ -87,7 +87,7 @@ def has_checkpoint(config: Config) -> bool:
 
 
 def starts_over(config: Config) -> bool:
-    """Whether a run of this name was started with another configuration, and came to no checkpoint worth keeping."""
+    """Whether a run of this name was started with another configuration, and wrote no checkpoint worth keeping."""
     path = config.run_dir / "config.yaml"
     return path.exists() and bool(changed_paths(Config.from_yaml(path), config)) and not has_checkpoint(config)
 
@@ -125,7 +125,7 @@ def start_run(config: Config) -> None:
 
 
 def discard_run(config: Config) -> None:
-    """Removes a new run's folder where training never came to its first checkpoint."""
+    """Removes a new run's folder where training never reached its first checkpoint."""
     storage = Storage.open(config.run.storage)
     if not has_checkpoint(config):
         storage.remove(config.run_dir)

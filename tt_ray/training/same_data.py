@@ -33,8 +33,8 @@ _SPLITS = ("training", "validation")
 def record_data(config: Config, data: Data) -> pa.Table:
     """The record of a run's data: rows (split, image_id, label) of both splits, the rest as metadata of the schema.
 
-    Labels are those after data.label_noise, null where an image has none. Text targets are known by the checksums of
-    their store; a vision teacher in a folder by the checksum of its weights.
+    Labels are those after data.label_noise, null where an image has none. Text targets are identified by the checksums
+    of their store; a vision teacher in a folder by the checksum of its weights.
     """
     tables = [_images(split, name) for split, name in zip((data.train, data.val), _SPLITS, strict=True)]
     about = {

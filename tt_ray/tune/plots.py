@@ -69,7 +69,7 @@ def _places(space: Space, path: str, records: Sequence[Record]) -> tuple[list[fl
     categories = getattr(space.domains[path], "categories", None)
     if categories is None:
         return [float(value) for value in values], []
-    # Spread a little, so that trials of one choice can be told apart.
+    # Spread a little, so that trials of one choice do not hide each other.
     spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(values))
     return [categories.index(v) + float(s) for v, s in zip(values, spread, strict=True)], [str(c) for c in categories]
 

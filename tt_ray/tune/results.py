@@ -219,7 +219,7 @@ def noise(records: Sequence[Record], metric: str) -> float | None:
 
 
 def good_trials(records: Sequence[Record], space: Space) -> tuple[list[Record], float] | None:
-    """Trials whose mean lies within what noise explains of the best one's, and that distance.
+    """Trials whose mean is within noise of the best one's, and the distance that counts as noise.
 
     That is 2 standard errors of a difference of two means over seeds. None with one seed, which shows no noise.
     """

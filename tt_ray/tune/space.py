@@ -283,7 +283,7 @@ def grid_points(space: Space) -> Iterator[Values]:
 
 
 def grid_values(domain: Any) -> list[Any]:
-    """All values of a choice; of a range both ends and what lies evenly between, GRID_POINTS in all."""
+    """All values of a choice; GRID_POINTS evenly spaced values of a range, both ends included."""
     from ray.tune.search.sample import Categorical, Integer
 
     if isinstance(domain, Categorical):
