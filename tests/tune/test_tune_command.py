@@ -103,7 +103,7 @@ def test_no_more_trials_at_once_than_the_cluster_holds() -> None:
     assert TrialResources(2, 2, 0).slots(nodes) == 1
     assert TrialResources(1, 1, 0.25).slots(nodes) == 4
     assert TrialResources(1, 1, 1 / 3).slots(nodes) == 3
-    with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: give"):
+    with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: choose"):
         TrialResources(4, 2, 0).slots(nodes)
     with pytest.raises(UserError, match="a trial needs 2 x 1 CPUs and 1 GPUs"):
         TrialResources(2, 1, 1).slots(nodes)
