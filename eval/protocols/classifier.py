@@ -65,7 +65,7 @@ def classifier_columns(backbone: Backbone, task: Task, names: tuple[str, ...]) -
             return np.arange(count) if task.mask is None else task.mask
         problem = f"it has {count} classes, not ImageNet's {_IMAGENET_CLASSES}"
     elif not known:
-        problem = "it has no names of its classes"
+        problem = "it does not name its classes"
     else:
         lacking = next(name for name in names if name not in number)
         problem = f"it has no class {lacking!r}; {nearest(lacking, number)[:200]}"
