@@ -238,7 +238,7 @@ def damaged(damage: Callable[[Path], None], run: Command) -> str:
     newest = run.complete()[0]
     damage(random.choice([file for file in newest.iterdir() if file.name != "config.yaml"]))
     run.start()
-    return expect(run, 0, f"{newest.name}.*went on from step-")
+    return expect(run, 0, f"{newest.name}.*resumed from step-")
 
 
 def disk_full(run: Command) -> str:
@@ -276,7 +276,7 @@ def again(run: Command) -> str:
 
 def going_on(run: Command) -> str:
     """What the second command says; a first one that was still in its start-up may have left nothing."""
-    return "going on with run" if run.struck != "start-up" else "(going on with|starting) run"
+    return "resuming run" if run.struck != "start-up" else "(resuming|starting) run"
 
 
 def parent_of(pid: int) -> int:

@@ -213,7 +213,7 @@ def main() -> None:
     out = given.out or Path(__file__).parent / "results" / f"{given.study}.jsonl"
     also = {"set": dict(given.set)} if given.set else {}
     if others := [row for row in read(out) if row.get("set", {}) != dict(given.set)]:
-        parser.error(f"{out} holds rows with --set {others[0].get('set', {})}: give another --out")
+        parser.error(f"{out} holds rows with --set {others[0].get('set', {})}: choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the runs, scikit-learn's too
     with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""What the features of a trained model are worth elsewhere. May import `tt_ray`; never the other way round."""
+"""Evaluation of a trained model's features on other tasks. May import `tt_ray`; never the other way round."""

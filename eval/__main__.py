@@ -7,7 +7,7 @@ from tt_ray.terminal.command import program, read_arguments, run_command
 
 
 def main(arguments: list[str]) -> None:
-    """The command. Exit status 1 when a job failed; 2 when all did by a mistake of the user's."""
+    """Runs the command; exit status 1 when a job failed, 2 when all did by the user's mistake."""
     given = read_arguments(Arguments, arguments, program("eval"))
     check(given)
     if given.check:

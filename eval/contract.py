@@ -39,7 +39,7 @@ class Result:
     metrics: dict[str, float]
     """Values by name; shares are in per cent. The task's own metric is always among them."""
     n: int
-    """Number of test images behind the metrics."""
+    """Number of test images."""
     predictions: npt.NDArray[np.int32] | None = None
     """Predicted class of each test image, in the split's order, for paired tests; few-shot: one row per draw."""
     labels: npt.NDArray[np.int32] | None = None

@@ -1,11 +1,10 @@
-"""What models cost: counted by tt_ray.models.flops, and measured: memory at its peak, images per second.
+"""Costs of models: counted by tt_ray.models.flops, and measured: memory at its peak, images per second.
 
     python -m eval.efficiency --models base=runs/shapes_baseline deit=random:deit_small_patch16_224 --batch-sizes 1 32
     python -m eval.efficiency --models ... --device cuda --out results
 
 Weights do not matter, so random:NAME does for any timm model. With --out, the folder of results of `python -m eval`,
-the report's table of models has the figures. How figures are measured says
-`eval.jobs.measurement`.
+the report's table of models has the figures. `eval.jobs.measurement` says how they are measured.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ class Arguments:
     """Parameters, FLOPs, activations, peak memory and throughput of models."""
 
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL ...")]
-    """As for python -m eval."""
+    """Models, as for python -m eval."""
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     """Images of a forward pass and of a training step."""
     device: str = "cpu"

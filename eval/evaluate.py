@@ -39,7 +39,7 @@ class Arguments:
     set: tuple[str, ...] = ()
     """Changes of protocols: PROTOCOL.FIELD=VALUE, such as finetune.steps=100."""
     data_root: Path = Path("data")
-    """Folder in which the files of tasks are looked for."""
+    """Folder that holds the files of tasks."""
     task_root: tuple[str, ...] = ()
     """NAME=DIR: the folder of one task; a new name makes a task of your own (train/, test/, perhaps val/)."""
     task_file: Path | None = None
@@ -83,7 +83,7 @@ def evaluate(
         out: Folder of results, for `python -m eval.report`.
         options: Changes of protocols, such as {"finetune.steps": 100}.
         task_roots: Folder of a task by its name; a new name makes a task of your own (train/, test/, perhaps val/).
-        data_root: Folder in which the files of other tasks are looked for.
+        data_root: Folder that holds the files of other tasks.
         cpus_per_job: CPUs, and CPU threads, of each job.
         gpus_per_job: GPUs of each job; a fraction lets several share one.
         batch_size: Images of a forward pass; halved and tried again when memory runs out.

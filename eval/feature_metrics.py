@@ -22,8 +22,8 @@ def linear_cka(x: Floats, y: Floats) -> float:
     """Similarity in [0, 1] of two models' features (n, d1) and (n, d2) of the same images.
 
     |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms, columns centred (Kornblith et al., 2019, arXiv 1905.00414, section 3). It
-    does not change with rotations and scales of either, and is biased upwards where n is small beside d; see
-    `unbiased_cka`. Constant features give nan.
+    does not change with rotations and scales of either, and is biased upwards where n is small next to d; see
+    `unbiased_cka`. The result is nan for constant features.
     """
     _same_images(x, y)
     mean_x, mean_y = _mean(x), _mean(y)

@@ -20,8 +20,8 @@ def top1(labels: Ints, predictions: Ints) -> float:
 def mean_per_class(labels: Ints, predictions: Ints, classes: int) -> float:
     """Mean over classes of the share of a class's images that are named right; labels and predictions (n,).
 
-    Classes without an image do not count. What Aircraft, Flowers, Pets and Caltech-101 are measured by (Kornblith et
-    al., 2019, arXiv 1805.08974).
+    Classes without an image do not count. The metric of Aircraft, Flowers, Pets and Caltech-101 (Kornblith et al.,
+    2019, arXiv 1805.08974).
     """
     images = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[labels == predictions], minlength=classes)

@@ -1,4 +1,4 @@
-"""How alike models see: CKA between their features, or between their layers, on a task's test images.
+"""Similarity of models: CKA between their features, or between their layers, on a task's test images.
 
     python -m eval.similarity --models base=RUN textteacher=RUN2 --task digits
     python -m eval.similarity --models base=RUN textteacher=RUN2 --task digits --layers
@@ -26,13 +26,13 @@ class Arguments:
     models: tuple[str, ...]
     """NAME=MODEL, as for python -m eval."""
     task: str
-    """Task whose test images are compared on."""
+    """Task on whose test images models are compared."""
     layers: bool = False
     """Compare the layers of the first two models (of the first with itself, if it is alone) instead of the features."""
     images: int = 1024
     """layers: test images to use, drawn at random."""
     data_root: Path = Path("data")
-    """Folder that tasks' files are looked for in."""
+    """Folder that holds the files of tasks."""
     task_root: str = ""
     """The task's own folder."""
     cache: Path = Path("features")

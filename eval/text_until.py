@@ -7,7 +7,7 @@
 TextTeacher's paper calls it a preconditioner of the early phase: most of the benefit comes in the first 30 to 50 of 300
 epochs (arXiv 2605.22098). Runs of one recipe and seed differ in `text.schedule` alone, jump-A-A-0 with A = k - 1, so
 that the text loss has its full weight in k epochs and none in the others; 0 is a run without text, at the same learning
-rate. Writes text_until.png, .csv and .md. The same command again goes on, and adds to what is there.
+rate. Writes text_until.png, .csv and .md. The same command again resumes, and adds to earlier results.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def stopped_arms(config: Config, until: Sequence[int]) -> list[Arm]:
     """One arm for each number of epochs with text; raises UserError on those that the run does not have."""
     epochs = config.train.epochs
     if not config.teaches:
-        raise UserError("text.weight is 0: give a --recipe with text")
+        raise UserError("text.weight is 0: choose a --recipe with text")
     if wrong := [k for k in until if not 0 <= k <= epochs]:
         raise UserError(f"--until {wrong[0]} is not between 0 and the recipe's {epochs} epochs")
     arms: list[Arm] = []

@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, root: Path, captioner: str, no_ray
     with pytest.raises(UserError, match=r"was begun with other prompt \(, now a red\)"):
         caption(other, Recorder())
     caption(given, display)
-    assert display.said == [f"continuing {unfinished}: 1 of 3 shards are there"]
+    assert display.said == [f"continuing {unfinished}: 1 of 3 shards are done"]
     assert display.shown == [("images captioned", 4, 6), ("images captioned", 6, 6)]
     assert given.out.read_bytes() == (tmp_path / "whole").read_bytes()
 
@@ -202,7 +202,7 @@ def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
         (["--model", "./none", "--template", "a {label}"], "choose either a captioner with --model, or --template"),
         (["--model", "./none"], "no such folder"),
         (["--template", "a photo"], "has no {label}"),
-        (["--template", "a {colour} {label}"], "has {colour}, which stands for nothing"),
+        (["--template", "a {colour} {label}"], "has {colour}, which nothing replaces"),
         (["--template", "a {label}", "--data.root", "none"], "data.root none is not a folder"),
         (["--template", "a {label}", "--data.train_split", "val"], "--data.train_split"),
         (["--model", "x", "--max_tokens", "0"], "--max_tokens 0"),

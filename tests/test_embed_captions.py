@@ -111,7 +111,7 @@ def test_a_full_disk(tmp_path: Path, mounted: Path, encoder: str, no_ray: None) 
         while True:
             file.write(bytes(1024))
     with pytest.raises(
-        UserError, match=r"cannot write .*store.*: No space left on device\): fix this, or give another --out"
+        UserError, match=r"cannot write .*store.*: No space left on device\): fix this, or choose another --out"
     ):
         embed(given, Recorder())
     assert sorted(path.name for path in mounted.iterdir()) == ["filler", "store.unfinished"]

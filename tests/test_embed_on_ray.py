@@ -135,7 +135,7 @@ def test_killed_drivers_and_workers_cost_only_what_was_in_flight(
     assert again.returncode == 0, err
     assert out_text == f"embedding store {out}: {len(many)} images, {len(many)} distinct captions\n"
     lines = err.splitlines()
-    assert lines[0] == f"continuing {unfinished}: {len(kept)} of 8 shards are there"
+    assert lines[0] == f"continuing {unfinished}: {len(kept)} of 8 shards are done"
     only_progress(lines[1:])
     monkeypatch.setattr(embed_captions, "do_missing", do_here)
     whole = tmp_path / "whole"

@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, encoder: str, no_ray: None, done: 
     kept = interrupted(given, done)
     assert len(kept) == -(-done // SHARD)
     embed(given, display)
-    assert display.said == [f"continuing {unfinished(given)}: {len(kept)} of 4 shards are there"]
+    assert display.said == [f"continuing {unfinished(given)}: {len(kept)} of 4 shards are done"]
     assert [of for _, of in display.embedded] == [60 - done] * (4 - len(kept)), "nothing is encoded twice"
     assert contents(given.out) == contents(whole.out)
     assert not unfinished(given).exists()

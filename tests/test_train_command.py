@@ -46,7 +46,7 @@ TOY += ["--data.label_noise", "0", "--optim.lr", "2e-3", "--train.batch_size", "
 ONE_CPU = ["--run.cpus_per_worker", "1"]
 TOY += ["--train.epochs", "2", "--run.log_every", "2", *ONE_CPU]
 OUR_LINES = re.compile(
-    r"(starting|going on with) run /|workers were started again: "
+    r"(starting|resuming) run /|workers were started again: "
     r"|(starting Ray|starting workers|captions embedded|training): "
 )
 TAGS = {
@@ -275,7 +275,7 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
     assert again.code == 0, again.err
     assert again.out.startswith("top-1")
     assert_quiet(again.err)
-    assert again.err.startswith(f"going on with run {again.config.run_dir}\n")
+    assert again.err.startswith(f"resuming run {again.config.run_dir}\n")
     assert steps(again.config) == list(range(LONG_STEPS))
     assert largest_difference(weights(again.config), weights(uninterrupted)) == 0
 

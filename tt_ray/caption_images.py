@@ -159,7 +159,7 @@ def caption(given: Arguments, display: Display) -> str:
     with open_shards(folder, work, len(items)) as shards:
         if shards.about:
             shards.check(shards.about | asdict(options))
-            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are there")
+            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are done")
         make = partial(ImageCaptioner, options, given.batch_size, read)
         do_missing(shards, items, make, given.pool, display, "images captioned")
         sentence = _write(shards, out, ids)
@@ -178,7 +178,7 @@ def class_captions(
     if _LABEL not in template:
         raise UserError(f'--template {template!r} has no {_LABEL}: write, for instance, "a photo of a {_LABEL}"')
     if unknown := [word for word in re.findall(r"\{.*?\}", template) if word != _LABEL]:
-        raise UserError(f"--template {template!r} has {unknown[0]}, which stands for nothing: only {_LABEL} does")
+        raise UserError(f"--template {template!r} has {unknown[0]}, which nothing replaces: use {_LABEL} alone")
     source = open_source(config, "train", need_captions=False)
     captions = [template.replace(_LABEL, name) for name in name_classes(source.classes, names)]
     if say is not None:

@@ -1,4 +1,4 @@
-"""How a configuration is read from a command line: `[RECIPE | FILE.yaml] [--dotted.path value ...]`."""
+"""Reads a configuration from a command line: `[RECIPE | FILE.yaml] [--dotted.path value ...]`."""
 
 import functools
 import json
@@ -174,7 +174,7 @@ def _check_names(arguments: list[str]) -> None:
 
 
 def _raise_wrong_value(base: Config, arguments: list[str]) -> None:
-    """Says in one line, as for YAML files, what tyro says in a box."""
+    """Reports in one line, as for YAML files, what tyro reports in a box."""
     tree = base.to_dict()
     for position, argument in enumerate(arguments):
         if not argument.startswith("--"):

@@ -100,7 +100,7 @@ def embed(given: Arguments, display: Display) -> str:
     with open_shards(folder, work, len(items)) as shards:
         if shards.about:
             shards.check(shards.about | {"id": given.encoder, "revision": revision_of(encoder)})
-            display.say(f"continuing {folder}: {shards.done} of {shards.count} shards are there")
+            display.say(f"continuing {folder}: {shards.done} of {shards.count} shards are done")
         skip = given.on_bad_embedding == "skip"
         make = partial(CaptionEncoder, given.encoder, given.batch_size, skip)
         do_missing(shards, items, make, given.pool, display, "captions embedded")

@@ -29,21 +29,21 @@ KINDS = "the folder of a run, an export or a checkpoint, timm:NAME, or random:NA
 
 @dataclass(frozen=True)
 class Backbone:
-    """A timm classifier that is to be evaluated."""
+    """A timm classifier to evaluate."""
 
     name: str
-    """What the user calls it."""
+    """The user's name for the model."""
     spec: str
-    """What the user said it is."""
+    """Where it comes from, as the user wrote it."""
     model: nn.Module
-    """In evaluation mode, float32, on the CPU."""
+    """The model, in evaluation mode, float32, on the CPU."""
     preprocessing: Preprocessing
     weights: str
     """sha256 over names, types, shapes and bytes of the sorted state dict."""
     dim: int
     """Width of the pooled feature."""
     classes: tuple[str, ...] = ()
-    """Names of the classifier's classes, where the weights tell them."""
+    """Names of the classifier's classes, where the weights have them."""
 
     @property
     def identity(self) -> str:
@@ -107,7 +107,7 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def _random(spec: str) -> nn.Module:
-    """`NAME[:SEED]` with timm's own initialisation; NAME may be an export folder, which gives the architecture."""
+    """`NAME[:SEED]` with timm's own initialisation; NAME may be an export folder, for its architecture."""
     name, _, seed = spec.rpartition(":")
     if not (name and seed.isdecimal()):
         name, seed = spec, "0"
@@ -129,12 +129,12 @@ def _label_names(model: nn.Module) -> tuple[str, ...]:
 def _from_folder(name: str, spec: str) -> Backbone:
     path = Path(spec).expanduser()
     if not path.is_dir():
-        raise UserError(f"no model {spec!r}: give {KINDS}")
+        raise UserError(f"no model {spec!r}: pass {KINDS}")
     export = find_export(path)
     if export is not None:
         return _from_export(name, spec, export)
     if not any((path / part).exists() for part in ("checkpoints", "state.json", "manifest.json")):
-        raise UserError(f"{spec} holds neither export/, checkpoints/ nor config.json: give {KINDS}")
+        raise UserError(f"{spec} holds neither export/, checkpoints/ nor config.json: pass {KINDS}")
     trained = load_trained(find_checkpoint(path)[0])
     return build(name, spec, trained.backbone, data_preprocessing(trained.config.data), trained.classes)
 

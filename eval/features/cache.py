@@ -29,7 +29,7 @@ FORMAT = 1
 
 
 class TaskFeatures(NamedTuple):
-    """What a protocol sees of a task: one matrix that selection may use, and the test split."""
+    """A task's features, as protocols see them: one matrix that selection may use, and the test split."""
 
     x: Floats
     """Features of official train, then of official val where there is one, (N, d), memory-mapped, read-only."""
@@ -94,7 +94,7 @@ def _cached(
 
 
 def _complete(folder: Path) -> bool:
-    """Whether the folder has its manifest, and features of the size that it tells."""
+    """Whether the folder has its manifest, and features of the size that this states."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         return (folder / "features.npy").stat().st_size == manifest["bytes"]
@@ -105,7 +105,7 @@ def _complete(folder: Path) -> bool:
 def _write(
     folder: Path, backbone: Backbone, sources: Sequence[Source], config: EvalConfig, about: dict[str, Any]
 ) -> None:
-    """Extracts into a folder beside, manifest last, and renames it; a process that comes second waits and reads."""
+    """Extracts into a folder next to it, manifest last, and renames it; a process that comes second waits and reads."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(f".{folder.name}.lock")) as alone:
         if _complete(folder):
@@ -166,4 +166,4 @@ def _disk_problems(cache: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise
-        raise UserError(f"cannot write features to {cache}: {reason(error)}: give another --cache") from None
+        raise UserError(f"cannot write features to {cache}: {reason(error)}: choose another --cache") from None

@@ -97,7 +97,7 @@ def _grams(backbone: Backbone, source: Source, rows: npt.NDArray[np.int64], conf
 
 @contextmanager
 def _watching(modules: Sequence[nn.Module], put: Callable[[Tensor], None]) -> Iterator[None]:
-    """Gives the Gram matrix of each module's output, in the order of the forward pass; the output itself can go."""
+    """Passes the Gram matrix of each module's output to `put`, in the order of the forward pass."""
     hooks = [module.register_forward_hook(lambda _, __, out: put(_gram(out))) for module in modules]
     try:
         yield

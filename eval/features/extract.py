@@ -95,7 +95,7 @@ class _ReportsMistakes:
 
 
 def transform(preprocessing: Preprocessing) -> Any:
-    """timm's evaluation transform up to uint8 (3, size, size); `normalize` then gives the bits of its last steps."""
+    """timm's evaluation transform up to uint8 (3, size, size); `normalize` then does its last steps, bit for bit."""
     return create_transform(
         preprocessing.size,
         is_training=False,

@@ -1,4 +1,4 @@
-"""What models cost, kept beside results: OUT/models/WEIGHTS.json, counted by `python -m eval`, measured on request."""
+"""Costs of models, kept next to results: OUT/models/WEIGHTS.json, counted by `python -m eval`, measured on request."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # they import torch, which the report can do without
 
 @dataclass(frozen=True)
 class Measured:
-    """At one batch size, by `python -m eval.efficiency`."""
+    """Costs at one batch size, measured by `python -m eval.efficiency`."""
 
     batch_size: int
     images_per_s: float
-    """Of forward passes."""
+    """Images per second of forward passes."""
     inference_mb: float
     """10^6 bytes at the peak of a forward pass."""
     training_mb: float
@@ -28,24 +28,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one model."""
+    """Costs of one model."""
 
     params: int
     flops: int
     activations: int
     image_size: int
     device: str = ""
-    """What the rest was measured on."""
+    """Device of the measurements."""
     measured: tuple[Measured, ...] = ()
 
     @classmethod
     def of(cls, counts: "Counts") -> "Costs":
-        """Nothing measured yet."""
+        """Costs of a model that has not been measured yet."""
         return cls(**counts._asdict())
 
 
 def missing_counts(out: Path, backbone: "Backbone") -> Costs | None:
-    """Counts of a model that none are kept of."""
+    """Counts the costs of a model, unless they are kept already."""
     from tt_ray.models.flops import count
 
     if read_costs(out, backbone.identity) is not None:
@@ -54,7 +54,7 @@ def missing_counts(out: Path, backbone: "Backbone") -> Costs | None:
 
 
 def keep_costs(out: Path, weights: str, costs: Costs) -> None:
-    """Takes the place of what was kept; raises UserError when the folder cannot be written."""
+    """Keeps costs, in place of earlier ones; raises UserError when the folder cannot be written."""
     file = _file(out, weights)
     try:
         with new_file(file) as partial:
@@ -64,7 +64,7 @@ def keep_costs(out: Path, weights: str, costs: Costs) -> None:
 
 
 def read_costs(out: Path, weights: str) -> Costs | None:
-    """What is kept of the model whose results have these `weights`; None where there is nothing, or a damaged file."""
+    """Costs of the model whose results have these `weights`; None where none are kept, or the file is damaged."""
     try:
         tree = json.loads(_file(out, weights).read_text())
         return Costs(**{**tree, "measured": tuple(Measured(**each) for each in tree["measured"])})

@@ -86,7 +86,7 @@ def start_ray(resources: JobResources, display: Display) -> str:
 
 
 def _check_cluster(resources: JobResources) -> None:
-    """Ray would wait for ever for a node that can hold a job."""
+    """Raises UserError where no node can ever hold a job: Ray would wait for ever."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -148,7 +148,7 @@ def run_jobs(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where results come from, kept with each of them."""
+    """Provenance of results, kept with each of them."""
 
     versions: str
     """JSON: packages and their versions, and the git commit of a checkout."""

@@ -15,7 +15,7 @@ _SHOWN = 8
 
 
 class JobTable(LiveTable):
-    """On a terminal a table, in a log a line now and then; `ended` and `looked` are what the scheduler calls."""
+    """A table on a terminal, an occasional line in a log; the scheduler calls `ended` and `looked`."""
 
     def __init__(self, jobs: list[Job], display: Display) -> None:
         self.left = {job.key: job for job in jobs}
@@ -53,7 +53,7 @@ class JobTable(LiveTable):
         self.live.update(Group(head, running, latest), refresh=True)
 
     def time_left(self, slots: int) -> str:
-        """From what jobs of each protocol have taken so far; empty while nothing has ended."""
+        """Time left, by what jobs of each protocol have taken so far; empty while nothing has ended."""
         spent, cost = (sum(each[i] for each in self.seconds.values()) for i in (0, 1))
         if not cost:
             return ""

@@ -41,7 +41,7 @@ def measure(backbone: Backbone, batch_size: int, device: torch.device) -> Measur
 
 
 def training_step(model: nn.Module, images: Tensor) -> tuple[Callable[[], None], Callable[[], list[Tensor]]]:
-    """A step of AdamW on made-up labels, and what gives the optimiser's state."""
+    """A step of AdamW on made-up labels, and a function that returns the optimiser's state."""
     optimizer = torch.optim.AdamW(model.parameters())
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
@@ -69,7 +69,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device, held: Sequence[T
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler tells stderr of its stages
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler reports its stages on stderr
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         out = run()
     del out
@@ -96,7 +96,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """What figures were measured on."""
+    """Name of the device that figures were measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Which jobs an evaluation consists of: models x tasks x protocols x seeds."""
+"""The jobs of an evaluation: models x tasks x protocols x seeds."""
 
 import dataclasses
 import hashlib
@@ -22,9 +22,9 @@ class Job:
     """One model on one task under one protocol, with one seed."""
 
     model: str
-    """The user's name for it."""
+    """The user's name for the model."""
     spec: str
-    """Where it comes from."""
+    """Where the model comes from."""
     weights: str
     """Hash of its weights and preprocessing."""
     task: str
@@ -36,13 +36,13 @@ class Job:
     images: int
     """Images of the task, for the order of work."""
     data: str = ""
-    """Tasks of the user's own: changes when their data does."""
+    """The user's own tasks: changes when their data does."""
     images_key: str = ""
     """The same for tasks that share their images, and so features."""
 
     @property
     def key(self) -> str:
-        """Names the result's files: the same for the same work on a model of the same name, wherever it lies."""
+        """Name of the result's files: the same for the same work on a model of the same name, wherever that is."""
         parts = [self.weights, self.task, self.task_version, self.protocol, self.protocol_hash, self.seed, self.data]
         digest = hashlib.sha256(json.dumps([self.model, *parts]).encode()).hexdigest()[:12]
         name = "-".join((self.model[:60], self.task[:60], self.protocol, str(self.seed)))
@@ -73,11 +73,11 @@ def read_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any
         protocol(name)
     for setting in settings:
         path, equals, text = setting.partition("=")
-        name, dot, field = path.rpartition(".")  # a module of the user's own has dots in its name
+        name, dot, field = path.rpartition(".")  # a user's own module has dots in its name
         if not (equals and dot):
             raise UserError(f"--set {setting}: write PROTOCOL.FIELD=VALUE, such as finetune.steps=100")
         if name not in changes:
-            raise UserError(f"--set {setting}: {name!r} is none of the protocols that run: {', '.join(names)}")
+            raise UserError(f"--set {setting}: {name!r} is not one of the protocols that run: {', '.join(names)}")
         known = [each.name for each in dataclasses.fields(protocol(name).Options)]
         if field not in known:
             raise UserError(f"--set {setting}: {name} has no field {field!r}; {nearest(field, known)}")

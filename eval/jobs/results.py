@@ -4,7 +4,7 @@
     OUT/rows/JOB.parquet      one row a metric; its presence means that the job has ended
 
 Nothing is locked and nothing is rewritten, but for failed jobs, which a later success replaces: any number of processes
-may write at once, and whoever is killed leaves at most a hidden temporary file that readers pass over.
+may write at once, and a killed one leaves at most a hidden temporary file, which readers ignore.
 """
 
 import os
@@ -31,22 +31,22 @@ class ResultRow:
     """One metric of one job; a failed job has one row, without a metric."""
 
     model: str
-    """The name that the user gave."""
+    """The user's name for the model."""
     model_spec: str
-    """What stood behind the name: a folder, timm:NAME, random:NAME."""
+    """What the name stood for: a folder, timm:NAME, random:NAME."""
     weights: str
     """SHA-256 of weights and preprocessing; empty where the job failed before it had them."""
     task: str
     task_version: int
     protocol: str
     protocol_hash: str
-    """Of the protocol's name, version and recipe."""
+    """Hash of the protocol's name, version and recipe."""
     seed: int
     metric: str = ""
     """top1, mean_per_class, ...; shares are in per cent."""
     value: float = float("nan")
     n: int = 0
-    """Test images behind the value."""
+    """Number of test images."""
     seconds: float = float("nan")
     """Wall time of the whole job."""
     chosen: str = "{}"
@@ -72,7 +72,7 @@ SCHEMA = pa.schema([pa.field(field.name, _TYPES[field.type], nullable=False) for
 
 
 class Predictions(NamedTuple):
-    """What one job predicted."""
+    """Predictions of one job."""
 
     labels: npt.NDArray[np.int32]
     """True classes of the test images, (n,)."""
@@ -81,10 +81,10 @@ class Predictions(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All rows that could be read, and what could not."""
+    """All rows that could be read, and the files that could not."""
 
     rows: pa.Table
-    """Of SCHEMA, by job."""
+    """Rows of SCHEMA, by job."""
     damaged: list[str]
     """One line for each file that is left out: its path and what is wrong with it."""
 
@@ -128,7 +128,7 @@ def read_table(out: Path) -> Table:
 
 
 def read_rows(out: Path) -> list[ResultRow]:
-    """As `read_table`, one `ResultRow` each; damaged files are left out."""
+    """Rows as `read_table` returns them, one `ResultRow` each; damaged files are left out."""
     return [ResultRow(**row) for row in read_table(out).rows.to_pylist()]
 
 
@@ -138,7 +138,7 @@ def finished_keys(out: Path) -> set[str]:
 
 
 def read_predictions(out: Path, job: str) -> Predictions | None:
-    """What a job predicted, None where it kept nothing; raises UserError when the file is damaged."""
+    """A job's predictions, None where it kept none; raises UserError when the file is damaged."""
     file = _predictions_file(out, job)
     try:
         stacked = np.load(file, allow_pickle=False)
@@ -170,7 +170,7 @@ def _check(
 
 
 def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """One file's rows; raises ValueError when it is of another form. Several times faster than pq.read_table."""
+    """One file's rows; raises ValueError when it has other columns. Several times faster than pq.read_table."""
     with pa.OSFile(str(file)) as stream:
         parquet = pq.ParquetFile(stream)
         if not parquet.schema_arrow.equals(SCHEMA) or not parquet.metadata.num_rows:

@@ -18,7 +18,7 @@ from eval.protocols.registry import protocol
 from tt_ray.cluster.own_eval import call_pickled
 
 _TRIES = 3
-# How often the cluster's size is asked for, and the display is told although nothing ended.
+# Seconds between looks at the cluster's size, and between updates of the display while nothing ends.
 _LOOK_S = 1.0
 # An extraction is worth starting before any job that does not wait for one.
 _EXTRACTION_COST = 1e12
@@ -26,7 +26,7 @@ _EXTRACTION_COST = 1e12
 
 @dataclass(frozen=True)
 class JobResources:
-    """What Ray sets aside for each task."""
+    """Resources that Ray reserves for each task."""
 
     cpus: float = 1
     gpus: float = 0
@@ -39,14 +39,14 @@ class Item:
     request: Request
     cost: float
     waiting: list["Item"] = field(default_factory=list["Item"])
-    """What can start when this has ended."""
+    """Items that can start when this one has ended."""
     tries: int = 0
     started: float = 0.0
 
 
 @dataclass
 class State:
-    """What a display shows."""
+    """The state of all jobs, for a display."""
 
     slots: int
     waiting: int
@@ -61,10 +61,14 @@ def schedule(
     looked: Callable[[State], None],
     do: Callable[[Request], Answer] = work,
 ) -> None:
-    """Has `do` done for all requests, as tasks of the running Ray cluster.
+    """Runs all requests, as tasks of the running Ray cluster.
 
-    `ended` gets each job's last answer, `looked` the state now and then. Raises what `ended` raises; jobs in flight
-    are then given up.
+    Args:
+        requests: The requests.
+        resources: What Ray reserves for each task.
+        ended: Called with each job's last answer. What it raises is raised here, and jobs in flight are given up.
+        looked: Called with the state from time to time.
+        do: Function that does a request in its task.
     """
     _Scheduler(requests, resources, ended, looked, do).run()
 
@@ -163,7 +167,7 @@ def _items(requests: Sequence[Request]) -> list[Item]:
 
 
 def _answer(reference: Any) -> Answer:
-    """The task's answer, or what killed it: whose fault that was cannot be known, so less memory is worth a try."""
+    """The task's answer, or what killed it: the cause cannot be known, so less memory is worth a try."""
     import ray
     from ray.exceptions import RayError
 

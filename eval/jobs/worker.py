@@ -1,4 +1,4 @@
-"""What a Ray task of an evaluation does: opens the model (once a process), and runs one protocol or one extraction."""
+"""The body of an evaluation's Ray task: opens the model (once a process), and runs one protocol or extraction."""
 
 import functools
 import time
@@ -73,7 +73,7 @@ def _run(request: Request) -> Result | None:
         task_features(backbone, task, request.config)
         return None
     result = protocol(job.protocol).evaluate(backbone, task, request.config)
-    # A job that ran out of memory was given a smaller one.
+    # A job that ran out of memory has got a smaller one.
     return replace(result, chosen=result.chosen | {"batch_size": request.config.batch_size})
 
 
@@ -83,5 +83,5 @@ def _open(name: str, spec: str, weights: str) -> "Backbone":
 
     backbone = open_backbone(name, spec)
     if backbone.identity != weights:
-        raise UserError(f"{spec} is no longer what it was when the command began: run the command again")
+        raise UserError(f"{spec} has changed since the command began: run the command again")
     return backbone

@@ -1,1 +1,1 @@
-"""What is done with a model and a task: one file a protocol."""
+"""Ways to evaluate a model on a task: one file a protocol."""

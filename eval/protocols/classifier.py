@@ -33,7 +33,7 @@ class Options:
 
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
-    """Raises UserError when the classifier does not have the task's classes."""
+    """Tests the model's own classifier; raises UserError when it does not have the task's classes."""
     source = task.open("test")
     columns = classifier_columns(backbone, task, source.classes)
     check_linear(backbone)
@@ -53,7 +53,7 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
 def classifier_columns(backbone: Backbone, task: Task, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """The classifier's class for each of the task's, (classes,), whose names are `names`.
 
-    By name where the weights tell their classes' names, and otherwise by ImageNet's order (sorted WordNet ids).
+    By name where the weights have their classes' names, and otherwise by ImageNet's order (sorted WordNet ids).
     """
     count = int(cast(Any, backbone.model).num_classes)
     number = {name: place for place, name in enumerate(backbone.classes)}
@@ -65,7 +65,7 @@ def classifier_columns(backbone: Backbone, task: Task, names: tuple[str, ...]) -
             return np.arange(count) if task.mask is None else task.mask
         problem = f"it has {count} classes, not ImageNet's {_IMAGENET_CLASSES}"
     elif not known:
-        problem = "it does not say what its classes are called"
+        problem = "it does not name its classes"
     else:
         lacking = next(name for name in names if name not in number)
         problem = f"it has no class {lacking!r}; {nearest(lacking, number)[:200]}"
@@ -94,7 +94,7 @@ def check_linear(backbone: Backbone) -> None:
 def probabilities(
     classifier: nn.Module, x: npt.NDArray[np.floating], columns: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Of the classes `columns`, (n, len(columns)), from features (n, d), which are read in blocks."""
+    """Probabilities of the classes `columns`, (n, len(columns)), from features (n, d), which are read in blocks."""
     chosen = torch.from_numpy(columns)
     parts = [
         classifier(torch.from_numpy(np.array(x[start : start + _BLOCK], np.float32)))[:, chosen].softmax(1)

@@ -24,7 +24,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
     Args:
         Cs: Values of C to choose from, or how many, evenly spaced in log C from 1e-6 to 1e5.
-        validation_share: Share of rows, stratified, that choose C where `fit` is given none for it.
+        validation_share: Share of rows, stratified, that choose C where none are passed to `fit`.
         tol: Largest entry of the gradient of the mean loss that counts as 0.
         max_iter: Iterations of L-BFGS for one value of C, at most.
         random_state: Seed of the rows that are held out.
@@ -33,7 +33,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     Attributes:
         C_: The value that was chosen.
         classes_: Labels, (classes,).
-        coef_: Weights for features as they are given, (classes, d).
+        coef_: Weights for features as they are passed, (classes, d).
         intercept_: (classes,).
         scores_: Validation accuracy in per cent by value of C, as far as the path went.
         chosen_: What `python -m eval` keeps of a fit: C, validation score, gradient, iterations, whether all converged.
@@ -102,7 +102,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     def _numbers(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         places = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
         if len(strange := np.unique(labels[self.classes_[places] != labels])):
-            raise ValueError(f"y_val has labels that y has not: {', '.join(map(str, strange[:5]))}")
+            raise ValueError(f"y_val has labels that y lacks: {', '.join(map(str, strange[:5]))}")
         return places
 
     def _keep(self, found: Selection) -> None:
@@ -117,7 +117,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
 
 def probe(features: Any, labels: Any, **options: Any) -> LinearProbe:
-    """A fitted `LinearProbe`.
+    """Returns a fitted `LinearProbe`.
 
     Args:
         features: (N, d), an array or a tensor.

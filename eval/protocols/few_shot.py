@@ -5,7 +5,7 @@ a constant of 100 stands for a hardly regularised bias, targets are -1 and 1, an
 solved through an eigendecomposition. Nothing is selected, so shots are drawn from all training and validation images
 of the task. Differences: float64 instead of float32, and the model's own preprocessing instead of 256 px squares.
 
-Metrics, each the mean over draws: `top1@5shot`, `mean_per_class@5shot`, and so on; with `_std` behind the name the
+Metrics, each the mean over draws: `top1@5shot`, `mean_per_class@5shot`, and so on; with `_std` after the name the
 sample standard deviation over draws (0 for one draw). Plain `top1` and `mean_per_class` are those of `Options.report`
 shots per class. Predictions have one row for each of its draws.
 """
@@ -39,13 +39,13 @@ class Options:
     """The recipe."""
 
     shots: tuple[int, ...] = (1, 5, 10, 25)
-    """Training images per class; a class that has fewer gives all it has, as in big_vision."""
+    """Training images per class; a class that has fewer takes part with all, as in big_vision."""
     draws: int = 3
     """Random choices of the images, which share their first ones between numbers of shots."""
     l2: float = 1024.0
     """Weight of the squared weights in the sum of squared errors."""
     report: int = 10
-    """Number of shots behind the plain metrics and the predictions; the largest one where it is not among them."""
+    """Number of shots of the plain metrics and the predictions; the largest one where it is not among them."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no draw could use."""

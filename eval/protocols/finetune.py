@@ -2,7 +2,7 @@
 
 The backbone's weights and a fresh classifier (truncated normal with standard deviation 0.02, bias 0, as TextTeacher's
 fine-tuning has it, arXiv 2605.22098) start `tt_ray.training.trainer`. Each learning rate of the recipe is tried on the
-training images and scored on the validation images with the task's metric; the best one trains anew on both together,
+training images and scored on the validation images with the task's metric; the best one trains again on both together,
 and the result is tested once. A rate whose loss becomes infinite has lost; a recipe with a single rate selects nothing.
 
 `train_on` says what the last training sees. The recipe `paper` leaves official validation images out, as TextTeacher
@@ -52,7 +52,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Options:
-    """The recipe, and what is changed in it."""
+    """The recipe, and changes of it."""
 
     recipe: Literal["builtin", "deit", "paper"] = "builtin"
     """A short one for CPUs, DeiT's, or TextTeacher's (see `RECIPES`)."""
@@ -176,7 +176,7 @@ class Tuner:
         with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
             run = self._run(Path(folder), len(source))
             start_run(run)
-            # The loop validates what it is given after the last step: one image, since the scores come from elsewhere.
+            # The loop validates a split after the last step: one image, since the scores come from elsewhere.
             trainer = Trainer(
                 run, Data(images, images.select(np.zeros(1, np.int64)), None, ()), LocalContext(0, 1, device)
             )
@@ -218,7 +218,7 @@ class Tuner:
 
 
 def model_config(backbone: Backbone) -> ModelConfig:
-    """How timm builds the backbone; raises UserError when that cannot be said in a configuration."""
+    """The configuration that builds the backbone; raises UserError when none can express it."""
     model = cast(Any, backbone.model)
     arguments: dict[str, Any] = get_model_args(model)
     for name in ("num_classes", "in_chans"):
@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
 
 @torch.no_grad()
 def start_from(model: nn.Module, source: nn.Module, seed: int) -> None:
-    """Gives `model` all weights of `source` but the classifier's, which are drawn from `seed`.
+    """Copies all weights of `source` into `model` but the classifier's, which are drawn from `seed`.
 
     Raises UserError, naming them, where weights are lacking, left over or of another shape.
     """

@@ -1,4 +1,4 @@
-"""What fine-tuning does to splits before the loop sees them."""
+"""Splits as fine-tuning prepares them for the loop."""
 
 from dataclasses import replace
 

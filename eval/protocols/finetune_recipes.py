@@ -25,7 +25,7 @@ COMMON: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to fine-tune: what no field of a run's configuration says, and the fields that it changes."""
+    """One way to fine-tune: settings that a run's configuration has no field for, and the fields that it changes."""
 
     steps: int
     """Updates of each training."""

@@ -39,7 +39,7 @@ class Options:
     ks: tuple[int, ...] = (10, 20, 100, 200)
     """Numbers of neighbours to choose from; those above the number of training images become that number."""
     temperature: float = 0.07
-    """What cosines are divided by before they become weights."""
+    """Temperature by which cosines are divided before they become weights."""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no vote could use."""

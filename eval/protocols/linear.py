@@ -40,7 +40,7 @@ from tt_ray.terminal.errors import UserError, some
 
 TRAITS = Traits(version=2, cost=4.0, on_features=True, draws="validation")
 Score = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], float]
-"""Labels and predictions to what is chosen by; more is better."""
+"""Score of labels and predictions to choose by; more is better."""
 
 
 def spaced(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -55,7 +55,7 @@ class Options:
     strengths: tuple[float, ...] = field(default_factory=lambda: spaced(-6, 5, 45))
     """Values of C to choose from."""
     past_peak: float = 1.0
-    """Decades of C that the path goes on past the best value, at least; infinity fits all."""
+    """Decades of C, at least, by which the path continues past the best value; infinity fits all."""
     near_peak: float = 0.5
     """Points of the validation score that the last value must be worse than the best by; 100 fits all."""
     tolerance: float = TOLERANCE
@@ -75,15 +75,15 @@ class Tried(NamedTuple):
     """One value of the path."""
 
     fit: Fit
-    """Without its weights, unless it is the best one's."""
+    """The fit, without its weights unless it is the best one."""
     score: float
-    """On validation images."""
+    """Score on validation images."""
     loss: float
     """Mean cross-entropy of validation images."""
 
 
 class Selection(NamedTuple):
-    """What came of a path."""
+    """The outcome of a path."""
 
     scaling: Moments
     """Standardisation that all fits share."""
@@ -168,7 +168,7 @@ def select(
 
 
 def describe(selection: Selection) -> dict[str, Any]:
-    """What was chosen, and how the fits ended."""
+    """The value that was chosen, and how the fits ended."""
     final, best = selection.final, selection.best
     return {
         "C": best.fit.strength,

@@ -49,9 +49,9 @@ class Options:
     rates: tuple[float, ...] = RATES
     """Learning rates at a batch of 256."""
     blocks: tuple[int, ...] = (1, 4)
-    """From how many of the last blocks class tokens are taken; more than there are becomes all."""
+    """Numbers of last blocks whose class tokens are taken; more than there are becomes all."""
     patches: tuple[bool, ...] = (False, True)
-    """Whether the mean of the patch tokens goes with them."""
+    """Whether the mean of the patch tokens is concatenated to them."""
     steps: int = 12_500
     """The paper's 10 epochs of 1250 steps."""
     batch_size: int = 128
@@ -83,7 +83,7 @@ class Heads:
         self._speed, self._bias_speed = torch.zeros_like(self.weights), torch.zeros_like(self.bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of inputs (B, width): (rates, B, classes)."""
+        """Logits of inputs (B, width): (rates, B, classes)."""
         return torch.baddbmm(self.bias, x.expand(len(self.rates), *x.shape), self.weights.transpose(1, 2))
 
     def step(self, x: Tensor, labels: Tensor, share: float, momentum: float) -> None:
@@ -241,7 +241,7 @@ def _inputs_in_parts(backbone: Backbone, images: Tensor, options: Options, confi
 
 
 def inputs(backbone: Backbone, images: Tensor, options: Options) -> dict[str, Tensor]:
-    """What heads see of normalised images (B, 3, size, size), by name, (B, width) each."""
+    """Inputs of heads from normalised images (B, 3, size, size), by name, (B, width) each."""
     model: Any = backbone.model
     if getattr(model, "cls_token", None) is None or not hasattr(model, "blocks"):
         return {"pooled": backbone.pooled(images)}

@@ -26,7 +26,7 @@ _GAP = 8
 
 
 class Moments(NamedTuple):
-    """Of each feature, over the rows that a probe is fitted on."""
+    """Moments of each feature, over the rows that a probe is fitted on."""
 
     mean: npt.NDArray[np.float64]
     """(d,)."""
@@ -53,7 +53,7 @@ def moments(x: Matrix, rows: Rows) -> Moments:
     for _, block in read_blocks(x, rows):
         off = block - mean
         variance += np.square(off, out=off).sum(0) / count
-    # What float32 cannot tell from its mean varies by rounding alone.
+    # A feature that float32 cannot distinguish from its mean varies by rounding alone.
     constant = variance <= (float(np.finfo(np.float32).eps) * mean) ** 2
     return Moments(mean, np.where(constant, 1.0, np.sqrt(variance)))
 
@@ -85,7 +85,7 @@ def read_blocks(x: Matrix, rows: Rows, block_bytes: int = _READ_BYTES) -> Iterat
 
 @contextmanager
 def _opened(x: Matrix) -> Iterator[Callable[[Rows], Matrix]]:
-    """What gives a copy of `x[rows]`; parts of memory maps are read like arrays in memory."""
+    """A function that copies `x[rows]`; parts of memory maps are read like arrays in memory."""
     if isinstance(x, np.memmap) and x.filename and isinstance(x.base, mmap.mmap) and x.flags.c_contiguous:
         with open(x.filename, "rb", buffering=0) as file:
             yield FileRows(file, x).read
@@ -118,7 +118,7 @@ class FileRows:
         near = self._near[: end - first]
         self.file.seek(self.x.offset + first * self.x.strides[0])
         if self.file.readinto(near.data.cast("B")) != near.nbytes:
-            raise UserError(f"{self.x.filename} ends early: delete its folder, and it is made anew")
+            raise UserError(f"{self.x.filename} ends early: delete its folder, and it is made again")
         return near
 
 
@@ -169,11 +169,11 @@ class Design:
         return torch.cat([multiply(weights[:, :-1], self._basis), weights[:, -1:]], 1)
 
     def unturned(self, weights: Tensor) -> Tensor:
-        """The way back."""
+        """The inverse of `turned`."""
         return torch.cat([multiply(weights[:, :-1], self._basis.T), weights[:, -1:]], 1)
 
     def for_blocks(self, weights: Tensor) -> Tensor:
-        """Weights in the eigenbasis as weights of what `blocks` gives: what is read anew is not turned each time."""
+        """Weights in the eigenbasis as weights of what `blocks` yields, which is not turned each time it is read."""
         return weights if self.data is not None else self.unturned(weights)
 
     def from_blocks(self, gradient: Tensor) -> Tensor:

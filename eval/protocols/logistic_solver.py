@@ -9,7 +9,7 @@ Four things make it cheap. (1) float32, and both products with a block of rows w
 preconditioner in the basis where the second derivatives, sum_i (diag(p_i) - p_i p_i') ⊗ x_i x_i', come out nearly
 diagonal: eigenvectors of X'X times those of the mean of diag(p) - pp', whose products of eigenvalues stand for the
 diagonal (a Kronecker factorisation, as in Martens and Grosse, 2015, arXiv 1503.05671). (3) From one C to the next, the
-weights go on along the line through the last two solutions, and L-BFGS keeps its pairs: the penalty's share of a
+weights move on along the line through the last two solutions, and L-BFGS keeps its pairs: the penalty's share of a
 gradient difference is known, so it is exchanged. (4) Line searches take the first step in 9 of 10 iterations.
 """
 
@@ -230,7 +230,7 @@ class Solver:
         self._path: list[tuple[float, Tensor]] = []
 
     def widen(self, labels: npt.NDArray[np.int64], fit: Fit) -> None:
-        """From now on fits the first len(labels) rows, and goes on from `fit`.
+        """From now on fits the first len(labels) rows, starting from `fit`.
 
         Pairs stay: more rows of the same kind have nearly the same second derivatives.
         """
@@ -256,14 +256,14 @@ class Solver:
         return Fit(strength, weights, self.point.value, largest, iterations, largest <= self.tolerance)
 
     def probabilities(self, start: int, stop: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Of the classes of the design's rows start to stop, in blocks (b, classes), at the last solution."""
+        """Class probabilities of the design's rows start to stop, in blocks (b, classes), at the last solution."""
         design = self.objective.design
         seen = design.for_blocks(self.point.weights)
         for _, x in design.blocks(start, stop):
             yield probabilities(x, seen).cpu().numpy()
 
     def _extrapolate(self, position: float) -> None:
-        """Goes on along the line through the last two solutions, over log C, if that is nearer to the solution."""
+        """Moves on along the line through the last two solutions, over log C, if that is nearer to the solution."""
         if len(self._path) < 2:
             return
         (first, older), (second, newer) = self._path
@@ -300,7 +300,7 @@ class Solver:
 
 
 def line_search(objective: Objective, point: Point, direction: Tensor) -> Point | None:
-    """A point on the ray that meets Wolfe's conditions, None if there is none that float32 can tell.
+    """A point on the ray that satisfies Wolfe's conditions, None if float32 can distinguish none.
 
     The objective is convex, so that slopes alone bracket the minimum: near it, values are equal but for rounding.
     """

@@ -1,6 +1,6 @@
 """Protocols by name, and what a module must define to be one: `TRAITS`, `Options` and `evaluate`.
 
-A protocol of the user's own needs no entry here: its name is that of its module, as in `--protocols my.protocol`.
+A user's own protocol needs no entry here: its name is that of its module, as in `--protocols my.protocol`.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def protocol(name: str) -> ProtocolModule:
     """Imports a protocol.
 
     Args:
-        name: One of `PROTOCOLS`, or a module of the user's own that Python can import.
+        name: One of `PROTOCOLS`, or a user's own module that Python can import.
 
     Raises:
         UserError: There is no such protocol, or the module lacks something that a protocol must define.

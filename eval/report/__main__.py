@@ -26,23 +26,23 @@ class Arguments:
     baseline: str = ""
     """Model that the others are compared with; empty takes `baseline` or `base`, or else the first one."""
     out: Path | None = None
-    """Folder of the report; the results' own if not given."""
+    """Folder of the report; the default is that of the results."""
 
 
 def write_report(results: Path, baseline: str = "", out: Path | None = None) -> list[Path]:
-    """Writes the report in all formats and returns the files. The same results give the same bytes.
+    """Writes the report in all formats and returns the files. The same results make the same bytes.
 
     Raises UserError where there are no results, or none of the baseline.
     """
     results, out = results.expanduser(), (out or results).expanduser()
     if not results.is_dir():
-        raise UserError(f"no folder {results}: give the one that python -m eval wrote with --out")
+        raise UserError(f"no folder {results}: pass the one that python -m eval wrote with --out")
     with Display() as display:
         report = build_report(results, read_table(results), baseline or None, display.show)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{out} is not a folder: give another --out") from None
+        raise UserError(f"{out} is not a folder: choose another --out") from None
     for name, write in _FORMATS.items():
         with new_file(out / name, durable=False) as partial:
             partial.write_text(write(report), encoding="utf-8")

@@ -15,7 +15,7 @@ _BLOCK = 4_000_000
 
 
 class Interval(NamedTuple):
-    """Of a difference, in points of per cent."""
+    """Interval of a difference, in points of per cent."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ def paired_interval(
     """Percentile interval (Efron and Tibshirani, 1993, chapter 13) of metric(model) - metric(baseline).
 
     Every resample draws n of the n test images with replacement, the same ones for both models (shares (n,), averaged
-    over seeds and draws beforehand), and computes the metric anew; a class that a resample misses does not count in its
+    over seeds and draws beforehand), and computes its metric; a class that a resample misses does not count in its
     mean over classes. So it covers the sampling of test images, not the variance between training runs.
 
     Images of one class (for top1: any) with one difference are interchangeable: their number in a resample is

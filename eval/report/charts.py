@@ -130,7 +130,7 @@ class Scatter(NamedTuple):
     """Every other model against the baseline."""
 
     axis: Axis
-    """Of both directions; ticks lie within 0 and 100."""
+    """Axis of both directions; ticks are within 0 and 100."""
     points: list[Point]
     labels: list[tuple[str, float, float]]
     """Tasks' names with the place of their left end, in pixels."""

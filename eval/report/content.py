@@ -1,4 +1,4 @@
-"""What a report tells, whatever its format: cells, sections by protocol, failures, where the numbers come from."""
+"""The content of a report, whatever its format: cells, sections by protocol, failures, where the numbers come from."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Difference:
 
     value: float
     interval: Interval | None
-    """95 %; None where predictions do not allow one."""
+    """95 % interval; None where predictions do not allow one."""
     why: str = ""
     """Why there is no interval."""
 
@@ -61,11 +61,11 @@ class Section:
     """The baseline first; those without any result are left out."""
     tasks: tuple[str, ...]
     versions: dict[str, int]
-    """Of the tasks."""
+    """Versions of the tasks."""
     cells: dict[CellKey, Cell]
-    """By each task's own metric."""
+    """Cells of each task's own metric."""
     others: dict[str, dict[CellKey, Cell]]
-    """By the name of any other metric."""
+    """Cells of other metrics, by name."""
     common: tuple[str, ...]
     """Tasks on which every model has a result: what averages are about."""
 
@@ -82,16 +82,16 @@ class Section:
         return max(cell.n for (name, _), cell in self.cells.items() if name == task)
 
     def mean(self, model: str) -> float | None:
-        """Over the common tasks."""
+        """Mean over the common tasks."""
         return float(np.mean([self.cells[task, model].mean for task in self.common])) if self.common else None
 
     def rank(self, model: str) -> float | None:
-        """Average over the common tasks."""
+        """Average rank over the common tasks."""
         ranks = [rank for task in self.common if (rank := self.cells[task, model].rank) is not None]
         return float(np.mean(ranks)) if ranks else None
 
     def marks(self, model: str) -> tuple[int, int]:
-        """On how many tasks the model is significantly better and worse than the baseline."""
+        """Numbers of tasks on which the model is significantly better and worse than the baseline."""
         found = [cell.difference.mark for (_, name), cell in self.cells.items() if name == model and cell.difference]
         return found.count(1), found.count(-1)
 
@@ -138,19 +138,19 @@ class Report:
     failures: tuple[Failure, ...]
     damaged: tuple[str, ...]
     notes: tuple[str, ...]
-    """What a reader must know about single numbers: other seeds, no interval."""
+    """Notes on single numbers: other seeds, no interval."""
     sources: tuple[ModelOrigin, ...]
     versions: tuple[Counted, ...]
     commands: tuple[Counted, ...]
     created: tuple[str, str]
-    """First and last job."""
+    """Times of the first and the last job."""
     jobs: int = 0
     comparisons: int = 0
-    """Differences with an interval."""
+    """Number of differences with an interval."""
     marked: int = 0
-    """Of these, significant ones."""
+    """Number of significant ones among these."""
     costs: tuple[tuple[str, Costs], ...] = ()
-    """By label, of the models whose costs have been counted."""
+    """Labels and costs of the models whose costs have been counted."""
 
     @property
     def counts(self) -> list[tuple[int, str]]:

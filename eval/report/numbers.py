@@ -40,7 +40,7 @@ class _Index:
     sections: dict[tuple[str, str], str]
     """Label by protocol and hash."""
     rows: list[ResultRow]
-    """Of jobs that are done, the last one for each metric."""
+    """Rows of jobs that are done, the last one for each metric."""
     failed: list[ResultRow]
     """Jobs without a result."""
     notes: list[str] = field(default_factory=list[str])
@@ -135,7 +135,7 @@ def _index(rows: list[ResultRow]) -> _Index:
 
 
 def doubts(rows: Iterable[ResultRow]) -> list[str]:
-    """What a reader must know about how jobs ended: fits that did not converge, choices at the edge of their grid."""
+    """Notes on how jobs ended: fits that did not converge, choices at the edge of their grid."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in {row.job: row for row in rows}.values():
         chosen = _object(row.chosen)
@@ -146,10 +146,10 @@ def doubts(rows: Iterable[ResultRow]) -> list[str]:
             )
         if chosen.get("at_edge"):
             text = f"{row.task} {row.model} seed {row.seed} ({chosen.get('lr'):g})"
-            found[f"{row.protocol}: the best rate is the lowest or highest (give more rates)"].append(text)
+            found[f"{row.protocol}: the best rate is the lowest or highest (try more rates)"].append(text)
         if len(path) > 1 and chosen.get("C") in (path[0][0], path[-1][0]):
             text = f"{row.task} {row.model} seed {row.seed} (C {chosen['C']:.3g})"
-            found[f"{row.protocol}: the best C is the lowest or highest (give more strengths)"].append(text)
+            found[f"{row.protocol}: the best C is the lowest or highest (try more strengths)"].append(text)
     return [f"{what}: {some(sorted(where))}." for what, where in sorted(found.items())]
 
 
@@ -163,7 +163,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _work(row: ResultRow) -> tuple[Any, ...]:
-    """What a job is about, whatever its key."""
+    """The work of a job, whatever its key."""
     return row.model, row.weights, row.task, row.task_version, row.protocol, row.protocol_hash, row.seed
 
 
@@ -195,7 +195,7 @@ def _order_models(index: _Index, baseline: str | None) -> tuple[str, ...]:
 
 
 def _section(label: str, rows: Sequence[ResultRow], index: _Index, models: Sequence[str]) -> Section:
-    """All but differences."""
+    """A section without differences."""
     grouped: dict[tuple[str, str, str], list[ResultRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.seed):
         grouped[index.task(row), index.model(row), row.metric].append(row)
@@ -219,7 +219,7 @@ def _section(label: str, rows: Sequence[ResultRow], index: _Index, models: Seque
 
 
 def _own_metric(rows: Sequence[ResultRow]) -> str:
-    """The metric that the task's authors define, where the protocol gives it."""
+    """The metric that the task's authors define, where the protocol reports it."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     wanted = [row.task_metric for row in rows if row.task_metric in metrics]
     return wanted[0] if wanted else "top1" if "top1" in metrics else metrics[0]
@@ -272,7 +272,7 @@ def _difference(baseline: Cell, model: Cell, first: Measured | str, second: Meas
 
 
 def _measure(out: Path, rows: Sequence[ResultRow]) -> Measured | str:
-    """How often the jobs' predictions are right on each image, or why that cannot be told."""
+    """How often the jobs' predictions are right on each image, or why that is not known."""
     labels, shares = None, []
     for row in rows:
         if row.metric not in METRICS:
@@ -288,7 +288,7 @@ def _measure(out: Path, rows: Sequence[ResultRow]) -> Measured | str:
         labels = found.labels
         shares.append(share_right(*found))
         if not abs(metric_of(row.metric, labels, shares[-1]) - row.value) < _TOLERANCE:
-            return f"the predictions of job {row.job} do not give its {row.metric}"
+            return f"the predictions of job {row.job} do not reproduce its {row.metric}"
     return "it has no result" if labels is None else (labels, np.mean(shares, 0))
 
 
@@ -304,7 +304,7 @@ def _origins(index: _Index, models: Sequence[str]) -> tuple[ModelOrigin, ...]:
 
 
 def _costs(out: Path, index: _Index, models: Sequence[str]) -> tuple[tuple[str, Costs], ...]:
-    """Of each model that has some, in their order."""
+    """Costs of each model that has some, in the models' order."""
     weights = {index.model(row): row.weights for row in [*index.rows, *index.failed] if row.weights}
     found = [(model, read_costs(out, weights[model])) for model in models if model in weights]
     return tuple((model, costs) for model, costs in found if costs is not None)

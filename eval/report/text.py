@@ -32,7 +32,7 @@ _LATEX = {
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """With two decimals; a dash for None."""
+    """A value with two decimals; a dash for None."""
     return DASH if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
@@ -66,13 +66,13 @@ def explanations(report: Report) -> list[str]:
         "Values are per cent of each task's own metric: top1, the share of test images named right, or mean_per_class, "
         "the mean over classes of their shares. They are mean ± sample standard deviation over seeds; with one seed "
         f"there is no spread. {DASH} means no result. The best value of a row is bold.",
-        f"Below a value stands its difference to {report.baseline} with a 95 % interval by paired bootstrap over test "
+        f"Below a value is its difference to {report.baseline} with a 95 % interval by paired bootstrap over test "
         f"images: {RESAMPLES:,} resamples, each with the same images for both models, of shares averaged over seeds. "
         "It covers the drawing of test images, not the variance between training runs.",
         "What a seed draws: the validation images of tasks that have none of their own (all that linear and knn draw: "
         "their spread is that of the choice of C or k, and 0 where the same value was chosen); few_shot: shots; "
         "linear_sgd and finetune: the training of head or model as well. No spread covers the training of the model "
-        "that is compared: for that, give several runs of it.",
+        "that is compared: for that, evaluate several runs of it.",
         f"{MARKS[1]} and {MARKS[-1]} mark differences whose interval excludes 0, where the models differ on at least "
         f"{MIN_DIFFERING} images (of fewer, a bootstrap says too much). {_several(report.comparisons, 'interval')} in "
         f"all, {report.marked} marked; were all models alike, {by_chance} would be by chance: there is no correction "
@@ -159,7 +159,7 @@ def cost_table(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def costs_by_metric(costs: Costs) -> dict[str, float]:
-    """Every figure by a name that tells its unit and, where it was measured, its batch size."""
+    """Every figure by a name with its unit and, where it was measured, its batch size."""
     found: dict[str, float] = {name: getattr(costs, name) for name in ("params", "flops", "activations", "image_size")}
     for each in costs.measured:
         for name in ("images_per_s", "inference_mb", "training_mb"):
@@ -168,7 +168,7 @@ def costs_by_metric(costs: Costs) -> dict[str, float]:
 
 
 def caption(section: Section) -> str:
-    """What a section's table shows."""
+    """The caption of a section's table."""
     spread = "mean ± standard deviation over seeds"
     return f"{section.label}: per cent, {spread}; below it the difference to the baseline with its 95 % interval"
 

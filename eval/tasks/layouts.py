@@ -127,8 +127,8 @@ class INaturalist:
 class ImageNet:
     """A folder of ImageNet's classes, each called by its WordNet id, or (V2) by its number from 0 to 999.
 
-    Class k of the split is class `wordnet_ids(subset)[k]`. With `real`, images that nobody could label are left out,
-    and the label is the first of those that were found right.
+    Class k of the split is class `wordnet_ids(subset)[k]`. With `real`, images without a right answer are left out,
+    and the label is the first right answer.
     """
 
     folders: tuple[str, ...]
@@ -173,7 +173,7 @@ class ImageNet:
     def _check(self, root: Path, kinds: set[str], number: dict[str, int], classes: int) -> None:
         strange, lacking = sorted(kinds - set(number)), sorted(set(number) - kinds)
         if strange or lacking or len(kinds) != classes:
-            problem = f"{some(strange)} are none of its classes" if strange else f"{some(lacking)} are lacking"
+            problem = f"{some(strange)} are not among its classes" if strange else f"{some(lacking)} are lacking"
             raise UserError(f"{root} has {len(kinds)} class folders, but {self.subset} has {classes}: {problem}")
 
     def help(self, place: Place) -> str:

@@ -1,6 +1,6 @@
 """Where a task's images come from: built-in sets, torchvision's, Hugging Face's, and folders or Parquet of users.
 
-An origin gives the splits that a task calls train, val and test. It raises `Missing` where the files are not there, so
+An origin opens the splits that a task calls train, val and test. It raises `Missing` where the files are not there, so
 that the next origin of the task is tried, and UserError where they are there but cannot be used.
 """
 
@@ -36,7 +36,7 @@ VALIDATION_NAMES = ("val", "validation", "valid", "dev")
 
 
 class Missing(UserError):
-    """The files of a task are not where they were looked for."""
+    """The files of a task were not found."""
 
 
 class Place(NamedTuple):
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
     root: Path
     given: bool
-    """The user gave this folder for this task; otherwise it holds many sets, each in a folder of its own."""
+    """The user chose this folder for this task; otherwise it holds many sets, each in a folder of its own."""
 
 
 class Opened(NamedTuple):
@@ -52,7 +52,7 @@ class Opened(NamedTuple):
 
     source: Source
     identity: str
-    """Stands for the images, together with their ids: what set it is, and sizes and times of files of the user's."""
+    """Stands for the images, together with their ids: what set it is, and sizes and times of the user's files."""
 
 
 class Origin(Protocol):
@@ -63,7 +63,7 @@ class Origin(Protocol):
         ...
 
     def help(self, place: Place) -> str:
-        """A command or a deed that puts the images where they are looked for; empty where there is none."""
+        """A command or an action that puts the images where they will be found; empty where there is none."""
         ...
 
 
@@ -86,7 +86,7 @@ class Shapes:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(origin: Shapes, split: Split) -> Source:
-    """Kept, as a process that works on many jobs needs the same few again and again; pictures are not held."""
+    """Cached, as a process that works on many jobs needs the same few again and again; pictures are not held."""
     from tt_ray.data.sources.shapes import shapes_source
 
     config = ShapesConfig(origin.train_size, origin.test_size, origin.label, "class", SHAPES_SEED)
@@ -221,7 +221,7 @@ class Hub:
         from tt_ray.data.sources.hf_datasets import table_source
 
         if place.given:
-            raise Missing(f"the hub's {self.id} is not asked for where a folder is given")
+            raise Missing(f"the hub's {self.id} is not tried where a folder is given")
         config = DataConfig(
             source="datasets", root=self.id, name=self.name, image_column=self.image, label_column=self.label
         )
@@ -245,7 +245,7 @@ class Hub:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A folder of the user's: a folder of images for each split (class sub-folders, or metadata), or Parquet.
+    """A user's folder: a folder of images for each split (class sub-folders, or metadata), or Parquet.
 
     Splits are called train, test and (if there is one) val, validation, valid or dev, unless `splits` says otherwise.
     """
@@ -266,7 +266,7 @@ class Files:
         return ""
 
     def names(self, place: Place) -> dict[Split, str]:
-        """What the splits are called that there are. Raises Missing when train or test is not there."""
+        """Names of the splits that exist. Raises Missing when train or test does not."""
         root = next((root for root in places(place, self.folders) if self._kind(root) is not None), None)
         if root is None:
             raise Missing(f"{place.root} holds neither train/ and test/ nor Parquet files")

@@ -1,4 +1,4 @@
-"""Tasks by name: a data set with splits, metric and version; the table's, and the user's own.
+"""Tasks by name: a data set with splits, metric and version; the table's, and the user's own ones.
 
 tasks(["builtin", "flowers102", "mine"], roots={"mine": "/data/mushrooms"}, data_root="/data")
 """
@@ -22,7 +22,7 @@ from tt_ray.data.sources.decoding import VERSION as DECODING
 from tt_ray.terminal.errors import UserError, nearest, some
 
 Rows = npt.NDArray[np.int64]
-_LAYOUT = "give a folder with train/ and test/, or say in a task file what they are called"
+_LAYOUT = "pass a folder with train/ and test/, or name them in a task file"
 _VALIDATION_SHARE, _LARGE, _LARGE_SHARE = 0.2, 50_000, 0.1
 
 
@@ -35,20 +35,20 @@ class Task:
     classes: int
     """Number of classes."""
     metric: Metric
-    """What its authors report: share of right answers, or the mean of that share over classes."""
+    """The metric that its authors report: share of right answers, or the mean of that share over classes."""
     citation: str
     sizes: Mapping[Split, int]
     """Images of the official splits; without val, validation images come from train; without train, it only tests."""
     origins: tuple[Origin, ...]
-    """How it is opened: the first that finds its files is taken."""
+    """Ways to open it: the first that finds its files is taken."""
     place: Place
     """Where its files are."""
     data: str = ""
-    """Tasks of the user's own: changes when their images, what is read of them, or their labels do."""
+    """The user's own tasks: changes when their images, what is read of them, or their labels do."""
     subset: Subset | None = None
     """Evaluation-only sets: which of ImageNet's classes they have."""
     left_out: tuple[str, ...] = ()
-    """Tasks of the user's own: sentences on files that are not read."""
+    """The user's own tasks: sentences on files that are not read."""
 
     @property
     def has_val(self) -> bool:
@@ -94,7 +94,7 @@ class Task:
     def opened(self, split: Split) -> Opened:
         """An official split, and what stands for its images.
 
-        Raises UserError when it is not there (saying what gives it), when its numbers of images or classes are not
+        Raises UserError when it is not there (saying how to get it), when its numbers of images or classes are not
         the definition's, and when a class has no training image.
         """
         if split not in self.sizes:
@@ -115,7 +115,7 @@ class Task:
         )
         raise UserError(
             f"{self.name} ({split}) is not there: {'; '.join(dict.fromkeys(problems))}. To fix this: "
-            f"{'; or '.join([*helps, f'give --task-root {self.name}=DIR{layout}'])}"
+            f"{'; or '.join([*helps, f'pass --task-root {self.name}=DIR{layout}'])}"
         )
 
     def _check(self, source: Source, split: Split) -> None:
@@ -147,8 +147,8 @@ def tasks(
 ) -> dict[str, Task]:
     """Tasks of these names, suites expanded, each once, in order.
 
-    `roots` gives folders of single tasks; a name that is in no table defines a task of the user's own, whose folder
-    is looked into. All other files are looked for below `data_root`. `own` are tasks of a task file (`load_tasks`).
+    `roots` are folders of single tasks; a name that is in no table defines a task of the user's, whose folder
+    is read. All other files are searched for below `data_root`. `own` are tasks of a task file (`load_tasks`).
     Raises UserError on unknown names (with the nearest ones) and on folders for tasks that are not asked for.
     """
     roots, own = roots or {}, own or {}
@@ -187,7 +187,7 @@ def _from_table(name: str, root: str | Path | None, data_root: Path) -> Task:
 
 
 def folder_task(name: str, root: Path) -> Task:
-    """A task of the user's own in a folder: train/, test/ and perhaps val/, or Parquet files of these names."""
+    """A user's own task in a folder: train/, test/ and perhaps val/, or Parquet files of these names."""
     if not root.is_dir():
         raise UserError(f"--task-root {name}={root}: there is no such folder")
     return _own(name, Files(), Place(root, True), Entry())
@@ -206,11 +206,11 @@ class Entry:
     config: str = ""
     """hub: configuration, if it has several."""
     train: str = "train"
-    """What the training split is called."""
+    """Name of the training split."""
     val: str = ""
-    """What the validation split is called; empty: val, validation, valid or dev if there is one."""
+    """Name of the validation split; empty: val, validation, valid or dev if there is one."""
     test: str = "test"
-    """What the test split is called."""
+    """Name of the test split."""
     image: str = "image"
     """Column of the image, in tables."""
     label: str = "label"
@@ -239,7 +239,7 @@ def load_tasks(path: str | Path) -> dict[str, Task]:
     found: dict[str, Task] = {}
     for name, fields in tree.items():
         if name in TABLE or name in SUITES:
-            raise UserError(f"{path}: {name} is a task of the table: give another name")
+            raise UserError(f"{path}: {name} is a task of the table: choose another name")
         entry = _read_entry(path, name, fields)
         if bool(entry.root) == bool(entry.hub):
             raise UserError(f"{path}: {name} must have either root (a folder) or hub (a data set's id)")
@@ -306,5 +306,5 @@ def split_rows(task: Task, labels: Rows, n_train: int, seed: int) -> tuple[Rows,
     share = _LARGE_SHARE if len(labels) > _LARGE else _VALIDATION_SHARE
     chosen = mark_share(labels, share, seed)
     if not chosen.any():
-        raise UserError(f"{task.name} has too few training images to take validation images from: give a val split")
+        raise UserError(f"{task.name} has too few training images to take validation images from: add a val split")
     return rows[~chosen], rows[chosen]

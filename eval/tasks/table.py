@@ -1,4 +1,4 @@
-"""The tasks that there are. A change that can change a number makes a new version of the task.
+"""All tasks by name. A change that can change a number makes a new version of the task.
 
 Sizes are those of the official splits; where authors give none, the origin draws one from hashes, the same everywhere.
 Metrics are those of the authors, as Kornblith et al., 2019 (arXiv 1805.08974, table 1) collected them.
@@ -26,7 +26,7 @@ class Definition:
     sizes: Mapping[Split, int]
     """Images of the official splits; without val, validation images are taken from train."""
     origins: tuple[Origin, ...]
-    """How it is opened: the first that finds its files is taken."""
+    """Ways to open it: the first that finds its files is taken."""
     citation: str
     version: int = 1
     subset: Subset | None = field(default=None)

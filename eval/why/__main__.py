@@ -4,7 +4,7 @@
     python -m tt_ray.train shapes_textteacher --run.keep_checkpoints 0
     python -m eval.why runs/shapes_baseline runs/shapes_textteacher --out why
 
-Every part gives a PNG and a CSV, and why.md has them all:
+Every part makes a PNG and a CSV, and why.md has them all:
 
 - cka_layers: linear CKA of every layer of the one with every layer of the other (of a run with itself where it is
   alone), from minibatches by the unbiased HSIC_1 (Nguyen et al., 2021, arXiv 2010.15327; Song et al., 2012).
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     """Analyses one run, or two side by side, and writes why.md."""
     given = read_arguments(Arguments, arguments, program("eval.why"))
     if not 1 <= len(given.runs) <= _MOST_RUNS or len(set(given.runs)) < len(given.runs):
-        raise UserError(f"give one run, or two different ones, not {' '.join(map(str, given.runs)) or 'none'}")
+        raise UserError(f"pass one run, or two different ones, not {' '.join(map(str, given.runs)) or 'none'}")
     _analyse(given)
 
 
@@ -77,7 +77,7 @@ def _analyse(given: Arguments) -> None:
         try:
             given.out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{given.out} is not a folder: give another --out") from None
+            raise UserError(f"{given.out} is not a folder: choose another --out") from None
         parts = representations(runs, source, config, given.out, display)
         parts.append(gradients(runs, given.batches, torch.device(given.device), given.out, display))
     text = "\n\n".join(["# Why it works", *parts]) + "\n"

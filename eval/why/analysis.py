@@ -25,8 +25,8 @@ from tt_ray.training.metrics_log import read_rows
 MOST_RUNS = 2
 
 
-class Run(NamedTuple):
-    """A run and what is left of it."""
+class RunHistory(NamedTuple):
+    """A run and its checkpoints."""
 
     name: str
     config: Config
@@ -34,11 +34,11 @@ class Run(NamedTuple):
     """Intact checkpoints at the end of an epoch, by the number of epochs, in order."""
 
 
-def open_run(path: Path, display: Display) -> Run:
+def open_run(path: Path, display: Display) -> RunHistory:
     """The run and its intact checkpoints after whole epochs; raises UserError when there are none."""
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run of tt-ray: it has no config.yaml")
-    # Where the run lies now, its embedding store lies too.
+    # The embedding store is where the run is now.
     config = Config.from_yaml(path / "config.yaml").override("run.storage", str(path.absolute().parent))
     ends = {row["step"]: row["epoch"] for row in read_rows(path / "metrics.jsonl") if row["kind"] == "validation"}
     per_epoch = next((step // epoch for step, epoch in ends.items()), 0)
@@ -59,11 +59,11 @@ def open_run(path: Path, display: Display) -> Run:
             f"{path} has checkpoints of {len(epochs)} of {config.train.epochs} epochs: "
             "train with --run.keep_checkpoints 0 to keep one an epoch"
         )
-    return Run(path.absolute().name, config, epochs)
+    return RunHistory(path.absolute().name, config, epochs)
 
 
 class _Seen(NamedTuple):
-    """What is kept of one checkpoint's forward passes."""
+    """Results of one checkpoint's forward passes."""
 
     layers: Sequence[str]
     grams: list[list[Grid]]
@@ -71,7 +71,9 @@ class _Seen(NamedTuple):
     uniformity: float
 
 
-def representations(runs: Sequence[Run], source: Source, config: EvalConfig, out: Path, display: Display) -> list[str]:
+def representations(
+    runs: Sequence[RunHistory], source: Source, config: EvalConfig, out: Path, display: Display
+) -> list[str]:
     """CKA by layer and by epoch, alignment and uniformity; draws, writes, and returns the Markdown of each part."""
     last = [_see(list(run.epochs.values())[-1], run, source, config) for run in runs]
     steps = sorted(set().union(*(run.epochs for run in runs)))
@@ -101,7 +103,7 @@ def representations(runs: Sequence[Run], source: Source, config: EvalConfig, out
     ]
 
 
-def _see(checkpoint: Path, run: Run, source: Source, config: EvalConfig) -> _Seen:
+def _see(checkpoint: Path, run: RunHistory, source: Source, config: EvalConfig) -> _Seen:
     backbone: Backbone = open_backbone(run.name, str(checkpoint))
     features = extract(backbone, source, config)
     grams = layer_grams(backbone, source, config)
@@ -112,7 +114,7 @@ def _by_epoch(title: str, layers: Sequence[str], columns: dict[int, Grid]) -> Pa
     return Panel(title, layers, [str(epoch) for epoch in columns], np.stack(list(columns.values()), 1))
 
 
-def gradients(runs: Sequence[Run], batches: int, device: torch.device, out: Path, display: Display) -> str:
+def gradients(runs: Sequence[RunHistory], batches: int, device: torch.device, out: Path, display: Display) -> str:
     """Cosines of the two losses' gradients; draws, writes, and returns the Markdown."""
     panels: list[Panel] = []
     lines: list[list[object]] = []

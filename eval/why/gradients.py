@@ -27,20 +27,20 @@ FEATURE = "pooled feature"
 
 
 class Agreement(NamedTuple):
-    """Of one layer, averaged over batches."""
+    """Agreement of the two losses in one layer, averaged over batches."""
 
     cosine: float
-    """Of the gradients of L_cls and L_text by the layer's parameters; nan where one of them is 0."""
+    """Cosine of the gradients of L_cls and L_text by the layer's parameters; nan where one of them is 0."""
     norm_cls: float
-    """Of the gradient of L_cls."""
+    """Norm of the gradient of L_cls."""
     norm_text: float
-    """Of the gradient of L_text, unbalanced."""
+    """Norm of the gradient of L_text, unbalanced."""
 
 
 def gradient_agreements(
     checkpoints: Sequence[Path], config: Config, data: Data, batches: int, device: torch.device
 ) -> list[dict[str, Agreement]]:
-    """One for each checkpoint, by layer in the order of the model; last the pooled feature, which the balance w is of.
+    """One for each checkpoint, by layer in the order of the model; last the pooled feature, which w is of.
 
     On the training batches that follow the checkpoint, augmented and mixed as in training, in float32, in training
     mode. L_text is the loss towards a vision teacher where the run has one. Layers are the backbone's blocks and what
@@ -90,7 +90,7 @@ def agreements(losses: tuple[Tensor, Tensor], layers: dict[str, Sequence[Tensor]
 
 
 def parameters_by_layer(model: TaughtClassifier) -> dict[str, Sequence[Tensor]]:
-    """Of the backbone without its classifier: blocks by name, the rest by the name of the outermost module."""
+    """The backbone's parameters but its classifier's: blocks by name, the rest by the name of the outermost module."""
     backbone = model.backbone
     names = {module: name for name, module in backbone.named_modules()}
     inner = [names[block] for block in blocks(backbone)]

@@ -93,7 +93,7 @@ def test_rows_of_other_settings_are_not_taken_for_these(
         monkeypatch.setattr(what_text_buys, "run_all", lambda *_, **__: pytest.fail("runs were started"))
         with pytest.raises(SystemExit, match="2"):
             what_text_buys.main()
-        assert "give another --out" in capsys.readouterr().err
+        assert "choose another --out" in capsys.readouterr().err
 
 
 def test_ray_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_the_pool_fits(options: PoolOptions, nodes: list[dict[str, float]], pool
         (PoolOptions(threads=9), CPUS, "1 actors with 9 CPUs each do not fit"),
         (PoolOptions(actors=2, threads=5), CPUS, "2 actors with 5 CPUs each do not fit"),
         (PoolOptions(device="gpu"), CPUS, "1 actors with 1 CPUs and a GPU each do not fit"),
-        (PoolOptions(actors=7), GPUS, "has 10 CPUs and 8 GPUs on 3 nodes: give lower --actors"),
+        (PoolOptions(actors=7), GPUS, "has 10 CPUs and 8 GPUs on 3 nodes: choose lower --actors"),
         (PoolOptions(threads=0), CPUS, "--threads is 0"),
         (PoolOptions(actors=-1), CPUS, "--actors is -1"),
     ],

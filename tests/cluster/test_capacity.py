@@ -34,11 +34,11 @@ def test_cpus_of_each_worker(tmp_path: Path, settings: dict[str, Any], cpus: int
 @pytest.mark.parametrize(
     ("settings", "cpus", "gpus", "message"),
     [
-        ({"num_workers": "7"}, 6, 0, "needs 7 CPUs, but the cluster has 6 CPUs and 0 GPUs: give a lower --run.num_w"),
-        ({"num_workers": "2", "cpus_per_worker": 5}, 8, 0, "needs 10 CPUs, but .* give a lower --run.cpus_per_worker"),
-        ({"async_validation": True}, 1, 0, "with validation beside them needs 2 CPUs.*give --run.async_validation Fal"),
-        ({"use_gpu": True}, 8, 0, "needs 1 CPUs and 1 GPUs, but .* 0 GPUs: give --run.use_gpu False"),
-        ({"num_workers": "1:4", "use_gpu": True}, 0, 0, "needs 1 CPUs and 1 GPUs.*give --run.use_gpu False"),
+        ({"num_workers": "7"}, 6, 0, "needs 7 CPUs, but the cluster has 6 CPUs and 0 GPUs: choose a lower --run.num_w"),
+        ({"num_workers": "2", "cpus_per_worker": 5}, 8, 0, "needs 10 CPUs, but .* choose a lower --run.cpus_per_w"),
+        ({"async_validation": True}, 1, 0, "with run.async_validation needs 2 CPUs.*choose --run.async_validation Fal"),
+        ({"use_gpu": True}, 8, 0, "needs 1 CPUs and 1 GPUs, but .* 0 GPUs: choose --run.use_gpu False"),
+        ({"num_workers": "1:4", "use_gpu": True}, 0, 0, "needs 1 CPUs and 1 GPUs.*choose --run.use_gpu False"),
         ({"num_workers": "1:2", "async_validation": True}, 8, 0, "run.async_validation False, or a fixed"),
     ],
 )
@@ -73,7 +73,7 @@ def cluster() -> Iterator[Any]:
 @pytest.mark.cluster
 def test_machines_that_come_late_are_waited_for_and_others_are_named(cluster: Any, tmp_path: Path) -> None:
     config, said = toy_config(tmp_path, "shapes_baseline", run__num_workers="2"), list[str]()
-    with pytest.raises(ClusterTooSmall, match="give a lower --run.num_workers"):
+    with pytest.raises(ClusterTooSmall, match="choose a lower --run.num_workers"):
         wait_for_room(config, 0, said.append)
     assert not said, "this machine is not waited for"
     with pytest.raises(UserError, match="0 CPUs and 0 GPUs, after 0 minutes: see with `ray status`"):

@@ -82,7 +82,7 @@ def test_a_job_trains_is_stopped_and_goes_on(head: dict[str, str], tmp_path: Pat
     assert done < 800 and (config.run_dir / "checkpoints" / f"step-{done:08d}" / "manifest.json").exists()
     again = ray_job(head, "submit", "--submission-id", "second", *entry)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on with run" in again.stdout and "top-1" in again.stdout
+    assert "resuming run" in again.stdout and "top-1" in again.stdout
     assert steps(config) == list(range(800))
     assert read_result(config.run_dir)["steps"] == 800
 

@@ -86,7 +86,7 @@ def test_too_many_missing(store: EmbeddingStore) -> None:
 
 
 def test_disjoint_ids_show_both_sides(store: EmbeddingStore) -> None:
-    with pytest.raises(UserError, match="none of the 2 images .* such as x, y meet none such as i0, i1"):
+    with pytest.raises(UserError, match="none of the 2 images .* such as x, y match none such as i0, i1"):
         build_targets(store, _source(["x", "y"]), LABELS[:2], _config(text__max_missing=1.0))
 
 

@@ -173,7 +173,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         "encoder: id toy, revision 0, pooling mean, max_tokens 8",
         "duplicates: 1 rows (8.3%) repeat another",
         "all rows",
-        "classes: 100.0% told by the 10 nearest others, ",
+        "classes: 100.0% recognised by the 10 nearest others, ",
         "% without those that are equal, 50.0% by naming the most frequent of 2 (all rows)",
         "  cat/0.png: a photo of cat\n    1.000 cat/",
         "  dog/5.png\n    1.000 dog/",

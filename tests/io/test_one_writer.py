@@ -199,8 +199,8 @@ def test_a_place_that_cannot_be_written_is_named(make: Callable[[Path], None], t
     make(tmp_path / "out")
     if os.access(tmp_path / "out", os.W_OK) and (tmp_path / "out").is_dir():
         pytest.skip("root may write everywhere")
-    place, line = inside(tmp_path / "out"), "cannot write results out .*: fix this, or give another --out"
-    with pytest.raises(UserError, match=line), one_writer(place, "results out", "give another --out"):
+    place, line = inside(tmp_path / "out"), "cannot write results out .*: fix this, or choose another --out"
+    with pytest.raises(UserError, match=line), one_writer(place, "results out", "choose another --out"):
         pytest.fail("it was written")
 
 

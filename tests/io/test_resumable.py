@@ -48,7 +48,7 @@ def test_damage_after_opening_is_told(tmp_path: Path) -> None:
     torn = _finish(tmp_path)[2]
     with open_shards(tmp_path, WORK, 4) as shards:
         torn.write_bytes(b"y" * 100_000)
-        with pytest.raises(UserError, match="is damaged: run the same command again"):
+        with pytest.raises(UserError, match="is damaged: the same command makes it again"):
             shards.read(2)
 
 

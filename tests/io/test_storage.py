@@ -311,7 +311,7 @@ def test_the_command_killed_on_one_machine_ends_on_another(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "two"))
     again = run([*arguments, "--run.storage", s3])
     assert again.code == 0, again.err
-    assert again.err.startswith("going on with run s3://bucket/runs/moved")
+    assert again.err.startswith("resuming run s3://bucket/runs/moved")
     assert steps(again.config) == list(range(120))
     plain = [*arguments, "--run.storage", str(tmp_path / "plain")]
     config = read_config(plain, "prog")

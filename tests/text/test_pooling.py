@@ -80,8 +80,8 @@ def test_dense_modules_follow_in_order(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"activation_function": "mine.Tanh"}, "mine.Tanh, which is none of torch.nn"),
-        ({"activation_function": "torch.nn.Linear"}, "torch.nn.Linear, which is none"),
+        ({"activation_function": "mine.Tanh"}, "mine.Tanh, which is not one of torch.nn's"),
+        ({"activation_function": "torch.nn.Linear"}, "torch.nn.Linear, which is not"),
         ({"activation_function": "torch.nn.Threshold"}, "but does not say with which settings"),
         ({"in_features": 8}, "does not fit its config.json"),
         ({"module_input_name": "token_embeddings"}, "of tokens or with a residual"),

@@ -58,7 +58,7 @@ def test_a_finished_run_is_refused_with_its_result(tmp_path: Path) -> None:
     config = _config(tmp_path)
     start_run(config)
     _finish(config)
-    with pytest.raises(UserError, match=r"finished \(top-1 71\.25 %\): give another --run\.name, or --run\.overwrite"):
+    with pytest.raises(UserError, match=r"finished \(top-1 71\.25 %\): choose another --run\.name, or --run\.overw"):
         check_run(config)
     assert read_result(config.run_dir) == {"top1": 71.25}
 

@@ -101,7 +101,7 @@ def test_memory_that_runs_out_is_not_about_the_size(
 
 
 def test_logits_of_every_patch_are_refused() -> None:
-    with pytest.raises(UserError, match=r"gives logits of shape \(17, 5\) for each image"):
+    with pytest.raises(UserError, match=r"returns logits of shape \(17, 5\) for each image"):
         check_model(_config(ModelConfig(VIT.name, {**VIT.kwargs, "global_pool": ""})), CLASSES)
 
 

@@ -33,7 +33,7 @@ def test_a_note_tells_the_share_and_what_to_give_instead(decay: float, steps: in
     assert bool(note) == bool(share)
     if share:
         assert f"train.ema {decay:g} over {steps} steps: {share} of the averaged weights" in note
-        advised = float(note.partition("give --train.ema ")[2].split()[0])
+        advised = float(note.partition("set --train.ema ")[2].split()[0])
         assert initial_share(advised, steps) <= 0.01 and not average_note(advised, steps)
 
 

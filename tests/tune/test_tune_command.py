@@ -69,7 +69,7 @@ def ray_rows(out: Path) -> list[dict[str, Any]]:
         (["loss_weight", "--text.wieght", "0.1"], "no option --text.wieght; did you mean --text.weight"),
         (["loss_weight", "--scheduler", "ahsa"], "no scheduler 'ahsa'; did you mean asha"),
         (["loss_weight", "--searcher", "optima"], "no searcher 'optima'; did you mean optuna"),
-        (["loss_weight", "--seeds", "0", "5"], "none twice or among --final-seeds"),
+        (["loss_weight", "--seeds", "0", "5"], "none may be there twice or among"),
         (["loss_weight", "--gpus-per-trial", "1.5"], "--gpus-per-trial is 1.5"),
         (["pbt_weight", "--max-concurrent", "1"], "no --searcher, --max-concurrent"),
         (["loss_weight", "--out", "s3://bucket/tune"], "must be a folder"),
@@ -103,7 +103,7 @@ def test_no_more_trials_at_once_than_the_cluster_holds() -> None:
     assert TrialResources(2, 2, 0).slots(nodes) == 1
     assert TrialResources(1, 1, 0.25).slots(nodes) == 4
     assert TrialResources(1, 1, 1 / 3).slots(nodes) == 3
-    with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: give"):
+    with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: choose"):
         TrialResources(4, 2, 0).slots(nodes)
     with pytest.raises(UserError, match="a trial needs 2 x 1 CPUs and 1 GPUs"):
         TrialResources(2, 1, 1).slots(nodes)
@@ -143,7 +143,7 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
     before = (out / "journal.jsonl").read_bytes()
     main(arguments)
     assert (out / "journal.jsonl").read_bytes() == before
-    with pytest.raises(UserError, match="holds a search with another seeds: give another --out"):
+    with pytest.raises(UserError, match="holds a search with another seeds: choose another --out"):
         main([*arguments, "--seeds", "5"])
     assert "Traceback" not in capsys.readouterr().err
 
@@ -290,7 +290,7 @@ def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_s
     second.wait_for(out, done=len(finished) + 1, reports=1)
     code, _, err = second.end(signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, err
-    assert "the same command goes on" in err and "Traceback" not in err
+    assert "the same command resumes" in err and "Traceback" not in err
     assert {row["status"] for row in ray_rows(out)} >= {"done"}
     assert (out / "best.yaml").exists() and (out / "summary.md").exists()
 

@@ -30,13 +30,13 @@ _DEATHS = 3
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """How many actors work side by side, and on what."""
+    """Number of actors, and what each of them computes on."""
 
     actors: int = 0
-    """Actors that work side by side; 0 takes one for each GPU, or one for every `threads` CPUs of the cluster."""
+    """Number of actors; 0 takes one for each GPU, or one for every `threads` CPUs of the cluster."""
     threads: int = 1
-    """CPUs, and CPU threads, of each actor. What comes out does not depend on the number of actors, but rounding may
-    depend on the number of threads."""
+    """CPUs, and CPU threads, of each actor. Results do not depend on the number of actors, but rounding may depend on
+    the number of threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any; they compute in bfloat16, CPUs in float32."""
 
@@ -56,10 +56,10 @@ class Pool:
 
 
 class Worker(Protocol):
-    """What an actor holds and does; made inside it."""
+    """The work of an actor; made inside it."""
 
     about: dict[str, Any]
-    """All that its answers depend on, in JSON's types."""
+    """Everything that its answers depend on, in JSON's types."""
 
     def __call__(self, items: list[Any]) -> bytes:
         """The finished shard; raises UserError when it cannot be made."""
@@ -72,7 +72,7 @@ def plan_pool(options: PoolOptions, nodes: Sequence[Mapping[str, float]]) -> Poo
     Raises UserError when the actors do not fit: Ray would wait for ever.
     """
     if options.actors < 0 or options.threads < 1:
-        raise UserError(f"--actors is {options.actors} and --threads is {options.threads}: give at least 0 and 1")
+        raise UserError(f"--actors is {options.actors} and --threads is {options.threads}: choose at least 0 and 1")
     gpus, cpus = (sum(int(node.get(kind, 0)) for node in nodes) for kind in ("GPU", "CPU"))
     gpu = options.device == "gpu" or (options.device == "auto" and gpus > 0)
     places = 0
@@ -83,7 +83,8 @@ def plan_pool(options: PoolOptions, nodes: Sequence[Mapping[str, float]]) -> Poo
     if actors > places:
         raise UserError(
             f"{actors} actors with {options.threads} CPUs{' and a GPU' * gpu} each do not fit the cluster, which has "
-            f"{cpus} CPUs and {gpus} GPUs on {len(nodes)} nodes: give lower --actors or --threads, or another --device"
+            f"{cpus} CPUs and {gpus} GPUs on {len(nodes)} nodes: "
+            "choose lower --actors or --threads, or another --device"
         )
     return Pool(actors, options.threads, gpu)
 
@@ -96,15 +97,15 @@ def do_missing(
     display: Display,
     what: str,
 ) -> None:
-    """Does the missing shards in actors, and keeps each as soon as it is done. Starts Ray only if there are any.
+    """Makes the missing shards in actors, and keeps each as soon as it is done. Starts Ray only if there are any.
 
     Args:
-        shards: Where they are kept.
-        items: Those of each shard, of JSON's types.
+        shards: All shards, finished ones included.
+        items: Items of each shard, of JSON's types.
         make: Called in each actor, returns its worker.
         options: How many actors, on what.
         display: Shows the progress.
-        what: Names what is counted.
+        what: What is counted, for the display.
 
     Raises:
         UserError: when actors do not fit the cluster, when a worker raises it, when workers differ from those that did
@@ -178,7 +179,7 @@ def _answers(
 
 
 def _failed(words: str) -> RuntimeError:
-    return RuntimeError(f"an actor failed: {words}; the same command goes on where this one stopped")
+    return RuntimeError(f"an actor failed: {words}; the same command resumes where this one stopped")
 
 
 @contextmanager
@@ -230,7 +231,7 @@ class Actor:
         (row,) = batch.to_pylist()
         about = self._worker.about if self._worker else {}
         answer = {"shard": row["shard"], "about": json.dumps(about), "content": b"", "problem": self._problem}
-        # Another encoder than before is refused by the driver; nothing is done for it.
+        # The driver refuses another encoder than before; nothing is done for it.
         if self._worker and self._expected in (None, about):
             work = partial(self._worker, json.loads(row["items"]))
             answer["problem"] = self._try(lambda: answer.update(content=work()))
@@ -238,7 +239,7 @@ class Actor:
         return pa.Table.from_pylist([{**answer, "failed": self._failed}])
 
     def _try(self, work: Callable[[], Any]) -> str:
-        """Why `work` failed, in one line; empty where it did not."""
+        """Runs `work`; returns why it failed, in one line, or an empty string."""
         self._failed = False
         try:
             work()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def keep_token_private() -> None:
-    """Makes `~/.ray/auth_token` with mode 0600 where it is missing, and sets that mode on an existing one of ours.
+    """Makes `~/.ray/auth_token` with mode 0600 where it is missing, and sets that mode on an existing one that we own.
 
     To be called before Ray starts: Ray 2.60 makes the file when it first starts a cluster of its own, readable by all,
     and every later `ray start --head` asks for what it holds. Does nothing where RAY_AUTH_MODE, RAY_AUTH_TOKEN or

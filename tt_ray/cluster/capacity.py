@@ -12,19 +12,19 @@ class ClusterTooSmall(UserError):
 
     Args:
         lack: What is missing.
-        way: The option that needs less.
+        way: The option to choose, which needs less.
     """
 
     def __init__(self, lack: str, way: str) -> None:
-        super().__init__(f"{lack}: give {way}")
+        super().__init__(f"{lack}: choose {way}")
         self.lack = lack
 
 
 def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) -> None:
-    """Waits until the cluster has what the run needs at least.
+    """Waits until the cluster has at least what the run needs.
 
     Raises:
-        UserError: when it still has not after so many seconds.
+        UserError: when it still lacks it after so many seconds.
     """
     import ray
 
@@ -39,7 +39,7 @@ def wait_for_room(config: Config, seconds: float, say: Callable[[str], None]) ->
             if time.monotonic() > end:
                 raise UserError(
                     f"{error.lack}, after {seconds / 60:.0f} minutes: see with `ray status` whether machines start, "
-                    "or give a lower --run.num_workers"
+                    "or choose a lower --run.num_workers"
                 ) from None
             if not said:
                 say(f"{error.lack}: waiting {seconds / 60:.0f} minutes for more machines")
@@ -58,8 +58,8 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
     beside = int(run.async_validation)
     if beside and fewest < most:
         raise UserError(
-            f"run.num_workers {run.num_workers} takes every place of the cluster and leaves none for validations: "
-            "give --run.async_validation False, or a fixed --run.num_workers"
+            f"run.num_workers {run.num_workers} takes all of the cluster and leaves nothing for validations: "
+            "set --run.async_validation False, or a fixed --run.num_workers"
         )
     alone = run.use_gpu or fewest < most
     share = run.cpus_per_worker or (1 if alone else max(int((cpus - beside) // fewest), 1))
@@ -69,7 +69,7 @@ def cpus_per_worker(config: Config, resources: Mapping[str, float]) -> int:
         way = "a lower --run.cpus_per_worker" if run.cpus_per_worker > 1 and fewest + beside <= cpus else way
         way = "--run.async_validation False" if beside and wanted - 1 <= cpus and wanted_gpus - 1 <= gpus else way
         raise ClusterTooSmall(
-            f"run.num_workers {run.num_workers}{' with validation beside them' * beside} needs {wanted} CPUs"
+            f"run.num_workers {run.num_workers}{' with run.async_validation' * beside} needs {wanted} CPUs"
             f"{f' and {wanted_gpus} GPUs' if run.use_gpu else ''}, "
             f"but the cluster has {cpus:g} CPUs and {gpus:g} GPUs",
             way,

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster, or starts Ray here; finds out in seconds which, where Ray itself tries for minutes.
+"""Joins a Ray cluster, or starts Ray here; decides in seconds which, where Ray itself tries for minutes.
 
 Ray 2.60, quietly, and in a session of its own.
 """
@@ -95,7 +95,7 @@ def _init(say: Callable[[str], None]) -> None:
     # "auto" is RAY_ADDRESS where it is set; it fails where the cluster has gone meanwhile, while None would start Ray.
     try:
         with _session_of_its_own():
-            # A Ray that ends with the command needs no dashboard: eleven processes less, which run beside it.
+            # A Ray that ends with the command needs no dashboard: eleven processes less, which would run next to it.
             ray_context = ray.init(
                 address="auto" if there else "local",
                 log_to_driver=False,
@@ -114,10 +114,10 @@ def _init(say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _session_of_its_own() -> Iterator[None]:
-    """Ray's processes, and so all that they start, begin a session of their own.
+    """Starts Ray's processes, and so all that these start, in a session of their own.
 
-    Signals to the command's process group, as of `timeout` and Ctrl-C, so reach the command alone, which has a
-    checkpoint taken first. They die with the command all the same: the kernel kills them when it ends, which Ray calls
+    Signals to the command's process group, as from `timeout` and Ctrl-C, then reach the command alone, which takes a
+    checkpoint first. They die with the command all the same: the kernel kills them when it ends, which Ray calls
     fate sharing. Where the kernel is not Linux, Ray ends them by their group instead, and they must stay in it.
     """
     global _starter
@@ -180,10 +180,10 @@ def _unreachable(address: str) -> str:
     """Why no Ray answers at the address within `_PATIENCE_S`; empty where one does."""
     scheme, _, place = address.rpartition("://")
     if scheme not in ("", "ray"):
-        return f"{scheme}:// is for the dashboard: give HOST:PORT of the head, such as 10.0.0.1:6379"
+        return f"{scheme}:// is for the dashboard: use HOST:PORT of the head, such as 10.0.0.1:6379"
     host, colon, port = place.partition("/")[0].rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        return "not an address: give HOST:PORT, such as 10.0.0.1:6379"
+        return "not an address: use HOST:PORT, such as 10.0.0.1:6379"
     deadline = time.monotonic() + _PATIENCE_S
     problem = _no_listener(host.strip("[]"), int(port), deadline)
     return problem or ("" if _encrypted() else _no_ray(f"{host}:{port}", scheme == "ray", deadline))
@@ -238,7 +238,7 @@ def _token() -> str:
 
 
 def _ask(place: str, method: str, seconds: float, metadata: tuple[tuple[str, str], ...] = ()) -> str:
-    """The name of gRPC's status for an empty question."""
+    """The name of gRPC's status after an empty request."""
     import grpc
 
     # Ray goes past proxies as well.

@@ -19,15 +19,15 @@ from tt_ray.cluster.run_metrics import RunMetrics
 from tt_ray.terminal.progress import Standing
 
 T = TypeVar("T")
-# How long the end of a run waits for work that it has given to others, before it does it itself.
+# How long the end of a run waits for work of other tasks, before it does that itself.
 _LAST_WAIT_S = 30.0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Forms torch's process group of this run's workers, unless Ray's TorchTrainer has, and leaves it.
+    """Forms torch's process group of this run's workers, unless Ray's TorchTrainer has, and leaves it at the end.
 
-    Not after a failure, when its peers may never come: Ray ends the processes.
+    After a failure it is not left, since its peers may never come: Ray ends the processes.
     """
     if dist.is_initialized():
         yield
@@ -84,7 +84,7 @@ class RayContext:
         return self._messages.get("request") or self._messages.get("pause") or ""
 
     def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
-        """Puts all validations so far: a message that nobody has read is replaced by the next."""
+        """Sends all validations so far: the next message replaces one that has not been read."""
         self._validations[epochs] = scores
         self._messages.put("validations", self._validations)
 
@@ -101,7 +101,7 @@ class RayContext:
                 return ray.get(reference)
             if not wait:
                 return None
-            # The machine that it was meant for may be gone, and the workers leave nothing free: it runs beside them.
+            # The machine that it was meant for may be gone, and the workers leave nothing free: it runs next to them.
             ray.cancel(reference)
             return ray.get(task.options(num_cpus=0, num_gpus=0).remote(*arguments))
 

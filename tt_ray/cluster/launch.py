@@ -23,15 +23,18 @@ _ROOM_LIMIT_S = 600.0
 
 
 def start_ray(config: Config, say: Callable[[str], None]) -> bool:
-    """Joins or starts Ray for a training run; true when the cluster was there before.
+    """Joins or starts Ray for a training run.
 
-    A cluster that was may still be starting its machines: it is waited for, which `say` reports.
+    Waits for a cluster that is still starting its machines, and reports so by `say`.
+
+    Returns:
+        Whether the cluster was there before.
 
     Raises:
         UserError: when the cluster cannot be joined or is too small for the run.
     """
     joined = join_ray(say)
-    # Nobody takes away the machine that the command itself runs on with notice; each look is a process's work.
+    # The command's own machine is never taken away with notice, and each look costs a process.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(joined)))
     if changed := _changed_ray():
         say(f"note: {changed}")
@@ -75,7 +78,7 @@ def train_on_ray(
         raise RuntimeError(f"{failure}{_logs()}") if isinstance(failure, WorkerFailed) else failure from error
     except RayActorError as error:
         raise RuntimeError(
-            "Ray has lost what controls the run, as when a cluster ends: the same command goes on, with "
+            "Ray has lost the run's controller, as when a cluster ends: the same command resumes the run, with "
             f"RAY_ADDRESS=local on a Ray of its own ({first_line(error)})"
         ) from error
     except WorkerGroupError as error:
@@ -116,7 +119,7 @@ def _trainer(config: Config, arguments: dict[str, Any]) -> Any:
 
 
 def _changed_ray() -> str:
-    """What it costs that Ray has lost a name that `ray_internals` uses; empty where it has them all."""
+    """What a run loses where this Ray lacks a name that `ray_internals` uses; empty where it has them all."""
     import ray
 
     try:
@@ -171,7 +174,7 @@ def raised_again(failures: Mapping[int, Exception]) -> bool:
 def _failure(failures: Mapping[int, Exception]) -> str:
     rank, words = first_own_words(failures)
     if is_death(failures.get(rank, RuntimeError())):
-        return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command goes on"
+        return f"worker {rank} ended unexpectedly (killed, or out of memory); the same command resumes the run"
     return f"worker {rank} failed: {words}"
 
 

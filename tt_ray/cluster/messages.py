@@ -10,8 +10,7 @@ class Messages:
     """Named messages of one command; each replaces the one before.
 
     Other processes of the cluster receive them as an argument. The actor that holds them needs no CPU, runs on the
-    machine of the command, which it ends with, and starts while others go about their work: the first answer takes
-    about two seconds.
+    machine of the command, ends with it, and starts in the background: the first answer takes about two seconds.
     """
 
     def __init__(self) -> None:
@@ -23,17 +22,17 @@ class Messages:
         self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Holder).remote()
 
     def put(self, name: str, message: Any) -> None:
-        """Returns once the message has arrived."""
+        """Sends a message; returns once it has arrived."""
         import ray
 
         ray.get(self._actor.put.remote(name, message))
 
     def send(self, name: str, message: Any) -> None:
-        """Returns at once: for signal handlers, and for news that the next will replace."""
+        """Sends a message and returns at once: for signal handlers, and for news that the next will replace."""
         self._actor.put.remote(name, message)
 
     def get(self, name: str) -> Any:
-        """None when there is no such message."""
+        """The latest message of that name; None when there is none."""
         import ray
 
         return ray.get(self._actor.get.remote(name))

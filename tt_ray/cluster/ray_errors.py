@@ -65,7 +65,7 @@ def portable(error: Exception) -> Exception:
 
 
 def _inside(error: BaseException) -> BaseException | None:
-    """What this exception only carries."""
+    """The exception that this one only wraps."""
     from ray.exceptions import RayTaskError, UserCodeException
 
     if isinstance(error, RayTaskError):

@@ -49,7 +49,7 @@ PRIVATE = {
     ),
 }
 
-# Workers answer within run.log_every steps and the time of a checkpoint, unless they have come to their end.
+# Workers answer within run.log_every steps and the time of a checkpoint, unless they have finished.
 _PAUSE_LIMIT_S = 120.0
 
 
@@ -63,7 +63,7 @@ def missing() -> str:
     return ""
 
 
-if gone := missing():  # a method that is only overridden would be missed by nobody
+if gone := missing():  # nothing else would notice that a method which is only overridden is gone
     raise ImportError(f"this Ray has no {gone}")
 
 
@@ -87,7 +87,7 @@ class LeanTrainer(DataParallelTrainer):
 
 
 class SharedGpus(Backend):
-    """Public: has each worker see the GPUs of its machine, as NCCL wants it and TorchTrainer does."""
+    """Public: shows each worker the GPUs of its machine, as NCCL needs and TorchTrainer does."""
 
     share_cuda_visible_devices = True
 
@@ -102,7 +102,7 @@ class SharedGpusConfig(BackendConfig):
 
 
 class PauseToResize(ControllerCallback):
-    """Before Ray ends healthy workers to start more or fewer, has them write a checkpoint: no step is taken twice."""
+    """Asks workers for a checkpoint before Ray ends them to start more or fewer: no step is taken twice."""
 
     def __init__(self, messages: Messages) -> None:
         self.messages = messages

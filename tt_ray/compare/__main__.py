@@ -4,7 +4,7 @@
     python -m tt_ray.compare --arms baseline=in1k_vit_s_baseline textteacher=in1k_vit_s_textteacher \
         distilled=in1k_vit_s_dinov2_l --set data.root=IMAGENET text.embeddings=STORE --seeds 0 --out compare
 
-An arm is NAME=RECIPE or NAME=config.yaml, with changes behind a plus: long=shapes_baseline+optim.lr=0.001. The first
+An arm is NAME=RECIPE or NAME=config.yaml, with changes after a plus: long=shapes_baseline+optim.lr=0.001. The first
 arm is the baseline. Differences between arms other than the teacher are listed below the table.
 
 Same epochs: every arm trains for the baseline's epochs with every seed, one run after the other, seeds outermost, so

@@ -72,18 +72,18 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         if teacher and not teacher.startswith(("timm:", "hf:")) and not Path(teacher).expanduser().exists():
             raise UserError(
                 f"arm {arm.name} learns from {teacher}, which does not exist: train it first "
-                f"(python -m tt_ray.train {shlex.quote(Path(teacher).name)}), or give +teacher.model=MODEL"
+                f"(python -m tt_ray.train {shlex.quote(Path(teacher).name)}), or pass +teacher.model=MODEL"
             )
         for path in _SAME:
             here, there = arm.config.get(path), first.config.get(path)
             if here != there:
                 raise UserError(
-                    f"arm {arm.name} has {path} {here}, but {first.name} has {there}: give --set {path}=VALUE for all"
+                    f"arm {arm.name} has {path} {here}, but {first.name} has {there}: pass --set {path}=VALUE for all"
                 )
 
 
 def try_models(arms: Sequence[Arm]) -> None:
-    """Raises UserError where an arm's model cannot be trained: told before hours have gone into the other arms."""
+    """Raises UserError where an arm's model cannot be trained, before hours have gone into the other arms."""
     from tt_ray.training.trainable import check_model  # takes seconds to import
 
     tried: list[Any] = []
@@ -96,7 +96,7 @@ def try_models(arms: Sequence[Arm]) -> None:
 
 
 def configure(arm: Arm, seed: int, epochs: int, out: Path) -> Config:
-    """The configuration of one run: its name tells arm, epochs and seed."""
+    """The configuration of one run, whose name has arm, epochs and seed in it."""
     config = arm.config
     settings = {
         "train.seed": seed,

@@ -35,7 +35,7 @@ def compare(
 
 
 def _notes(arms: Sequence[Arm]) -> list[str]:
-    """Where an arm's configuration is not the baseline's."""
+    """Notes on how each arm's configuration differs from the baseline's."""
     first, notes = arms[0], list[str]()
     for arm in arms[1:]:
         paths: list[str] = [path for path in changed_paths(first.config, arm.config) if path != "train.seed"]

@@ -38,12 +38,12 @@ def ratios_of_turns(arms: Sequence[Arm], out: Path, rounds: int) -> dict[str, li
 
 
 def epochs_in_time(epochs: int, relative: float) -> int:
-    """Whole epochs, each `relative` times as long as the baseline's, that fit into its `epochs`; 1 at least."""
+    """Whole epochs, each `relative` times as long as the baseline's, that fit into its `epochs`; at least 1."""
     return max(1, int(epochs / relative + 1e-9))
 
 
 def unsteady(times: Mapping[str, Sequence[float]]) -> list[str]:
-    """What to do where the seeds' times per epoch lie further apart than a teacher's cost may be."""
+    """Advice where times per epoch differ more from seed to seed than a teacher's cost may."""
     widest = max(max(ratios) - min(ratios) for ratios in times.values())
     if widest < _STEADY:
         return []

@@ -39,14 +39,14 @@ def _finished(config: Config) -> bool:
         return False
     changed = changed_paths(Config.from_yaml(config.run_dir / "config.yaml"), config)
     if changed:
-        raise UserError(f"finished run {config.run_dir} differs in {', '.join(changed[:5])}: give another --out")
+        raise UserError(f"finished run {config.run_dir} differs in {', '.join(changed[:5])}: choose another --out")
     # Runs of one table are trained one after the other, perhaps by several commands: all of them on the same data.
     check_data(config.run_dir, open_record(config), config.run.accept_changed_data)
     return True
 
 
 def _train(config: Config) -> None:
-    """As `python -m tt_ray.train` does, in this process, which keeps Ray between runs."""
+    """Trains as `python -m tt_ray.train` does, in this process, which keeps Ray between runs."""
     from tt_ray.cluster.run import train_run
 
     train_run(config)
@@ -66,5 +66,5 @@ def step_seconds(metrics: Path, batch_size: int) -> float:
 
     rates = [row["images_per_s"] for row in read_rows(metrics) if "images_per_s" in row]
     if not rates:
-        raise UserError(f"{metrics} tells no images_per_s")
+        raise UserError(f"{metrics} has no images_per_s")
     return batch_size / median(rates[1:] or rates)

@@ -15,7 +15,7 @@ _STEPS = 5
 def step_times(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of each, one value a round; a first round, of warm-up, is left out.
 
-    All train in this process, in turns of a few steps: the halves of a round meet the machine in the same state, so
+    All train in this process, in turns of a few steps: the halves of a round find the machine in the same state, so
     that their ratio means something where times do not. Loading, augmentation and the optimiser count; validation,
     checkpoints and exchange with other workers do not. A run of several workers is measured as one of its workers,
     with its share of the batch. Needs embeddings that exist, or makes them.
@@ -33,7 +33,7 @@ def step_times(configs: Mapping[str, Config], rounds: int) -> dict[str, list[flo
 
 
 def _stepper(config: Config, folder: Path) -> Callable[[], float]:
-    """A function that takes some steps and gives the seconds of one."""
+    """A function that takes some steps and returns the seconds of one."""
     import torch
 
     from tt_ray.data.loader import TrainBatches, load

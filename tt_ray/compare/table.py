@@ -37,7 +37,7 @@ class FinishedRun:
     train_seconds: float
     """Wall-clock time, validations included."""
     folder: str
-    """Below the comparison's own."""
+    """Run folder, relative to the comparison's."""
 
 
 class Line(NamedTuple):
@@ -49,7 +49,7 @@ class Line(NamedTuple):
     time: float
     """Time per epoch over the baseline's."""
     times: tuple[float, ...]
-    """What that is the median of."""
+    """The ratios of which `time` is the median."""
     epochs_same_time: int
     top1_same_time: Figure | None
     transfer: Figure | None
@@ -144,7 +144,7 @@ def to_csv(lines: Sequence[Line]) -> str:
 
 
 def _tree(line: Line) -> dict[str, object]:
-    """Flat: a figure's parts have its name in front."""
+    """A flat dictionary: a figure's parts have its name in front."""
     tree: dict[str, object] = {"arm": line.arm, "epochs": line.epochs, "epochs_same_time": line.epochs_same_time}
     tree |= {"time_per_epoch": line.time, "time_per_epoch_ratios": list(line.times)}
     for name in ("top1", "top1_same_time", "transfer"):

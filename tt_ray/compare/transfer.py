@@ -13,10 +13,10 @@ from tt_ray.terminal.errors import UserError
 
 
 def check_tasks(tasks: Sequence[str], out: Path) -> None:
-    """Has `python -m eval` check the tasks' names before hours go into the trainings.
+    """Checks the tasks' names by `python -m eval --check`, before hours go into the trainings.
 
     Raises:
-        UserError: It refuses them; the text is its own.
+        UserError: A name is refused, in the words of `python -m eval`.
     """
     done = subprocess.run([*_eval(tasks, out), "--check"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:

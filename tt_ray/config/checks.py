@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: values out of range, and fields that cannot go together."""
+"""Checks of a configuration: values out of range, and fields that contradict each other; errors are one line."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ def _ranges(section: type) -> Iterator[tuple[str, Range]]:
 
 
 def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: RunConfig) -> None:
-    """Checks what a range cannot say.
+    """Checks what a range cannot express.
 
     Raises:
         UserError: A value is one that no run can use.
@@ -99,7 +99,7 @@ def check_teachers(text: TextConfig, teacher: TeacherConfig, head: HeadConfig, d
     embeds = bool(teacher.model) and teacher.target == "embedding"
     if "teacher" in loss.needs and not embeds:
         raise UserError(
-            f"text.loss {text.loss} compares with a vision teacher too: give --teacher.model, target embedding"
+            f"text.loss {text.loss} compares with a vision teacher too: set --teacher.model, target embedding"
         )
     if "means" in loss.needs and embeds:
         raise UserError(f"text.loss {text.loss} needs the text of each class: leave out --teacher.model")

@@ -57,7 +57,7 @@ class DataConfig:
     val_share: Annotated[float, Range(0, 0.9)] = 0.0
     """Share of training images, stratified, to validate on instead of val_split, for selection; 0 takes val_split."""
     group_column: str = ""
-    """Column (or metadata.jsonl key) whose value images of one thing share, for val_share to keep them together."""
+    """Column (or metadata.jsonl key) of each image's group, such as photos of one thing; val_share keeps it whole."""
     image_column: str = "image"
     """datasets: column of the image."""
     label_column: str = "label"
@@ -77,7 +77,7 @@ class DataConfig:
     augment: Literal["none", "crop_flip", "crop", "three_augment", "deit"] = "crop_flip"
     """Augmentation: crop is a padded random crop, flip is horizontal; three_augment and deit as in the papers."""
     color_jitter: float = 0.3
-    """Strength of three_augment's colour jitter; 0 where captions or labels name colours, which it would belie."""
+    """Strength of three_augment's colour jitter; 0 where captions or labels name colours, which it would falsify."""
     mixup: Annotated[float, Range(0)] = 0.0
     """Beta parameter of mixup; 0 is off."""
     cutmix: Annotated[float, Range(0)] = 0.0
@@ -145,7 +145,7 @@ class TeacherConfig:
     model: str = ""
     """timm:NAME, hf:ID (CLIP's projected output with +projection after it), or a run or export folder; empty: none."""
     target: Literal["embedding", "logits"] = "embedding"
-    """Learned from the teacher: its embedding, by text.loss; or its logits, plainly with text.balance False."""
+    """Target from the teacher: its embedding, by text.loss, or its logits (plain distillation: text.balance False)."""
     temperature: Annotated[float, Range(0.001)] = 4.0
     """logits: temperature that divides both sides' logits."""
     image_size: Annotated[int, Range(0)] = 0
@@ -269,9 +269,9 @@ class RunConfig:
     MLFLOW_TRACKING_URI, ...). A tracker that fails costs a warning."""
     resize_every: Annotated[float, Range(0.1)] = 60.0
     """Seconds between checks for nodes that have joined, with num_workers MIN:MAX; each resize restarts the workers, so
-    longer where nodes come and go often."""
+    choose more where nodes come and go often."""
     async_validation: bool = False
-    """Validate in a Ray task during training, on a CPU or GPU that workers leave free; the last validation waits."""
+    """Validate in a Ray task during training (but for the last time), on a CPU or GPU that workers leave free."""
     accept_changed_data: bool = False
     """On resume: continue although images, labels, classes or text have changed; the summary lists the changes."""
     overwrite: bool = False

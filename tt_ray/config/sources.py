@@ -1,4 +1,4 @@
-"""Names that data.source can have. What they stand for is imported when it is opened, with its libraries."""
+"""Names that data.source can have. A source and its libraries are imported when it is opened."""
 
 from tt_ray.terminal.errors import UserError, nearest
 

@@ -43,7 +43,7 @@ def augment_pixels(
     """Augments a batch, uint8 (n, S, S, 3) to the same shape; rows and copies (n,) are those of its samples.
 
     crop: padded by an eighth of S on each side, by reflection, and cut at random; flip: mirrored half of the time.
-    Preset none gives `pixels` itself.
+    Preset none returns `pixels` itself.
     """
     if preset == "none":
         return pixels
@@ -53,8 +53,8 @@ def augment_pixels(
 def train_transform(config: DataConfig) -> Transform:
     """The preset `data.augment` for one RGB image; call it through `seeded`.
 
-    Gives uint8 (3, S, S); deit gives float32 that is normalised already (see `normalize`). On the same square image,
-    none, crop and crop_flip give the bits that `augment_pixels` gives.
+    It returns uint8 (3, S, S), or for deit float32 that is normalised already (see `normalize`). On the same square
+    image, none, crop and crop_flip return the same bits as `augment_pixels`.
     """
     if config.augment == "three_augment":
         return _three_augment(config)
@@ -64,7 +64,7 @@ def train_transform(config: DataConfig) -> Transform:
 
 
 def eval_transform(config: DataConfig) -> Transform:
-    """RGB image to uint8 (3, S, S) without chance.
+    """RGB image to uint8 (3, S, S), without randomness.
 
     Square presets with crop_pct 1: the square resize of `Source.pixels`. Otherwise the short side is resized to
     S / crop_pct and the centre cut out.
@@ -118,7 +118,7 @@ def normalize(images: torch.Tensor, mean: tuple[float, float, float], std: tuple
 
 @functools.lru_cache(maxsize=16)
 def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    """Kept, since a copy to a GPU in each step would make the host wait for it."""
+    """Cached, since a copy to a GPU in each step would make the host wait for it."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 

@@ -74,8 +74,8 @@ class TrainBatches(Dataset[Batch]):
 class EvalBatches(Dataset[Batch]):
     """Every image of a split exactly once over all workers; `self[i]` is the i-th batch of this worker's share.
 
-    All workers have as many batches, for they meet in each where the model is sharded: one that has no image left gives
-    its first again, with the label -1.
+    All workers have as many batches, for they exchange weights in each where the model is sharded: one without an image
+    left repeats its first, with the label -1.
     """
 
     def __init__(self, source: Source, config: Config, rank: int, world: int, batch_size: int = _EVAL_BATCH) -> None:
@@ -117,6 +117,6 @@ def load(batches: TrainBatches | EvalBatches, steps: range, num_loaders: int, pi
     """Batches of `steps` in order, prepared by loader processes unless the split is in memory."""
     held = batches.pixels is not None
     kwargs: dict[str, Any] = {} if held or not num_loaders else {"num_workers": num_loaders, "prefetch_factor": 4}
-    # Without a batch size, collate_fn gets what the data set gives: a whole batch, to be left as it is.
+    # Without a batch size, collate_fn gets what the data set returns: a whole batch, to be left as it is.
     as_is = cast(Any, lambda batch: batch)
     return iter(DataLoader(batches, batch_size=None, sampler=steps, collate_fn=as_is, pin_memory=pin, **kwargs))

@@ -68,7 +68,7 @@ def left_out(config: Config, train: Source, val: Source) -> list[str]:
 def check_images(config: Config, train: Source, val: Source, show: Show | None = None) -> None:
     """Reads the images of splits that training will hold in memory; raises UserError naming the first unreadable one.
 
-    Larger splits would take minutes: their unreadable images stop the run when it comes to them.
+    Larger splits would take minutes: their unreadable images stop the run when it reaches them.
     """
     data = config.data
     if data.source == "shapes" or data.on_bad_image == "skip":
@@ -90,7 +90,7 @@ def _counter(show: Show | None, of: int) -> Callable[[int], None] | None:
 
 
 def join(config: Config, train: Source, val: Source, store: EmbeddingStore | None, notes: list[str]) -> Data:
-    """Joins images and embeddings by id, and replaces labels: captions go on describing the image.
+    """Joins images and embeddings by id, and replaces labels: captions still describe the image.
 
     Labels are replaced before the join: what it leaves out changes none of the others.
     """

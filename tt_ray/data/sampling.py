@@ -19,7 +19,7 @@ class Order(NamedTuple):
     images: int
     """N, images in the training split."""
     batch_size: int
-    """Of the whole step."""
+    """Images of a step, over all workers."""
     repeats: int
     seed: int
     rank: int = 0
@@ -35,7 +35,7 @@ class Order(NamedTuple):
     def epoch_rows(self, epoch: int) -> tuple[Rows, Rows]:
         """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated.
 
-        With labelled and unlabelled images each kind comes as often as its places in a batch want, in as many passes.
+        With labelled and unlabelled images each kind comes as often as its places in a batch need, in as many passes.
         """
         generator = np.random.Generator(np.random.Philox(seed_of(self.seed, _ORDER_SEED, epoch)))
         if self.labelled is not None:
@@ -70,7 +70,7 @@ class Order(NamedTuple):
         for kind, where in ((labelled, places), (np.setdiff1d(np.arange(self.images), labelled), ~places)):
             passes = -(-int(where.sum()) // (len(kind) * self.repeats))
             order = np.concatenate([np.repeat(generator.permutation(kind), self.repeats) for _ in range(passes)])
-            # A copy's number tells its augmentation: one that comes in a later pass is augmented anew.
+            # A copy's number determines its augmentation: one that comes in a later pass is augmented in another way.
             copy = np.arange(passes)[:, None, None] * self.repeats + np.arange(self.repeats)
             copy = np.broadcast_to(copy, (passes, len(kind), self.repeats)).ravel()
             rows[where], copies[where] = order[: where.sum()], copy[: where.sum()]
@@ -108,7 +108,7 @@ def smallest_batch(config: Config) -> int:
 
 
 def train_order(config: Config, images: int, rank: int, world: int, labels: Rows | None = None) -> Order:
-    """The order of training; `labels` (images,) tell which images have none (-1).
+    """The order of training; `labels` (images,) show which images have none (-1).
 
     Raises UserError when a batch is larger than the data, or too small for images with and without labels.
     """
@@ -118,5 +118,5 @@ def train_order(config: Config, images: int, rank: int, world: int, labels: Rows
         raise UserError(f"train.batch_size is {size}, but there are only {images} training images{kept}: lower it")
     labelled = None if labels is None or labels.min() >= 0 else np.flatnonzero(labels >= 0)
     if labelled is not None and size < 4:
-        raise UserError(f"train.batch_size is {size}, too small for labelled and unlabelled images: give at least 4")
+        raise UserError(f"train.batch_size is {size}, too small for labelled and unlabelled images: choose at least 4")
     return Order(images, size, config.data.repeats, config.train.seed, rank, world, labelled)

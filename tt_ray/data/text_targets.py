@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Missing:
-    """What the join of a split with a store has left over."""
+    """Images and embeddings that the join of a split with a store has left over."""
 
     images: int
     """Images without an embedding."""
@@ -70,7 +70,7 @@ class TextTargets:
 
     def __getitem__(self, rows: npt.ArrayLike) -> "Tensor":
         """Targets of the rows, float32, shape (len(rows), D')."""
-        import torch  # takes two seconds, which the driver, who only joins, does not have
+        import torch  # takes two seconds, which the driver saves, as it only joins
 
         chosen = self.index[np.asarray(rows)]
         embeddings = (self.store.embeddings if self.table is None else self.table)[chosen].astype(np.float32)
@@ -109,7 +109,7 @@ def build_targets(
 
 
 def targets_of_rows(store: EmbeddingStore, config: Config) -> TextTargets:
-    """Targets of the store's own rows, prepared as `build_targets` does; `config.text.control` is not looked at.
+    """Targets of the store's own rows, prepared as `build_targets` does; `config.text.control` is ignored.
 
     Raises:
         UserError: head.out_dim is larger than the embeddings.
@@ -138,7 +138,7 @@ def _check_missing(missing: Missing, store: EmbeddingStore, source: Source, acce
     if not len(missing.rows):
         raise UserError(
             f"none of the {total} images has an embedding in {store.path}: image ids such as {examples} "
-            f"meet none such as {', '.join(missing.embedding_ids)}; embed this data set's captions"
+            f"match none such as {', '.join(missing.embedding_ids)}; embed this data set's captions"
         )
     if missing.images > accepted * total:
         raise UserError(
@@ -161,7 +161,7 @@ def _class_vectors(store: EmbeddingStore, classes: int, seed: int) -> Floats:
 
 
 def _normalisation(store: EmbeddingStore, text: TextConfig) -> tuple[Floats, Floats]:
-    """What to subtract and then multiply with, both of shape (D,)."""
+    """The shift to subtract and the scale to multiply with, both of shape (D,)."""
     divisor = np.ones(store.dim)
     if text.normalize_std == "mean":
         divisor[:] = max(store.std.mean(dtype=np.float64), _EPS)

@@ -165,10 +165,10 @@ def _describe(store: EmbeddingStore, sample: Sample, report: Report) -> list[str
         f"effective rank: {report.effective_rank:.1f} of {store.dim} ({of}, mean subtracted)",
     ]
     if n < 5 * store.dim:
-        lines[-1] += "; more rows than that would give more"
+        lines[-1] += "; a larger sample would have more"
     if report.knn is not None:
         lines.append(
-            f"classes: {report.knn:.1%} told by the {min(NEIGHBOURS, n - 1)} nearest others, "
+            f"classes: {report.knn:.1%} recognised by the {min(NEIGHBOURS, n - 1)} nearest others, "
             f"{report.knn_distinct:.1%} without those that are equal, {report.chance:.1%} by naming the most frequent "
             f"of {len(sample.classes)} ({of})"
         )

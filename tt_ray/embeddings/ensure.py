@@ -24,7 +24,7 @@ def ensure_store(
     before: Callable[[], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path | None:
-    """Returns the folder of a run's embedding store, its checksum verified; embeds the captions if nobody has yet.
+    """Returns the folder of a run's embedding store, its checksum verified; embeds the captions if no run has yet.
 
     Stores made here live in <run.storage>/embeddings, named by encoder and captions, and serve every run with the same
     captions.
@@ -70,7 +70,7 @@ def ensure_store(
 
 
 def fetch_store(storage: str, path: Path) -> bool:
-    """Whether the store is on this machine, after fetching it from `storage`, where runs live, if need be."""
+    """Fetches the store from `storage` if it is not on this machine; returns whether it is now."""
     if is_uri(storage):
         Storage.open(storage).fetch(path)
     return (path / MANIFEST).exists()

@@ -1,4 +1,4 @@
-"""Embeddings of others -> embedding store: TextTeacher's all_encodings.zip, and Hugging Face data sets."""
+"""Embeddings from elsewhere -> embedding store: TextTeacher's all_encodings.zip, and Hugging Face data sets."""
 
 import io
 import json
@@ -33,7 +33,7 @@ ABOUT = "embedding_store.json"
 
 @dataclass(frozen=True)
 class Target:
-    """The store that is to be made."""
+    """The store to make."""
 
     out: Path
     """Its folder, absolute."""
@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Imported:
-    """A store made of somebody's embeddings."""
+    """A store made of embeddings from elsewhere."""
 
     store: EmbeddingStore
     notes: tuple[str, ...]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tt_ray.terminal.errors import UserError, one_line, reason
 
 _SUFFIX = ".emb.npy"
-# A member has one embedding: more bytes than this are none, and a compressed member could claim any number.
+# A member holds one embedding, which has no more bytes than this; a compressed member could claim any number.
 _MEMBER_BYTES = 1 << 20
 
 
@@ -26,7 +26,7 @@ class Archive:
         self.path = path
         self._file = file
         self.members = self._list()
-        """Its embeddings, in the order in which they lie in the archive."""
+        """The embeddings, in the order of the archive."""
         self.names: pa.StringArray = pa.array([each.filename.removesuffix(_SUFFIX) for each in self.members])
         """The image file name of each member."""
 

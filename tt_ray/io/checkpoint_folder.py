@@ -1,6 +1,6 @@
 """Checkpoint folders from the outside: their names, the manifest that proves each complete, and the newest intact one.
 
-What is in them, and who writes it: tt_ray/training/checkpoint.py. No torch, which takes seconds to import.
+Their content is written by tt_ray/training/checkpoint.py. No torch here: it takes seconds to import.
 """
 
 import json
@@ -46,7 +46,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in files.items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != entry.get("bytes") or sha256(file) != entry.get("sha256"):
-            raise UserError(f"{file} is damaged: it is not what manifest.json says")
+            raise UserError(f"{file} is damaged: it differs from manifest.json")
     return manifest
 
 

@@ -30,13 +30,13 @@ def csv_rows(text: TextIO, delimiter: str, image: int) -> Iterator[tuple[int, li
 
 
 class _Lines:
-    """A table's lines below its header, which can be given back."""
+    """A table's lines below its header, which can be put back."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
         self._ahead: deque[str] = deque()
         self.number = 1
-        """Of the line that was taken last."""
+        """Number of the line that was taken last."""
 
     def take(self) -> str:
         """The next line; empty at the end."""
@@ -53,7 +53,7 @@ def _quoted_row(lines: _Lines, first: str, delimiter: str, width: int, image: in
     """The row that begins on a line with quotes, or what is wrong with it.
 
     A quoted text may span several lines. Where its quote is never closed, or what follows looks like rows of their own,
-    only the first line is bad, and the others are given back: one stray quote must not swallow rows.
+    only the first line is bad, and the others are put back: one stray quote must not swallow rows.
     """
     plain, escaped = (_row_of(line, delimiter) for line in (first, _doubled(first)))
     fit = [row for row in (plain, escaped) if row and len(row) == width]

@@ -116,7 +116,7 @@ def find_model(name: str, files: Sequence[str], what: str, instead: str) -> Path
         name: A local folder, or an id of the hub.
         files: Patterns of the files that are needed.
         what: What an error calls the model.
-        instead: How an error says that a local folder is passed.
+        instead: A local folder and its option, for the error: "pass ...".
 
     Raises:
         UserError: The model cannot be found.

@@ -47,14 +47,14 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Claim:
-    """Who writes, or would like to."""
+    """A command that writes, or wants to."""
 
     host: str
     machine: str
     """Boot id and PID namespace: where `pid` means something."""
     pid: int
     started: int
-    """Start of the process in clock ticks after boot; tells it from a later one with the same PID."""
+    """Start of the process in clock ticks after boot; distinguishes it from a later one with the same PID."""
     since: str
     command: str
     holds: bool = False
@@ -81,7 +81,7 @@ class Claims:
     folder: str
 
     def write(self, name: str, claim: Claim) -> None:
-        """Appears complete or not at all. Raises OSError."""
+        """Writes a claim, which appears complete or not at all. Raises OSError."""
         content, path = json.dumps(asdict(claim)).encode(), f"{self.folder}/{name}"
         local = isinstance(self.system, fs.LocalFileSystem)
         target = self._partial(name) if local else path  # an object appears when it is whole
@@ -98,7 +98,7 @@ class Claims:
         return {info.base_name: info.mtime_ns for info in found if info.base_name.endswith(".json") and info.is_file}
 
     def read(self, name: str) -> Claim | None:
-        """None where it has just been removed, or is not a claim of this version."""
+        """A claim; None where it has just been removed, or is not of this version."""
         try:
             with self.system.open_input_stream(f"{self.folder}/{name}") as stream:
                 tree = json.loads(stream.read())
@@ -108,7 +108,7 @@ class Claims:
             return None
 
     def remove(self, name: str) -> None:
-        """Also where there is none."""
+        """Removes a claim, if there is one."""
         partial = [self._partial(name)] if isinstance(self.system, fs.LocalFileSystem) else []
         for path in (f"{self.folder}/{name}", *partial):
             with suppress(OSError):
@@ -122,12 +122,12 @@ INSIDE = ".writer"
 
 
 def inside(folder: Path) -> Path:
-    """Where claims lie on a folder that may be a disk of its own, so that hosts have nothing else in common."""
+    """Folder of claims on a folder that may be a disk of its own, all that hosts have in common."""
     return folder.expanduser().absolute() / INSIDE
 
 
 def beside(path: Path) -> Path:
-    """Where claims lie on a file or folder that appears, or is deleted, as a whole."""
+    """Folder of claims on a file or folder that appears, or is deleted, as a whole."""
     path = path.expanduser().absolute()
     return path.with_name(f".{path.name}.writer")
 
@@ -136,7 +136,7 @@ def beside(path: Path) -> Path:
 def one_writer(
     place: Path,
     what: str,
-    otherwise: str = "give another --out",
+    otherwise: str = "choose another --out",
     storage: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Iterator[None]:
@@ -144,7 +144,7 @@ def one_writer(
 
     Args:
         place: Folder of the claims: `inside` or `beside` what is to be written.
-        what: What is to be written, as errors call it.
+        what: Name of what is to be written, for errors.
         otherwise: What to do instead of waiting.
         storage: The run.storage that `place` lies in, where that may be a URI.
         say: Called with a sentence while it is unknown whether another writer lives; prints to stderr by default.
@@ -189,7 +189,7 @@ def _print(text: str) -> None:
 
 
 def _acquire(claims: Claims, name: str, what: str, otherwise: str, say: Callable[[str], None]) -> Claim:
-    """Waits until it is known of every other claim whether its command lives; returns the claim that now holds."""
+    """Waits until every other claim is known to be dead; returns the claim that now holds."""
     own, seen, told = Claim.own(), dict[str, int](), False
     while True:
         claims.write(name, own)  # before the others are listed: one of two commands then sees the other
@@ -252,12 +252,12 @@ def _beat(claims: Claims, name: str, own: Claim, what: str, stop: threading.Even
 
 
 def _machine() -> str:
-    """Where process numbers mean the same: one boot of one kernel, and in it one container."""
+    """The scope in which process numbers mean the same: one boot of one kernel, and in it one container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
-        return f"{socket.gethostname()}/{uuid.uuid4().hex}"  # unknown: told by its heartbeat alone
+        return f"{socket.gethostname()}/{uuid.uuid4().hex}"  # unknown: known to live by its heartbeat alone
 
 
 def _started(pid: int) -> int | None:

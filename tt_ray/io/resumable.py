@@ -23,21 +23,21 @@ _FORMAT_VERSION = 1
 class Shards:
     """Finished shards, numbered 0..count-1, each a file of bytes; made by `open_shards`.
 
-    A file's name holds the hash of its content: what a power cut or a bad disk left of a shard is not taken for one.
+    A file's name holds the hash of its content: a shard that a power cut or a bad disk has damaged does not count.
     """
 
     def __init__(self, folder: Path, work: dict[str, Any], count: int) -> None:
         self.folder = folder
         self.work = work
-        """What there is to do; shards of other work are refused."""
+        """Description of the work; shards of other work are refused."""
         self.count = count
         self.about: dict[str, Any] | None = None
-        """What did the work, and how; all shards agree. None before the first one."""
+        """What made the shards, and how, the same for all; None before the first one."""
         self._files: dict[int, Path] = {}
 
     @property
     def done(self) -> int:
-        """How many shards are finished."""
+        """Number of finished shards."""
         return len(self._files)
 
     def missing(self) -> list[int]:
@@ -65,15 +65,15 @@ class Shards:
         path = self._files[shard]
         content = path.read_bytes()
         if _hash(content) != _SHARD.fullmatch(path.name)[2]:  # type: ignore[index]
-            raise UserError(f"{path} is damaged: run the same command again, which makes it again")
+            raise UserError(f"{path} is damaged: the same command makes it again")
         return content
 
     def remove(self) -> None:
-        """Deletes the folder: what it was for is done."""
+        """Deletes the folder, once its work is done."""
         shutil.rmtree(self.folder)
 
     def _load(self) -> None:
-        """Reads the plan and finds finished shards; whatever else lies here from a kill is deleted."""
+        """Reads the plan and finds finished shards; deletes whatever else a killed command has left."""
         plan = _read_plan(self.folder / _PLAN)
         if plan is None:
             self._write_plan(None)
@@ -106,7 +106,7 @@ class Shards:
 def open_shards(folder: Path, work: dict[str, Any], count: int) -> Iterator[Shards]:
     """Begins `count` shards of some work in `folder`, or continues them; no other process may do so meanwhile.
 
-    `work` says, in JSON's types, what there is to do. Raises UserError when the folder was begun for other work, when
+    `work` describes it, in JSON's types. Raises UserError when the folder was begun for other work, when
     another process writes it, or cannot be written.
     """
     with one_writer(beside(folder), str(folder)):
@@ -152,7 +152,7 @@ def digest_of(*columns: pa.StringArray) -> str:
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
-    """None where there is none; raises UserError when it is not one of ours."""
+    """None where there is none; raises UserError when it is not a plan of this version."""
     if not path.exists():
         return None
     try:

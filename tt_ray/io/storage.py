@@ -35,32 +35,32 @@ class Storage:
     """Moves files and folders between the local copy and the file system behind it; for a plain folder, nothing."""
 
     root: Path
-    """Of the local copy."""
+    """Root of the local copy."""
     remote: fs.FileSystem | None = None
     base: str = ""
-    """Of the runs in `remote`."""
+    """Root of the runs in `remote`."""
 
     @classmethod
     def open(cls, storage: str) -> "Storage":
-        """Raises UserError when the URI cannot be used."""
+        """The storage of a folder or URI; raises UserError when the URI cannot be used."""
         root = local_root(storage)
         if not is_uri(storage):
             return cls(root)
         remote, base = _file_system(storage, "run.storage")
         if not base.strip("/"):
-            raise UserError(f"run.storage {storage} names no folder: give one, such as s3://bucket/runs")
+            raise UserError(f"run.storage {storage} names no folder: add one, such as s3://bucket/runs")
         _own(root.parent)
         return cls(root, remote, base)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Lets in one process of this machine at a time: all of them share the local copy. Not to be nested."""
+        """Admits one process of this machine at a time, since all share the local copy. Not to be nested."""
         if self.remote is None:
             yield
             return
         self.root.parent.mkdir(parents=True, exist_ok=True)
         with (self.root.parent / f".{self.root.name}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed, by the kernel if need be
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, by the kernel if need be
             yield
 
     def fetch(self, path: Path, last: str = "manifest.json") -> None:
@@ -111,7 +111,7 @@ class Storage:
         _remove(path)
 
     def names(self, folder: Path) -> list[str]:
-        """What a folder holds, there or here."""
+        """Names in a folder, there or here."""
         if self.remote is None:
             return [path.name for path in folder.iterdir()] if folder.is_dir() else []
         selector = fs.FileSelector(self.there(folder), allow_not_found=True)
@@ -152,7 +152,7 @@ def fetch_data(uri: str) -> Path:
             raise UserError(f"data.root {uri}: there is nothing; check --data.root")
         state = repr(sorted((info.path, info.size, info.mtime_ns) for info in files))
         folder = storage.root / hashlib.blake2b(state.encode(), digest_size=6).hexdigest()
-        # The name tells `datasets` the format of a single file.
+        # `datasets` knows the format of a single file by its name.
         target = folder / Path(base).name
         with storage.alone():
             if not target.exists():
@@ -173,7 +173,7 @@ def _own(folder: Path) -> None:
     """Makes the folder of local copies, readable by its owner alone: others could put false weights there."""
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to somebody else: set TMPDIR to a folder of your own")
+        raise UserError(f"{folder} belongs to another user: set TMPDIR to a folder of your own")
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: how they run and end, how their arguments are read, and by which name they are called."""
+"""Common to all commands: how they run and end, how their arguments are read, and by which name they are called."""
 
 import contextlib
 import io
@@ -122,7 +122,7 @@ def in_background(function: Callable[..., T], *arguments: object) -> "Future[T]"
 
 
 def _busy_in_background() -> bool:
-    """Whether such a thread still runs."""
+    """Whether a thread of `in_background` still runs."""
     return any(thread.name == _BACKGROUND for thread in threading.enumerate())
 
 

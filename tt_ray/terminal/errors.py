@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterable, Sequence
 
 _NEAR = 0.15
-"""How much less like the name than the nearest one another may be to be offered beside it."""
+"""How much less similar than the nearest name another one may be to be offered as well."""
 _MANY = 30
 """Names that a line can hold."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: commands print its text as one line and exit with code 2."""
+    """A mistake that the user can fix: commands print its text as one line and exit with code 2."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -27,7 +27,7 @@ class Interrupted(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A command was told to end, and has ended well: commands print its text and exit with `code`."""
+    """A command was asked to end, and has ended in order: commands print its text and exit with `code`."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)

@@ -14,7 +14,7 @@ _LOG_INTERVAL_S = 10.0
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands; sent every few steps."""
+    """The progress of a run; sent every few steps."""
 
     step: int
     steps: int
@@ -50,7 +50,7 @@ class Display:
         self._bar.stop()
 
     def show(self, what: str, done: int, of: int, detail: str = "") -> None:
-        """`done` of `of`; without `detail`, the rate and the time left so far."""
+        """Shows `done` of `of`; without `detail`, the rate so far and the time left."""
         now = time.monotonic()
         if what != self._what:
             if self._task is not None:
@@ -67,22 +67,22 @@ class Display:
             self.say(f"{what}: {done} of {of}{', ' * bool(detail)}{detail}")
 
     def hide(self) -> None:
-        """Takes the line away, for a table in its place."""
+        """Removes the line, for a table in its place."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task, self._what = None, ""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def notes(self, sentences: Iterable[str]) -> None:
-        """A line for each note."""
+        """Prints a line for each note."""
         for sentence in sentences:
             self.say(f"note: {sentence}")
 
     def training(self, standing: Standing) -> None:
-        """Where a run stands."""
+        """Shows the progress of a run."""
         top1 = "" if standing.top1 is None else f", top-1 {standing.top1:.1f} %"
         detail = f"{standing.images_per_s:.0f} images/s, {standing.eta_s:.0f} s left, loss {standing.loss:.3f}{top1}"
         self.show("training", standing.step, standing.steps, detail)

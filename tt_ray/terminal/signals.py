@@ -1,4 +1,4 @@
-"""How a command ends on Ctrl-C and SIGTERM: at once, or after what is to be saved first."""
+"""How a command ends on Ctrl-C and SIGTERM: at once, or once everything is saved."""
 
 import os
 import signal

@@ -139,7 +139,7 @@ def write_captions(table: CaptionTable, path: str | Path, made_of: dict[str, Any
 
 
 def made_of(path: Path) -> dict[str, Any] | None:
-    """The note that `write_captions` has put into a file; None where there is none, or the file is no such table."""
+    """Reads the note that `write_captions` has put into a file; None without one, or if the file is no such table."""
     try:
         about = (pq.read_schema(path).metadata or {}).get(_MADE_OF.encode())
         return None if about is None else json.loads(about)
@@ -148,7 +148,7 @@ def made_of(path: Path) -> dict[str, Any] | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files behind `path`, in reading order; raises UserError, also when a shard is missing."""
+    """The files of a table, in reading order; raises UserError, also when a shard is missing."""
     if path.is_file():
         return [path]
     if not path.is_dir():

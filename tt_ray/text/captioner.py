@@ -28,7 +28,7 @@ _UNTRIED = ("florence2", "instructblip", "pix2struct")
 
 @dataclass(frozen=True)
 class CaptionerOptions:
-    """Which captioner, and how it writes."""
+    """The captioner, and how it writes."""
 
     model: str = ""
     """Captioner: a Hugging Face id or a local folder with safetensors weights."""
@@ -87,7 +87,7 @@ class Captioner:
         return [" ".join(text.split()) for text in written]
 
     def _inputs(self, images: list[Image.Image]) -> dict[str, Any]:
-        """What `generate` takes for a batch, on the model's device."""
+        """Arguments of `generate` for a batch, on the model's device."""
         import torch
 
         with quiet_transformers():

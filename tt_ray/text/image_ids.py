@@ -41,8 +41,8 @@ def read_labels(path: str | Path, ids: pa.StringArray) -> pa.StringArray:
 
     `path` is a table (Parquet, CSV, TSV, JSONL) with image_id (or file_name) and label (or label_name), a folder with
     metadata (.jsonl, .csv or .parquet), or a folder of class folders: the label is then the first folder of the image
-    id. Labels are stripped of surrounding whitespace, and blank ones are none. Raises UserError when it is neither, an
-    id of the table repeats, or no id has a label.
+    id. Labels are stripped of surrounding whitespace, and blank ones do not count. Raises UserError when it is neither,
+    an id of the table repeats, or no id has a label.
     """
     path = Path(path).expanduser()
     table = _metadata_labels(path) if path.is_dir() else tuple(_columns(path, ID_NAMES, _LABEL_NAMES))
@@ -64,8 +64,8 @@ def read_labels(path: str | Path, ids: pa.StringArray) -> pa.StringArray:
 def match_ids(ids: pa.StringArray, names: pa.StringArray) -> npt.NDArray[np.int64]:
     """The row of `names` that belongs to each of `ids`, -1 for none, shape (len(ids),).
 
-    Equal ones belong together; the others do when what is behind their last slash is equal, as official file names are
-    without their folder. Raises UserError when that is ambiguous.
+    Equal ones belong together; the others do when the parts after their last slash are equal, as official file names
+    are without their folder. Raises UserError when that is ambiguous.
     """
     rows = pc.index_in(ids, names).fill_null(-1).to_numpy().astype(np.int64)
     free = np.flatnonzero(rows < 0)

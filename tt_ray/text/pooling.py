@@ -81,13 +81,13 @@ token. Means are over real tokens."""
 
 @dataclass
 class Settings:
-    """What modules.json and its companions say; empty values where a folder is no sentence-transformers model."""
+    """Settings of modules.json and its companions; empty values where a folder is no sentence-transformers model."""
 
     folder: Path
     """Folder of the transformer itself."""
     pooling: str = ""
     behind: list[tuple[str, Path]] = field(default_factory=list)
-    """What follows pooling, in order: "dense" or "normalize", each with its folder."""
+    """Modules after pooling, in order: "dense" or "normalize", each with its folder."""
     max_tokens: int = 0
     lower_case: bool = False
     prompt: str = ""
@@ -117,7 +117,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _sentence_pooling(config: dict[str, Any], folder: Path) -> str:
-    """Our name for sentence-transformers' pooling, from its older flags or its newer pooling_mode."""
+    """The name in `POOLINGS` of sentence-transformers' pooling, from its older flags or its newer pooling_mode."""
     modes = config.get("pooling_mode") or [name for flag, name in _SENTENCE_POOLING_FLAGS.items() if config.get(flag)]
     modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
     if len(modes) > 1 or modes[0] not in _SENTENCE_POOLING or not config.get("include_prompt", True):
@@ -133,7 +133,7 @@ def load_dense(folder: Path, config: dict[str, Any], device: str) -> Any:
     Args:
         folder: The module's folder.
         config: Its config.json.
-        device: Where it is to compute.
+        device: Device to compute on.
 
     Returns:
         A frozen float32 torch module, (B, in_features) to (B, out_features).
@@ -167,7 +167,7 @@ def _activation(path: str, folder: Path) -> Any:
     known = {"Identity", *torch.nn.modules.activation.__all__}
     package, _, name = path.rpartition(".")
     if package.split(".")[0] != "torch" or name not in known:
-        raise UserError(f"{folder} has the activation {path}, which is none of torch.nn: {nearest(name, known)}")
+        raise UserError(f"{folder} has the activation {path}, which is not one of torch.nn's: {nearest(name, known)}")
     try:
         return getattr(torch.nn, name)()
     except TypeError:

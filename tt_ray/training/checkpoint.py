@@ -25,7 +25,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: the number of steps that are done."""
+    """The position of training: the number of steps that are done."""
 
     step: int
     epoch: int
@@ -37,9 +37,9 @@ class Snapshot:
     """A copy of the training state in main memory, which further steps do not change; empty on all workers but 0."""
 
     tensors: dict[str, dict[str, Tensor]]
-    """By file (model, optimizer, ema) and name."""
+    """Tensors by file (model, optimizer, ema) and name."""
     optimizer: dict[str, Any]
-    """What of the optimiser is no tensor."""
+    """The optimiser's state but its tensors."""
 
 
 def not_finite(model: nn.Module, ema: nn.Module | None) -> str:

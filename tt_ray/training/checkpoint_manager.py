@@ -1,4 +1,4 @@
-"""A run's checkpoints: written and uploaded beside the training, one at a time; the newest intact one is found."""
+"""A run's checkpoints: written and uploaded during training, one at a time; the newest intact one is found."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,18 +26,18 @@ class CheckpointManager:
         self.run_dir, self.storage, self.keep = run_dir, storage, keep
         self.folder = run_dir / "checkpoints"
         self.in_use: set[str] = set()
-        """Names of checkpoints that somebody still reads: they are not pruned."""
+        """Names of checkpoints that are still being read: they are not pruned."""
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._where: Path | None = None
 
     def save(self, position: Position, state: Snapshot, extra: dict[str, Any], then: Callable[[Path], None]) -> None:
-        """Starts to write `state`, which nobody may change any more; `then` is called with the finished checkpoint."""
+        """Starts to write `state`, which must not change any more; calls `then` with the finished checkpoint."""
         path = self._where = self.folder / checkpoint_name(position.step)
         yaml = (self.run_dir / "config.yaml").read_text()
 
         def write() -> None:
-            # A checkpoint must not know of more steps than the rows and scalars beside it.
+            # A checkpoint must not know of more steps than the rows and scalars next to it.
             sync(self.run_dir / "metrics.jsonl")
             save_checkpoint(path, position, state, extra, yaml)
             for name in ("metrics.jsonl", "tensorboard"):
@@ -51,7 +51,7 @@ class CheckpointManager:
         self._writing = self._writer.submit(write)
 
     def push(self, path: Path) -> None:
-        """Uploads; a storage that fails is tried again for some minutes, while training goes on."""
+        """Uploads; a storage that fails is tried again for some minutes, while training continues."""
         for pause in _PAUSES_S:
             try:
                 self.storage.push(path)
@@ -63,7 +63,7 @@ class CheckpointManager:
         self.storage.push(path)
 
     def wait(self) -> None:
-        """Until the last checkpoint is written, or has failed."""
+        """Waits until the last checkpoint is written, or has failed."""
         if self._writing is not None:
             self._writing.exception()
 
@@ -75,7 +75,7 @@ class CheckpointManager:
         return (error and f"cannot write checkpoint {self._where}: {getattr(error, 'strerror', None) or error}") or ""
 
     def names(self) -> list[str]:
-        """Of all checkpoints, newest first, complete or not."""
+        """Names of all checkpoints, newest first, complete or not."""
         found = set(self.storage.names(self.folder))
         return sorted((name for name in found if name.startswith("step-")), reverse=True)
 
@@ -106,7 +106,7 @@ class CheckpointManager:
         if sum_over_workers(torch.tensor(float(blind), device=device)):
             raise UserError(
                 f"not all workers see the same files in {self.run_dir}: "
-                "give a --run.storage that all nodes share, or a URI (s3://, gs://)"
+                "choose a --run.storage that all nodes share, or a URI (s3://, gs://)"
             )
         return path, problems
 
@@ -116,14 +116,14 @@ class CheckpointManager:
             yield self.folder / name
 
     def last_good(self) -> str:
-        """Half a sentence for errors."""
+        """Half a sentence on the last good checkpoint, for errors."""
         self.wait()
         path, _ = self.newest()
         return f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
 
 
 def _mark(checkpoint: Path) -> int:
-    """Tells one intact checkpoint from others of its step, in 60 bits; 0 where it is not intact."""
+    """Identifies an intact checkpoint among others of its step, in 60 bits; 0 where it is not intact."""
     try:
         check_manifest(checkpoint)
     except UserError:

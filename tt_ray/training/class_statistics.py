@@ -20,7 +20,7 @@ def class_statistics(
     `labels` (N,) are those that training uses. A class without images gets zeros. All workers must call; each reads
     its share of the rows.
     """
-    # Counts, sums and sums of squares; float64 keeps what centred targets have of digits.
+    # Counts, sums and sums of squares; float64 keeps the digits of centred targets.
     sums = torch.zeros(classes, 1 + 2 * targets.dim, dtype=torch.float64)
     first, last = rank * len(labels) // world, (rank + 1) * len(labels) // world
     for start in range(first, last, _BLOCK):

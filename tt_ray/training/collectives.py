@@ -1,4 +1,4 @@
-"""What the objective asks of other workers; with one worker every function does nothing."""
+"""Exchanges between workers that the objective needs; with one worker every function does nothing."""
 
 from functools import cache
 from typing import Any
@@ -39,7 +39,7 @@ class _Gather(torch.autograd.Function):
 
 @cache
 def _host_group(world: Any) -> Any:
-    """The process group `world` of all workers, or one beside it, whose messages need no device."""
+    """The process group `world` of all workers, or one next to it, whose messages need no device."""
     return world if "gloo" in dist.get_backend_config(world) else dist.new_group(backend="gloo")
 
 

@@ -1,4 +1,4 @@
-"""What the training loop may ask of its runner, and the runner without Ray: one process, or those of torchrun."""
+"""The interface of the training loop's runner, and the runner without Ray: one process, or those of torchrun."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ from tt_ray.terminal.progress import Standing
 
 T = TypeVar("T")
 REQUESTS = ("stop", "pause", "preempted")
-"""What a runner may want of the loop, each after a checkpoint: to end the command, to start again with more or fewer
-workers, to leave machines that are about to be taken away."""
+"""Requests of a runner to the loop, each met after a checkpoint: end the command, start again with more or fewer
+workers, leave machines that are about to be taken away."""
 
 
 class Context(Protocol):
@@ -26,7 +26,7 @@ class Context(Protocol):
     """Whether `beside` has machines to use."""
 
     def progress(self, standing: Standing) -> None:
-        """Shows where the run stands; called on worker 0, must not block."""
+        """Shows the progress of the run; called on worker 0, must not block."""
 
     def measured(self, row: Mapping[str, float]) -> None:
         """Shows a row of metrics.jsonl elsewhere; called on worker 0, must not block."""
@@ -39,7 +39,7 @@ class Context(Protocol):
         """Reports a validation after so many epochs; called on worker 0. `kept` waits for the step's checkpoint."""
 
     def beside(self, function: Callable[..., T], *arguments: Any) -> Callable[[bool], T | None]:
-        """Runs `function` elsewhere. The answer, called with whether to wait, returns its result or None."""
+        """Runs `function` elsewhere; returns a function of whether to wait, which returns the result or None."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Whether a runner wants something of the loop: asked by the clock, by all workers after the same step."""
+"""Requests of a runner to the loop: looked for by the clock, by all workers after the same step."""
 
 from time import perf_counter
 
@@ -21,7 +21,7 @@ class Interrupts:
         self._last, self._next, self._since = first, first + 1, perf_counter()
 
     def look(self, done: int) -> bool:
-        """After `done` steps: whether any worker has been asked for something. Mostly it returns at once."""
+        """Whether any worker has received a request, after `done` steps. Mostly returns at once."""
         if done < self._next:
             return False
         steps = done - self._last

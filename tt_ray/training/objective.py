@@ -56,7 +56,7 @@ class Objective(NamedTuple):
             labels: class numbers (B,), -1 for none, or shares of classes (B, C), all 0 for none.
             text: what the text head is to reach, (B, D), or None without one.
             weight: lambda.
-            teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with beside `text`.
+            teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with besides `text`.
         """
         loss_cls = self._classification(outputs.logits, labels)
         if weight == 0 or (text is None and teacher is None):
@@ -95,7 +95,7 @@ class Objective(NamedTuple):
         return self.loss(pred, text, *scalars, *needs, **options) * part
 
     def _part(self, rows: int) -> float:
-        """What a worker's mean counts, so that the mean over workers is that over images."""
+        """The weight of a worker's mean that makes the mean over workers that over images."""
         return rows * len(self.shares) / sum(self.shares) if self.shares else 1.0
 
     def _ratio(self, loss_cls: Tensor, loss_text: Tensor, features: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def place(model: TaughtClassifier, strategy: Literal["ddp", "fsdp"], device: tor
     """Brings the model from main memory to the device: all of it, or with fsdp this worker's part.
 
     fsdp shards every block of the backbone by itself, so that one at a time is whole, here as in training, and then
-    the rest together: `fully_shard` takes to the device what it is given and keeps a part.
+    the rest together: `fully_shard` moves what it is passed to the device and keeps a part.
     """
     if world_size() == 1 or strategy == "ddp":
         model.to(device)

@@ -1,4 +1,4 @@
-"""What is checked and made before workers start: data, embedding store, model; imports no torch unless it must."""
+"""Checks and preparations before workers start: data, embedding store, model; imports no torch unless it must."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +17,14 @@ from tt_ray.training.weight_average import average_note
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the driver knows of a run's data before workers start."""
+    """A run's data, as far as the driver knows them before workers start."""
 
     classes: int
     store: Path | None
     record: pa.Table
-    """What the run trains on, as `record_data` returns it."""
+    """The record of the run's data, as `record_data` returns it."""
     notes: list[str]
-    """For the start, once nothing more can be refused: data that are not used, an average that is too slow."""
+    """Notes for the start, once nothing more can be refused: data that are not used, an average that is too slow."""
 
     def check(self, config: Config, resumes: bool) -> list[str]:
         """Compares the data with those that a resumed run was begun on.
@@ -46,7 +46,7 @@ class Prepared:
 
 
 def prepare(config: Config, display: Display | None = None) -> Prepared:
-    """Checks what can be checked of the data before workers start, and makes the embedding store if it is missing.
+    """Checks the data as far as possible before workers start, and makes the embedding store if it is missing.
 
     Raises:
         UserError: Images, labels, captions or embeddings cannot be read or do not fit the configuration, or the tracker
@@ -86,9 +86,9 @@ def try_model(config: Config, classes: int) -> None:
 def opening(config: Config, resumes: bool, where: str = "") -> str:
     """The line that announces a run. Wrong labels are announced here: the summary would be too late."""
     noise = f"; {config.data.label_noise:.4g} of its training labels are made wrong (data.label_noise)"
-    run = f"{'going on with' if resumes else 'starting'} run {config.run_place}{where}"
+    run = f"{'resuming' if resumes else 'starting'} run {config.run_place}{where}"
     if not resumes and not config.run.overwrite and starts_over(config):
-        run += " again: with other settings it came to no checkpoint"
+        run += " again: with other settings it had written no checkpoint"
     return run + noise * bool(config.data.label_noise)
 
 

@@ -22,28 +22,28 @@ _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EISDIR, errno.ENOTDIR),
 }
-# May differ when a run goes on: where and how fast it runs, not what it computes (but for batch-norm statistics).
+# May differ when a run resumes: where and how fast it runs, not what it computes (but for batch-norm statistics).
 _FREE = ("run.", "data.num_loaders", "data.cache_gb", _PARTS := "train.max_batch_per_worker", "train.compile")
 
 
 def sole_writer(config: Config, say: Callable[[str], None]) -> AbstractContextManager[None]:
     """Makes this command the run's only writer while the context lasts; to be entered before `check_run`.
 
-    Raises UserError when another command writes the run, or where the run could not lie.
+    Raises UserError when another command writes the run, or where the storage cannot hold the run.
     """
     _check_name(config)
     _check_lasting(config)
     if not config.run_dir.exists():
         _check_writable(config.run_dir)
-    what, otherwise = f"run {config.run_place}", "give another --run.name or --run.storage"
+    what, otherwise = f"run {config.run_place}", "choose another --run.name or --run.storage"
     return one_writer(beside(config.run_dir), what, otherwise, config.run.storage, say)
 
 
 def check_run(config: Config) -> bool:
-    """Whether an unfinished run of this name goes on; nothing is written.
+    """Whether an unfinished run of this name resumes; nothing is written.
 
     Raises UserError for a finished run, for one that has a checkpoint of another configuration, and for a folder
-    that is no run, or that would go with the job that writes it.
+    that is no run, or that would be deleted with the job that writes it.
     """
     folder = config.run_dir
     _check_name(config)
@@ -53,18 +53,20 @@ def check_run(config: Config) -> bool:
         _check_writable(folder)
         return False
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file: give another --run.name or --run.storage")
+        raise UserError(f"{folder} is a file: choose another --run.name or --run.storage")
     if config.run.overwrite:
         _must_be_run(folder)
         return False
     if (folder / "result.json").exists():
         top1 = read_result(folder)["top1"]
         raise UserError(
-            f"run {folder} is finished (top-1 {top1:.2f} %): give another --run.name, or --run.overwrite True"
+            f"run {folder} is finished (top-1 {top1:.2f} %): choose another --run.name, or --run.overwrite True"
         )
     if not (folder / "config.yaml").exists():
         if any(folder.iterdir()):
-            raise UserError(f"{folder} is not a run of tt-ray and not empty: give another --run.name or --run.storage")
+            raise UserError(
+                f"{folder} is not a run of tt-ray and not empty: choose another --run.name or --run.storage"
+            )
         return False
     before = Config.from_yaml(folder / "config.yaml")
     changed = changed_paths(before, config)
@@ -73,7 +75,7 @@ def check_run(config: Config) -> bool:
     if changed:
         values = ", ".join(f"{path} {before.get(path)} (now {config.get(path)})" for path in changed[:5])
         raise UserError(
-            f"unfinished run {folder} was started with {values}: give another --run.name, or --run.overwrite True"
+            f"unfinished run {folder} was started with {values}: choose another --run.name, or --run.overwrite True"
         )
     return True
 
@@ -85,7 +87,7 @@ def has_checkpoint(config: Config) -> bool:
 
 
 def starts_over(config: Config) -> bool:
-    """Whether a run of this name was started with another configuration, and came to no checkpoint worth keeping."""
+    """Whether a run of this name was started with another configuration, and wrote no checkpoint worth keeping."""
     path = config.run_dir / "config.yaml"
     return path.exists() and bool(changed_paths(Config.from_yaml(path), config)) and not has_checkpoint(config)
 
@@ -103,7 +105,7 @@ def _drops(config: Config) -> bool:
 
 
 def start_run(config: Config) -> None:
-    """Makes the folder and writes config.yaml; deletes a run of this name when told to, or when it starts over."""
+    """Makes the folder and writes config.yaml; deletes a run of this name when asked to, or when it starts over."""
     folder, storage = config.run_dir, Storage.open(config.run.storage)
     _check_name(config)
     if config.run.overwrite and folder.exists():
@@ -112,7 +114,7 @@ def start_run(config: Config) -> None:
     elif starts_over(config):
         storage.remove(folder)
     try:
-        # On an exception new_file leaves nothing: alone in the folder a file would look like somebody else's.
+        # On an exception new_file leaves nothing: alone in the folder a file would look like another program's.
         with new_file(folder / "config.yaml") as partial:
             config.to_yaml(partial)
         storage.push(folder / "config.yaml")
@@ -123,7 +125,7 @@ def start_run(config: Config) -> None:
 
 
 def discard_run(config: Config) -> None:
-    """Removes a new run's folder where training never came to its first checkpoint."""
+    """Removes a new run's folder where training never reached its first checkpoint."""
     storage = Storage.open(config.run.storage)
     if not has_checkpoint(config):
         storage.remove(config.run_dir)
@@ -141,7 +143,7 @@ def fetch_run(config: Config) -> None:
 
 @contextmanager
 def disk_problems(folder: Path) -> Iterator[None]:
-    """Turns a full or read-only disk, met by whatever was written, into a UserError that names the last checkpoint."""
+    """Turns the error of a full or read-only disk into a UserError that names the last checkpoint."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -154,7 +156,7 @@ def disk_problems(folder: Path) -> Iterator[None]:
         last = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
         where = getattr(error, "filename", None) or folder
         raise UserError(
-            f"cannot write {where}: {os.strerror(number)}; {last}; mend this and give the same command to go on"
+            f"cannot write {where}: {os.strerror(number)}; {last}; fix this and run the same command to resume"
         ) from error
 
 
@@ -162,15 +164,15 @@ def _check_writable(folder: Path) -> None:
     there = next(path for path in folder.parents if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "not writable" if there.is_dir() else "a file"
-        raise UserError(f"cannot write the run folder {folder}: {there} is {problem}: give another --run.storage")
+        raise UserError(f"cannot write the run folder {folder}: {there} is {problem}: choose another --run.storage")
 
 
 def _check_lasting(config: Config) -> None:
-    # Where Ray unpacks the working directory of a job, on each node and for each upload anew.
+    # Where Ray unpacks the working directory of a job, on each node, and again for each upload.
     if "working_dir_files" in config.run_dir.parts and "runtime_resources" in config.run_dir.parts:
         raise UserError(
             f"run.storage {config.run.storage} lies in this job's copy of the working directory, which other nodes do "
-            "not see and later jobs do not find: give --run.storage in full, a folder that all nodes share, or a URI"
+            "not see and later jobs do not find: choose the full path of a folder that all nodes share, or a URI"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run trains on, kept in its folder: a run that resumes on other data says so, or is refused.
+"""The record of a run's data, kept in its folder: resuming on other data is reported, or refused.
 
 `data.parquet` is what `record_data` returns. Resuming compares digests alone; rows are read to say what has changed.
 """
@@ -31,10 +31,10 @@ _SPLITS = ("training", "validation")
 
 
 def record_data(config: Config, data: Data) -> pa.Table:
-    """What a run trains on: rows (split, image_id, label) of both splits, the rest as metadata of the schema.
+    """The record of a run's data: rows (split, image_id, label) of both splits, the rest as metadata of the schema.
 
-    Labels are those after data.label_noise, null where an image has none. Text targets are known by the checksums of
-    their store; a vision teacher in a folder by the checksum of its weights.
+    Labels are those after data.label_noise, null where an image has none. Text targets are identified by the checksums
+    of their store; a vision teacher in a folder by the checksum of its weights.
     """
     tables = [_images(split, name) for split, name in zip((data.train, data.val), _SPLITS, strict=True)]
     about = {
@@ -56,7 +56,7 @@ def open_record(config: Config) -> pa.Table:
 
 
 def check_data(folder: Path, record: pa.Table, accept: bool) -> list[str]:
-    """Notes on the changes that a run in `folder` has been told to accept, now or before.
+    """Returns notes on changes of the data that a run in `folder` accepts now or has accepted before.
 
     Nothing is compared with a run that keeps no record: one that has yet to start, or of an older version.
 
@@ -129,7 +129,7 @@ def _teacher(config: Config) -> str:
 
 
 def _changes(before: pa.Table, now: pa.Table) -> list[str]:
-    """What differs, in words; at least one thing."""
+    """The differences, in words; at least one."""
     found: list[str] = []
     for split in _SPLITS:
         old, new = (table.filter(pc.equal(table["split"], split)).combine_chunks() for table in (before, now))

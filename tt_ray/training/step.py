@@ -67,7 +67,7 @@ class Learner:
         if text_dim and dim != text_dim:
             raise UserError(
                 f"text.loss {config.text.loss} multiplies the teacher's embedding with that of text, but {dim} and "
-                f"{text_dim} dimensions differ: give a teacher that shares the encoder's space (CLIP's +projection)"
+                f"{text_dim} dimensions differ: choose a teacher that shares the encoder's space (CLIP's +projection)"
             )
         return teacher, text_dim or dim
 
@@ -118,7 +118,7 @@ class Learner:
         return images, labels, text
 
     def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the text head is to reach, and what else the objective compares with; the teacher sees mixed images."""
+        """Targets of the text head, and the teacher's output that the objective needs; teachers see mixed images."""
         if self.teacher is None:
             return text, None
         target = torch.cat([self.teacher(chunk) for chunk in images.tensor_split(self.parts)])

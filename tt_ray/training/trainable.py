@@ -18,7 +18,7 @@ def check_model(config: Config, num_classes: int) -> None:
     """Tries the model and the optimiser on two random images.
 
     Some classifiers (EfficientViT-M, VOLO) do more than one linear layer after the pooled feature: training the
-    layer alone would give another model than the one that is deployed.
+    layer alone would train another model than the one that is deployed.
 
     Raises:
         UserError: The model or the optimiser is unknown, or cannot be trained with this configuration.
@@ -31,7 +31,7 @@ def check_model(config: Config, num_classes: int) -> None:
         logits, whole = TaughtClassifier(backbone, None)(images).logits, backbone(images)
     if logits.shape != (2, num_classes):
         shape = tuple(logits.shape[1:])
-        raise UserError(f"model.name is {name!r}, which gives logits of shape {shape} for each image, not one row")
+        raise UserError(f"model.name is {name!r}, which returns logits of shape {shape} for each image, not one row")
     if not torch.equal(logits, whole):
         raise UserError(f"model.name is {name!r}, whose logits are more than a linear layer on a feature")
     with torch.random.fork_rng(devices=[]), trial_pass(name, size):
@@ -53,5 +53,5 @@ def _check_batch_norm(backbone: nn.Module, image: Tensor, config: Config) -> Non
         raise UserError(
             f"train.batch_size {config.train.batch_size}{shared} leaves {fewest} image to a forward pass, but batch "
             f"norm of {config.model.name} on images of {config.data.image_size} px needs at least 2 ({error}): "
-            "give a larger --train.batch_size, or another model"
+            "choose a larger --train.batch_size, or another model"
         ) from None

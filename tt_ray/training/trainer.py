@@ -73,7 +73,7 @@ class Trainer(Learner):
         self.validations = AsyncValidations(config, context, self.checkpoints, self.order.steps_per_epoch)
 
     def run(self) -> dict[str, Any]:
-        """From the newest intact checkpoint to result.json."""
+        """Trains from the newest intact checkpoint to result.json."""
         config, context = self.config, self.context
         start = self._restore()
         loaded_targets = None if self.text_teacher.held else self.data.targets
@@ -232,7 +232,7 @@ class Trainer(Learner):
 
     def _restore(self) -> int:
         path, problems = self.checkpoints.agree(self.context.rank, self.context.device)
-        self.warnings += [f"{problem}; went on from {path.name if path else 'the start'}" for problem in problems]
+        self.warnings += [f"{problem}; resumed from {path.name if path else 'the start'}" for problem in problems]
         if path is None:
             return 0
         position, extra = load_checkpoint(path, self.model, self.optimizer, self.ema and self.ema.module)
@@ -259,7 +259,7 @@ class Trainer(Learner):
             write_export(path, run_dir / "export")
             with new_file(run_dir / "result.json") as partial:
                 partial.write_text(json.dumps(result, indent=2))
-            # result.json last here too: who finds it in the storage finds the rest.
+            # result.json last here too: a reader that finds it in the storage finds the rest.
             for name in ("export", "metrics.jsonl", "tensorboard", "result.json"):
                 self.checkpoints.push(run_dir / name)
         return result

@@ -18,5 +18,5 @@ def average_note(decay: float, steps: int) -> str:
     enough = int(_NOTEWORTHY ** (1 / steps) * 1000) / 1000
     return (
         f"train.ema {decay:g} over {steps} steps: {100 * share:.3g} % of the averaged weights, which are validated and "
-        f"exported, are the initial ones; give --train.ema {enough:g} or lower, or train for longer"
+        f"exported, are the initial ones; set --train.ema {enough:g} or lower, or train for longer"
     )

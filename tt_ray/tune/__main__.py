@@ -1,7 +1,7 @@
 """Searches a space of configurations: `python -m tt_ray.tune SPACE [--base RECIPE] [--dotted.path value ...]`.
 
 Selection and test are kept apart. Trials validate on a part of the training images that is held out of their training
-(data.val_share, a fifth unless said otherwise; stratified, the same for all trials and seeds; with data.group_column,
+(data.val_share, a fifth by default; stratified, the same for all trials and seeds; with data.group_column,
 images of one thing stay together), and never open the validation split that recipes report on. The winner is then
 compared with the base recipe on that split: both train on all training images, on --final-seeds, which the search has
 not used, since a winner of many owes something to the luck of its seeds.
@@ -26,7 +26,7 @@ MODULE = "tt_ray.tune"
 
 
 def main(arguments: list[str]) -> None:
-    """The command. Exit status 1 when no trial came to its end."""
+    """Runs the command; exit status 1 when no trial has a result."""
     keep_ray_quiet()  # before the file of the space imports Ray
     given, base = read(arguments)
     search = Search(given, base, find_space(given.space))
@@ -48,17 +48,17 @@ def _search(search: Search) -> None:
         finally:
             text = search.write()
     if came:
-        left = "the same command goes on"
+        left = "the same command resumes the search"
         raise Stopped(f"{text}\nstopped; {left}, results so far are in {search.out}", 128 + came[0])
     print(text)
     if search.best() is None:
         reasons = [record.reason for record in search.journal.of("search") if record.reason]
         first = f" ({reasons[0]})" if reasons else ""
-        raise RuntimeError(f"no trial has come to a result{first}: see {search.out / 'summary.md'}")
+        raise RuntimeError(f"no trial has a result{first}: see {search.out / 'summary.md'}")
 
 
 def read(arguments: list[str]) -> tuple[Arguments, Config]:
-    """The command's own options, and the base with what is given as --dotted.path over it."""
+    """Returns the command's own options, and the base configuration with the --dotted.path changes."""
     own: list[str] = []
     fields: list[str] = []
     target = own

@@ -1,4 +1,4 @@
-"""What a search has done so far: a line for every trial, every report and every end, written before anything else.
+"""The record of a search: a line for every trial, every report and every end, written before anything else.
 
 Nothing else needs to survive the command: a search resumes from its journal and its trials' run folders.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from tt_ray.tune.space import Values
 
 Status = str
-"""running, done, stopped (by the scheduler), failed, or died (its process: worth another try)."""
+"""running, done, stopped (by the scheduler), failed, or died (its process did: the trial is tried again)."""
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Record:
     values: Values
     seeds: list[int]
     reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """In the order of their arrival: means over seeds, `seeds` with each one's own, epoch, seconds, values."""
+    """Reports in order of arrival: means over seeds, each seed's own in `seeds`, epoch, seconds, values."""
     status: Status = "running"
     reason: str = ""
 
     @property
     def epoch(self) -> int:
-        """Epochs that have been reported."""
+        """Epochs reported so far."""
         return self.reports[-1]["epoch"] if self.reports else 0
 
     @property
@@ -39,7 +39,7 @@ class Record:
         return self.status in ("done", "stopped", "failed")
 
     def last(self, metric: str) -> float | None:
-        """The last report's value; None before there is one."""
+        """The value of the last report; None before the first."""
         return self.reports[-1].get(metric) if self.reports else None
 
     def job(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Record:
 
 
 class Journal:
-    """`journal.jsonl` in a search's folder. A line that a killed command has left unfinished is dropped."""
+    """`journal.jsonl` in a search's folder. An unfinished last line, left by a killed command, is dropped."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
@@ -61,20 +61,20 @@ class Journal:
             self._take(json.loads(line))
 
     def add(self, name: str, phase: str, values: Values, seeds: list[int]) -> Record:
-        """A new trial."""
+        """Adds a trial."""
         self._write({"kind": "trial", "trial": name, "phase": phase, "values": values, "seeds": seeds})
         return self.records[name]
 
     def report(self, name: str, row: dict[str, Any]) -> None:
-        """A validation of a trial; one of the same epoch and generation, from before a crash, is replaced."""
+        """Records a validation, in place of one of the same epoch and generation from before a crash."""
         self._write({"kind": "report", "trial": name, "row": row})
 
     def end(self, name: str, status: Status, reason: str = "") -> None:
-        """How a trial has ended."""
+        """Records how a trial has ended."""
         self._write({"kind": "end", "trial": name, "status": status, "reason": reason})
 
     def lineage(self, record: Record) -> list[dict[str, Any]]:
-        """The reports of what a trial's weights have gone through, epoch by epoch, in whichever trial that was."""
+        """Reports on a trial's weights, epoch by epoch, those of the trials that they were taken over from included."""
         return self._lineage(record, float("inf"), float("inf"))
 
     def _lineage(self, record: Record, before: float, epochs: float) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ class Journal:
         return [*(self._lineage(donor, own[0]["at"], own[0]["epoch"] - 1) if donor else []), *own]
 
     def of(self, phase: str) -> list[Record]:
-        """Its trials, in the order of their beginning."""
+        """The trials of a phase, in the order in which they began."""
         return [record for record in self.records.values() if record.phase == phase]
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -113,5 +113,5 @@ class Journal:
         same = (row["epoch"], row["generation"])
         record.reports = [old for old in record.reports if (old["epoch"], old["generation"]) != same]
         record.reports.append(row)
-        # A command that was killed before it wrote the end of the trial has lost nothing.
+        # Nothing is lost if the command was killed before it wrote the end of the trial.
         record.status = "done" if row.get("finished") else "running"

@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 class SearchTable(LiveTable):
-    """A table on a terminal, a line now and then in a log; shows what `tt_ray.tune.runner` reports."""
+    """A table on a terminal, an occasional line in a log; shows what `tt_ray.tune.runner` reports."""
 
     def __init__(self, journal: Journal, phase: str, of: int, epochs: int, space: Space, display: Display) -> None:
         self.journal, self.phase, self.of, self.epochs, self.space = journal, phase, of, epochs, space
@@ -36,7 +36,7 @@ class SearchTable(LiveTable):
             self.display.say(f"trial {record.name} failed: {record.reason}")
 
     def looked(self) -> None:
-        """Shows it."""
+        """Refreshes the display."""
         records = self.journal.of(self.phase)
         ended = sum(record.ended for record in records)
         failed = sum(record.status in ("failed", "died") for record in records)
@@ -53,7 +53,7 @@ class SearchTable(LiveTable):
         self.live.update(Group(head, table([*best[:_SHOWN], *without], self.space)), refresh=True)
 
     def _left(self, records: list[Record]) -> str:
-        """Time left at the rate of epochs so far, if no more trials are ended early than up to now."""
+        """Time left at the rate of epochs so far, if trials keep being ended early as often as up to now."""
         done = sum(record.epoch for record in records) - self.before
         if done < 1:
             return ""
@@ -65,7 +65,7 @@ class SearchTable(LiveTable):
 
 
 def best_first(records: list[Record], space: Space) -> list[Record]:
-    """Trials with a value, best first: those that have ended before the others, and NaN after them all."""
+    """Trials with a value, best first: finished ones before the others, NaN last."""
     found = [(record, record.last(space.metric)) for record in records if record.status != "failed"]
     valued = [(record, value) for record, value in found if value is not None]
 
@@ -94,5 +94,5 @@ def table(records: list[Record], space: Space) -> Table:
 
 
 def value_text(value: object) -> str:
-    """A value of a configuration, for people."""
+    """A value of a configuration, as people read it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,7 @@ _DOT = {"s": 14, "alpha": 0.6, "linewidths": 0}
 
 
 def write_plots(out: Path, space: Space, records: Sequence[Record]) -> list[str]:
-    """PNG files in `out`; returns their names. Only trials with a report are shown; ended early, they are grey."""
+    """Writes PNG files and returns their names. Shows trials with a report; those that ended early are grey."""
     found = [record for record in records if record.reports]
     names = ["dimensions.png", "parallel.png"]
     _save(_dimensions(space, found), out / names[0])
@@ -64,12 +64,12 @@ def _dimensions(space: Space, records: Sequence[Record]) -> Any:
 
 
 def _places(space: Space, path: str, records: Sequence[Record]) -> tuple[list[float], list[str]]:
-    """Where values stand on an axis, and its ticks where they are no numbers of a range."""
+    """Positions of values on an axis, and its ticks where the dimension is a choice."""
     values = [record.job()["values"][path] for record in records]
     categories = getattr(space.domains[path], "categories", None)
     if categories is None:
         return [float(value) for value in values], []
-    # Spread a little, so that trials of one choice can be told apart.
+    # Spread a little, so that trials of one choice do not hide each other.
     spread = np.random.default_rng(0).uniform(-0.18, 0.18, len(values))
     return [categories.index(v) + float(s) for v, s in zip(values, spread, strict=True)], [str(c) for c in categories]
 
@@ -105,7 +105,7 @@ def _parallel(space: Space, records: Sequence[Record]) -> Any:
     axis.set_yticks([])
     axis.set_frame_on(False)
     axis.margins(x=0.08)
-    axis.set_ylim(-0.05, 1.05)  # of all, where the values are close together too
+    axis.set_ylim(-0.05, 1.05)  # the whole range, also where the values are close together
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What a search leaves behind: results.parquet, best.yaml, plots, and a summary in Markdown."""
+"""Results of a search: results.parquet, best.yaml, plots, and a summary in Markdown."""
 
 import math
 import shlex
@@ -37,7 +37,7 @@ class Margin:
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % t interval of the mean gain; infinite with one seed."""
+        """Half the width of the 95 % t interval of the mean gain; infinite with one seed."""
         if len(self.gains) < 2:
             return math.inf
         from scipy.stats import t
@@ -45,13 +45,13 @@ class Margin:
         return float(t.ppf(0.975, len(self.gains) - 1)) * stdev(self.gains) / math.sqrt(len(self.gains))
 
     def sentence(self) -> str:
-        """In words, whether it is more than noise."""
+        """Whether the margin is more than noise, in words."""
         gain = mean(self.gains)
         of = f"The margin (base - best, as lower {self.space.metric} is better)"
         of = "The margin" if self.space.mode == "max" else of
         if len(self.gains) < 2:
             text = self._signed(gain)
-            return f"{of} is {text} with one seed, which says nothing about noise: give more --final-seeds."
+            return f"{of} is {text} with one seed, which says nothing about noise: pass more --final-seeds."
         low, high = gain - self.half_width, gain + self.half_width
         interval = f"95 % interval {self._signed(low)} to {self._signed(high)}, {len(self.gains)} seeds"
         text = f"{self._signed(gain)} ± {self.space.shown(stdev(self.gains))} ({interval})"
@@ -66,7 +66,7 @@ class Margin:
 
 
 def margin(journal: Journal, space: Space, best: Record | None) -> Margin | None:
-    """None until both sides of one seed at least are there."""
+    """The margin so far; None until both sides of at least one seed have finished."""
     if best is None:
         return None
     pairs: list[tuple[float, float]] = []
@@ -124,7 +124,7 @@ def results_table(journal: Journal, space: Space) -> pa.Table:
 
 
 def _alike(values: list[Any]) -> list[Any]:
-    """A column of one type: texts where there are several."""
+    """A column of one type: text where there are several."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} or len(kinds) < 2:
         return [float(value) if kinds == {int, float} and value is not None else value for value in values]
@@ -132,7 +132,7 @@ def _alike(values: list[Any]) -> list[Any]:
 
 
 def best_config(base: Config, space: Space, best: Record) -> Config:
-    """What `python -m tt_ray.train best.yaml` trains: on all training images, validated on the recipe's own split."""
+    """The content of best.yaml: trains on all training images, and validates on the recipe's own split."""
     config = apply(base, best.job()["values"])
     return config.override("data.val_share", 0.0).override("run.name", f"{space.name}_best")
 
@@ -161,11 +161,11 @@ def summary(space: Space, journal: Journal, best: Record | None, notes: Sequence
 
 
 def _schedule_lines(space: Space, journal: Journal, best: Record) -> list[str]:
-    """Of population-based training: the values that the best trial's weights were trained with."""
+    """The values that the best trial's weights were trained with, for population-based training."""
     rows = journal.lineage(best)
     if len({row["generation"] for row in best.reports}) < 2:
         return []
-    lines = ["These are its last values. Its weights came by this schedule, which `best.yaml` does not repeat:", ""]
+    lines = ["These are its last values. Its weights come from this schedule, which `best.yaml` does not repeat:", ""]
     lines += [f"| epoch | {' | '.join(space.domains)} |", "| --- " * (len(space.domains) + 1) + "|"]
     for row in rows:
         lines.append(f"| {row['epoch']} | {' | '.join(value_text(row['values'][path]) for path in space.domains)} |")
@@ -209,7 +209,7 @@ def _trial_lines(space: Space, records: Sequence[Record]) -> list[str]:
 
 
 def noise(records: Sequence[Record], metric: str) -> float | None:
-    """Standard deviation over seeds of a configuration's value, pooled over configurations at their end."""
+    """Standard deviation over seeds of a configuration's value, pooled over finished configurations."""
     variances: list[float] = []
     for record in records:
         seeds = [row[metric] for row in record.reports[-1]["seeds"].values()] if record.reports else []
@@ -219,7 +219,7 @@ def noise(records: Sequence[Record], metric: str) -> float | None:
 
 
 def good_trials(records: Sequence[Record], space: Space) -> tuple[list[Record], float] | None:
-    """Trials whose mean lies within what noise explains of the best one's, and that distance.
+    """Trials whose mean is within noise of the best one's, and the distance that counts as noise.
 
     That is 2 standard errors of a difference of two means over seeds. None with one seed, which shows no noise.
     """
@@ -261,7 +261,7 @@ def _printed(out: Path, space: Space, journal: Journal, best: Record | None, not
         values = ", ".join(f"{path} {value_text(each)}" for path, each in best.job()["values"].items())
         lines.append(f"best: {best.name} ({values}), {space.metric} {value} on the selection split")
         if unfinished := sum(not record.ended for record in journal.of("search")):
-            lines.append(f"{unfinished} trials are not finished, and the best may be another one when they are")
+            lines.append(f"{unfinished} trials are unfinished: the best may still change")
         found = margin(journal, space, best)
         if found is not None:
             lines.append(f"base {spread(found.base, space)}, best {spread(found.best, space)} on the validation split")

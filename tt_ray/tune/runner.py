@@ -36,7 +36,7 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What each trial takes of the cluster."""
+    """Resources of each trial."""
 
     workers: int
     cpus: int
@@ -45,17 +45,17 @@ class TrialResources:
     """GPUs of each worker; a fraction lets several trials of one worker share a GPU."""
 
     def bundles(self) -> tune.PlacementGroupFactory:
-        """What Tune sets aside for a trial.
+        """Resources that Tune reserves for a trial.
 
-        Several workers get their places from Ray Train: what the trial itself took would be missing there, and a
-        cluster full of trials that wait for their workers would wait for ever. A byte of memory stands for nothing.
+        Several workers are placed by Ray Train: what the trial itself reserved would be missing there, and trials that
+        wait for their workers could fill the cluster for ever. A byte of memory stands for nothing.
         """
         if self.workers > 1:
             return tune.PlacementGroupFactory([{"memory": 1.0}])
         return tune.PlacementGroupFactory([{"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}])
 
     def slots(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Trials that fit nodes with these resources at a time; raises UserError when not one does."""
+        """Number of trials that fit nodes with these resources at a time; raises UserError when none does."""
         places = 0
         for node in nodes:
             fits = [node.get("CPU", 0) // self.cpus, node.get("GPU", 0) / self.gpus if self.gpus else float("inf")]
@@ -65,13 +65,13 @@ class TrialResources:
             each = f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
             raise UserError(
                 f"a trial needs {self.workers} x {each}, but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: "
-                "give lower --workers-per-trial, --gpus-per-trial or --run.cpus_per_worker"
+                "choose lower --workers-per-trial, --gpus-per-trial or --run.cpus_per_worker"
             )
         return places // self.workers
 
 
 class Watch(Protocol):
-    """Receives reports of how the search goes."""
+    """Receives the progress of the search."""
 
     def began(self, record: Record) -> None: ...
 
@@ -88,7 +88,7 @@ class Trials:
     resources: TrialResources
     concurrent: int
     max_failures: int
-    """Deaths of a trial's process, such as with its node, after which it has failed."""
+    """Deaths of a trial's process, such as with its node, after which the trial counts as failed."""
     pixels: Mapping[str, Pixels]
     """Images of the splits `train` and `val` where they are held in memory, for all trials."""
     folder: Path
@@ -103,7 +103,7 @@ def run_trials(
     watch: Watch,
     stop: threading.Event,
 ) -> None:
-    """Runs trials until all have ended, `stop` is set, or the time is up; what has not ended then can be resumed."""
+    """Runs trials until all have ended, `stop` is set, or the time is up; unfinished ones can be resumed."""
     os.environ.update(_QUIET)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -155,11 +155,11 @@ class _Stop(tune.Stopper):
         return self.event.is_set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune wants to write it down; nobody reads that
+        return {}  # Tune saves it, and nothing reads it
 
 
 class _JournalCallback(tune.Callback):
-    """Writes what happens into the journal, and passes it on to the watch."""
+    """Writes events to the journal, and passes them on to the watch."""
 
     def __init__(self, journal: Journal, watch: Watch) -> None:
         self.journal, self.watch = journal, watch
@@ -218,7 +218,7 @@ class Suggestions(Searcher):
         self.space, self.new = space, new
         self.left = [record for record in records if not record.ended]
         self.count = max(of - len(records), 0) + len(self.left)
-        """Trials that are to run."""
+        """Number of trials to run."""
         self.optuna = _optuna(space)
         self.running: dict[str, Record] = {}
         self.proposed: set[str] = set()
@@ -236,7 +236,7 @@ class Suggestions(Searcher):
         values = self.optuna.suggest(trial_id)
         assert values is not None
         self.proposed.add(trial_id)
-        # Four digits are what anybody will read or type again.
+        # Four digits are as many as people read or type again.
         return {path: float(f"{value:.4g}") if isinstance(value, float) else value for path, value in values.items()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

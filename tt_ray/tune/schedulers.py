@@ -22,9 +22,9 @@ def options_of(space: Space, scheduler: str, epochs: int) -> dict[str, Any]:
     """The scheduler's options; raises UserError on an unknown scheduler, and where PBT cannot change a path.
 
     Args:
-        space: Its own options are for its own scheduler.
-        scheduler: The one that the search has.
-        epochs: Of a trial.
+        space: The search space; its options are for its own scheduler.
+        scheduler: Name of the search's scheduler.
+        epochs: Epochs of a trial.
     """
     if scheduler not in SCHEDULERS:
         raise UserError(f"no scheduler {scheduler!r}; {nearest(scheduler, SCHEDULERS)}")
@@ -33,7 +33,7 @@ def options_of(space: Space, scheduler: str, epochs: int) -> dict[str, Any]:
         options["grace_period"] = min(options["grace_period"], epochs)
     fixed = [path for path in space.domains if scheduler == "pbt" and not path.startswith(_MUTABLE)]
     if fixed:
-        raise UserError(f"--scheduler pbt cannot change {', '.join(fixed)} within a training: give fifo or asha")
+        raise UserError(f"--scheduler pbt cannot change {', '.join(fixed)} within a training: choose fifo or asha")
     return options
 
 
@@ -51,7 +51,7 @@ def meetings(scheduler: str, options: Mapping[str, Any], epochs: int) -> tuple[i
 
 
 def search_scheduler(space: Space, scheduler: str, options: dict[str, Any], epochs: int, past: Sequence[Record]) -> Any:
-    """For Ray Tune; `past` are trials of an earlier command."""
+    """The scheduler for Ray Tune; `past` are the trials of earlier commands."""
     if scheduler == "asha":
         asha = _Halving(space, options, epochs)
         asha.replay(past)
@@ -63,7 +63,7 @@ class _Halving(FIFOScheduler):
     """Asynchronous successive halving (ASHA; Li et al. 2020, arXiv 1810.05934).
 
     A trial that reaches a rung is ended unless it is among the best 1 / `reduction_factor` of those that have reached
-    it before. Trials are known by the names that they keep from one command to the next; NaN loses.
+    it before. Trials are known by their names, which stay the same from one command to the next; NaN loses.
     """
 
     def __init__(self, space: Space, options: Mapping[str, Any], epochs: int) -> None:
@@ -71,7 +71,7 @@ class _Halving(FIFOScheduler):
         self.space = space
         self.losers = 100 * (1 - 1 / options["reduction_factor"])
         self.rungs: list[tuple[float, dict[str, float]]] = []
-        """Epochs of each, the highest first, and what trials had reached there, by name."""
+        """Epochs of each rung, the highest first, and the values that trials had there, by name."""
         rung = options["grace_period"]
         while rung <= epochs:
             self.rungs.insert(0, (rung, {}))
@@ -103,7 +103,7 @@ class _Population(PopulationBasedTraining):
     def __init__(self, space: Space, options: Mapping[str, Any]) -> None:
         self.space = space
         self.job: dict[str, Any] = {}
-        """Of the trial that has just reported."""
+        """Job of the trial that has just reported."""
         lists = {path: _mutation(domain) for path, domain in space.domains.items()}
         super().__init__(
             time_attr="epoch",
@@ -118,7 +118,7 @@ class _Population(PopulationBasedTraining):
         )
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if result.get("finished"):  # going on from another's checkpoint would cost it its own end, for no step more
+        if result.get("finished"):  # continuing from another's checkpoint would undo its end, for no step more
             return self.CONTINUE
         self.job = trial.config["job"]
         return super().on_trial_result(tune_controller, trial, self.space.comparable(result))

@@ -1,4 +1,4 @@
-"""A search: what it refuses before anything starts, its trials, the comparison of its winner, and its results."""
+"""A search: its checks before anything starts, its trials, the comparison of its winner, and its results."""
 
 import dataclasses
 import json
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from tt_ray.tune.runner import Suggestions, TrialResources, Trials
 
 VAL_SHARE = 0.2
-"""Share of the training images that trials validate on, where data.val_share says nothing."""
+"""Share of the training images that trials validate on, unless data.val_share sets another."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Searches a space of configurations. Any --dotted.path value changes the base. The same command goes on."""
+    """Searches a space of configurations. Any --dotted.path value changes the base. The same command resumes it."""
 
     space: tyro.conf.Positional[str]
     """A file of tune_spaces/ (loss_weight, projection, alignment_loss, joint, optim, pbt_weight) or of your own."""
     base: str = "shapes_textteacher"
     """Recipe or YAML file that trials start from, and that the winner is compared with."""
     out: Path | None = None
-    """Folder of journal, results and trials' run folders; tune/SPACE unless given."""
+    """Folder of journal, results and trials' run folders; the default is tune/SPACE."""
     num_samples: int = 0
-    """Trials; 0 is the space's own number, and for the grid searcher all combinations."""
+    """Number of trials; 0 is the space's own number, and for the grid searcher all combinations."""
     max_concurrent: int = 0
-    """Trials at a time; 0 is as many as the cluster holds."""
+    """Trials at a time; 0 is as many as fit the cluster."""
     workers_per_trial: int = 1
     """Workers of each trial's training; above 1 through Ray Train."""
     gpus_per_trial: float = 0.0
@@ -54,7 +54,7 @@ class Arguments:
     scheduler: str = ""
     """fifo (all to the end), asha (bad trials end early) or pbt (population-based training); empty is the space's."""
     time_budget: float = 0.0
-    """Seconds after which the search's trials are ended; 0 is none. The final comparison comes after them."""
+    """Seconds after which the search's trials are ended; 0 is no limit. The final comparison follows them."""
     seeds: tuple[int, ...] = (100,)
     """train.seed of the search: each configuration is trained on all and judged by their mean."""
     final_seeds: tuple[int, ...] = (0, 1, 2)
@@ -65,11 +65,11 @@ class Jobs(NamedTuple):
     """The trials of a search."""
 
     todo: "list[Record] | Suggestions"
-    """Those that are to run."""
+    """Trials to run."""
     left: int
-    """How many that are."""
+    """Number of trials to run."""
     of: int
-    """How many there are in all, those that have ended included."""
+    """Number of trials in all, those that have ended included."""
 
 
 class Search:
@@ -89,7 +89,7 @@ class Search:
     # --- before anything starts -----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises UserError on everything that needs neither data nor Ray to see."""
+        """Raises UserError on mistakes that can be seen without data and Ray."""
         from tt_ray.tune.schedulers import options_of
 
         given = self.given
@@ -101,17 +101,17 @@ class Search:
             if getattr(given, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(given, name)}, but must be at least {low}")
         if not given.seeds or len({*given.seeds, *given.final_seeds}) < len(given.seeds) + len(given.final_seeds):
-            raise UserError("--seeds needs one at least, and none twice or among --final-seeds")
+            raise UserError("--seeds needs at least one seed, and none may be there twice or among --final-seeds")
         gpus, workers = given.gpus_per_trial, given.workers_per_trial
         if not 0 <= gpus <= 1 if workers == 1 else gpus not in (0, workers):
-            raise UserError(f"--gpus-per-trial is {gpus:g}: give up to 1 for one worker, and one each for several")
+            raise UserError(f"--gpus-per-trial is {gpus:g}: choose up to 1 for one worker, or one each for several")
         if self.scheduler == "pbt" and (self.searcher != "random" or given.max_concurrent):
-            raise UserError("--scheduler pbt draws by itself, trains all side by side: no --searcher, --max-concurrent")
+            raise UserError("--scheduler pbt draws values and runs trials itself: no --searcher, --max-concurrent")
         check_space(self.space, self.base)
         self.options = options_of(self.space, self.scheduler, self.base.train.epochs)
         self.settings = self._settings()
         if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file: give a folder")
+            raise UserError(f"--out {self.out} is a file: choose a folder")
 
     def _settings(self) -> dict[str, Any]:
         """Settings that identify a search: a command with the same settings resumes it."""
@@ -132,12 +132,12 @@ class Search:
         path = self.out / "search.json"
         if not path.exists():
             if self.out.exists() and {each.name for each in self.out.iterdir()} - {INSIDE}:
-                raise UserError(f"{self.out} is no search and not empty: give another --out")
+                raise UserError(f"{self.out} is no search and not empty: choose another --out")
             return
         before = json.loads(path.read_text())
         changed = [name for name, value in self.settings.items() if before.get(name) != value]
         if changed:
-            raise UserError(f"{self.out} holds a search with another {', '.join(changed)}: give another --out")
+            raise UserError(f"{self.out} holds a search with another {', '.join(changed)}: choose another --out")
 
     # --- the search -----------------------------------------------------------------------------------------------
 
@@ -146,8 +146,8 @@ class Search:
 
         Args:
             display: Shows the progress.
-            stop: Ends the search when it is set; what has not ended then can be resumed.
-            joined: Whether Ray is a cluster that was there before.
+            stop: Ends the search when it is set; unfinished trials can be resumed.
+            joined: Whether Ray is a cluster that was there before the command.
         """
         from tt_ray.cluster.connect import cluster_address
 
@@ -205,7 +205,7 @@ class Search:
         return Trials(plan, self.resources, self.slots, failures, pixels, self.out, budget)
 
     def _fit(self) -> "tuple[TrialResources, int]":
-        """What each trial takes of the cluster, and how many run at a time."""
+        """Resources of each trial, and how many trials run at a time."""
         import ray
 
         from tt_ray.tune.runner import TrialResources
@@ -217,18 +217,18 @@ class Search:
         population = given.num_samples or self.space.num_samples
         if self.scheduler == "pbt" and given.workers_per_trial > 1 and population > fits:
             raise UserError(
-                f"--scheduler pbt trains all {population} trials side by side, but the cluster holds {fits} of "
-                f"{given.workers_per_trial} workers: give a lower --num-samples or --workers-per-trial"
+                f"--scheduler pbt trains all {population} trials side by side, but the cluster has room for {fits} of "
+                f"{given.workers_per_trial} workers each: choose a lower --num-samples or --workers-per-trial"
             )
         return resources, min(given.max_concurrent or fits, fits)
 
     def _selection(self) -> Config:
-        """The base for trials of the search."""
+        """Base configuration of the search's trials."""
         config = self._on(self.base)
         return config.override("data.val_share", self.base.data.val_share or VAL_SHARE)
 
     def _on(self, base: Config) -> Config:
-        """The base, run as a trial is, on all training images."""
+        """Base configuration, run as a trial is, on all training images."""
         given = self.given
         run = {"storage": str(self.out / "trials"), "num_workers": given.workers_per_trial}
         run |= {"use_gpu": given.gpus_per_trial > 0, "async_validation": False, "overwrite": False}
@@ -263,7 +263,7 @@ class Search:
 
         if (count := len(open_images(base)[0].classes)) < TOP5_CLASSES:
             raise UserError(
-                f"METRIC top5 is reported from {TOP5_CLASSES} classes on, but these data have {count}: "
+                f"METRIC top5 needs data of at least {TOP5_CLASSES} classes, but these have {count}: "
                 "search by top1 or val_loss"
             )
 
@@ -326,13 +326,13 @@ class Search:
         return [record for record in records if not record.ended]
 
     def best(self) -> Record | None:
-        """The trial with the best mean over seeds, among those at their end if there are any."""
+        """The trial with the best mean over seeds, among finished ones if there are any."""
         return winner(self.journal.of("search"), self.space)
 
     # --- afterwards -----------------------------------------------------------------------------------------------
 
     def write(self) -> str:
-        """results.parquet, best.yaml, plots and summary.md; returns what the command prints."""
+        """Writes results.parquet, best.yaml, plots and summary.md; returns what the command prints."""
         if self.journal is None:
             return ""
         from tt_ray.tune.results import write_results

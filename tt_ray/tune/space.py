@@ -1,4 +1,4 @@
-"""Search spaces: how one is found and held against the configuration, and the points that a search tries."""
+"""Search spaces: finding one, checking it against the configuration, and the points that a search tries."""
 
 import importlib
 import importlib.util
@@ -17,11 +17,11 @@ from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError, nearest, one_line
 
 Values = dict[str, Any]
-"""By dotted configuration path."""
+"""Values by dotted configuration path."""
 METRICS: dict[str, str] = {"top1": "max", "top5": "max", "val_loss": "min"}
-"""All that validation reports of a model, and whether the best one has the most or the least of it."""
+"""Metrics that validation reports, and whether the highest or the lowest value is the best."""
 TOP5_CLASSES = 6
-"""Classes from which on validation reports top5."""
+"""Fewest classes at which validation reports top5."""
 SEARCHERS = ("random", "grid", "optuna")
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "fifo": {},
@@ -41,14 +41,14 @@ _OWN = ("train.seed", "train.epochs", "data.val_share", "data.group_column", "da
 _ATTRIBUTES = ("SPACE", "METRIC", "MODE", "NUM_SAMPLES", "SEARCHER", "SCHEDULER", "SCHEDULER_OPTIONS")
 _DOMAINS = "tune.uniform(low, high) or tune.choice([...])"
 _LAST = 1e30
-"""In place of NaN and infinity where values are compared: Ray's schedulers take NaN for better than anything."""
+"""Replaces NaN and infinity in comparisons: Ray's schedulers take NaN for better than anything."""
 GRID_POINTS = 5
 """Points of a continuous dimension in a grid."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a file of tune_spaces/ says."""
+    """A search space, as a file of tune_spaces/ defines it."""
 
     name: str
     question: str
@@ -61,11 +61,11 @@ class Space:
     searcher: str = "random"
     scheduler: str = "fifo"
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the scheduler."""
+    """Options of the scheduler."""
 
     @property
     def mode(self) -> str:
-        """max or min, as the metric says."""
+        """max or min, whichever is better of the metric."""
         return METRICS[self.metric]
 
     def better(self, value: float) -> float:
@@ -75,7 +75,7 @@ class Space:
         return value if self.mode == "max" else -value
 
     def comparable(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A report without NaN, for what compares by metric and mode."""
+        """A report without NaN, to compare by metric and mode."""
         value = row.get(self.metric)
         if value is None or math.isfinite(value):
             return dict(row)
@@ -94,7 +94,7 @@ class Space:
 def find_space(name: str) -> Space:
     """The space of tune_spaces/ called `name`, or of the Python file of that path, which is run.
 
-    Raises UserError on an unknown name, and on a file that does not say what a search needs.
+    Raises UserError on an unknown name, and on a file that lacks something that a search needs.
     """
     if not name.endswith(".py"):
         import tune_spaces
@@ -124,7 +124,7 @@ def _named(error: BaseException) -> str:
 
 
 def _read(module: ModuleType, name: str) -> Space:
-    """What the file says, all of it: a name that nobody reads would be a setting without effect."""
+    """Reads all that the file defines: a name that nothing reads would be a setting without effect."""
     said = vars(module)
     try:
         _check_attributes(said)
@@ -137,7 +137,7 @@ def _read(module: ModuleType, name: str) -> Space:
         metric = _metric(said)
         count = said.get("NUM_SAMPLES", Space.num_samples)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f"NUM_SAMPLES is {count!r}, but must be a whole number from 1 on")
+            raise UserError(f"NUM_SAMPLES is {count!r}, but must be a whole number of at least 1")
         searcher, scheduler = said.get("SEARCHER", Space.searcher), said.get("SCHEDULER", Space.scheduler)
         for key, value, known in (("SEARCHER", searcher, SEARCHERS), ("SCHEDULER", scheduler, tuple(SCHEDULERS))):
             if value not in known:
@@ -159,7 +159,7 @@ def _check_attributes(said: Mapping[str, Any]) -> None:
             raise UserError(f"{name} has no effect: write {meant}")
         # Constants of the user's own are welcome, unless they look like a setting.
         if name.isupper() and (told := nearest(name, _ATTRIBUTES)).startswith("did"):
-            raise UserError(f"{name} has no effect; {told} (begin the name of a constant of your own with _)")
+            raise UserError(f"{name} has no effect; {told} (start the name of a constant of your own with _)")
 
 
 def _metric(said: Mapping[str, Any]) -> str:
@@ -178,13 +178,13 @@ def _check_options(options: Any, scheduler: str) -> None:
         raise UserError(f"SCHEDULER_OPTIONS is {options!r}, but must be a dictionary, such as {{'interval': 2}}")
     for name, value in options.items():
         if name not in known:
-            told = nearest(str(name), known) if known else "it has none: give SCHEDULER, or leave SCHEDULER_OPTIONS out"
+            told = nearest(str(name), known) if known else "it has none: set SCHEDULER, or leave SCHEDULER_OPTIONS out"
             raise UserError(f"SCHEDULER {scheduler} has no option {name!r}; {told}")
         kind, low, high = _OPTION_RANGES[name]
         fits = isinstance(value, int | kind) and not isinstance(value, bool) and low <= value <= high
         if not fits:
             what = "a whole number" if kind is int else "a number"
-            ends = f"from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"
+            ends = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise UserError(f"SCHEDULER_OPTIONS[{name!r}] is {value!r}, but must be {what} {ends}")
 
 
@@ -204,7 +204,7 @@ def _not_a_domain(path: Any, given: Any) -> str:
     if isinstance(given, Function) or callable(given):
         return f"is a function: write a domain, such as {_DOMAINS}"
     if given is None or isinstance(given, bool | int | float | str):
-        return f"is a constant: give --{path} {given} on the command line, or a domain, such as {_DOMAINS}"
+        return f"is a constant: pass --{path} {given} on the command line, or write a domain, such as {_DOMAINS}"
     if isinstance(given, Categorical):
         return "" if given.categories else "has no values: write tune.choice([first, second])"
     if not isinstance(given, Domain):
@@ -225,7 +225,7 @@ def apply(config: Config, values: Values) -> Config:
 
 
 def check_space(space: Space, base: Config) -> None:
-    """Raises UserError where a dimension is unknown to the configuration, or either of its ends is no value for it."""
+    """Raises UserError where the configuration has no such dimension, or does not allow either of its ends."""
     for path in space.domains:
         if path not in Config.paths():
             raise UserError(f"search space {space.name}: no field {path}; {nearest(path, Config.paths())}")
@@ -239,7 +239,7 @@ def check_space(space: Space, base: Config) -> None:
 
 
 def at(domain: Any, share: float) -> Any:
-    """The value that `share` (in [0, 1)) of a domain's probability lies below; choices count in their order."""
+    """The quantile `share` (in [0, 1)) of a domain; choices count in their order."""
     from ray.tune.search.sample import Categorical, Integer, LogUniform, Quantized
 
     if isinstance(domain, Categorical):
@@ -259,7 +259,7 @@ def at(domain: Any, share: float) -> Any:
         return int(min(value // unit * unit, top - unit))
     if step:
         value = round(round(value / step) * step, 12)
-    # Four digits are what anybody will read or type again.
+    # Four digits are as many as people read or type again.
     return min(max(float(f"{value:.4g}"), float(low)), float(high))
 
 
@@ -283,7 +283,7 @@ def grid_points(space: Space) -> Iterator[Values]:
 
 
 def grid_values(domain: Any) -> list[Any]:
-    """All values of a choice; of a range both ends and what lies evenly between, GRID_POINTS in all."""
+    """All values of a choice; GRID_POINTS evenly spaced values of a range, both ends included."""
     from ray.tune.search.sample import Categorical, Integer
 
     if isinstance(domain, Categorical):

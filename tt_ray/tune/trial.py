@@ -1,4 +1,4 @@
-"""What runs inside a trial of a search: the real training loop, for one seed after the other.
+"""The body of a search's trial: the real training loop, for one seed after the other.
 
 A trial with one worker trains in its own process; with several, each training is a Ray Train run of its own. Every
 seed has a run folder, so a trial that is started again resumes from its checkpoints by itself.
@@ -27,20 +27,20 @@ from tt_ray.tune.space import METRICS, apply
 
 _POLL_S = 0.5
 _POINTER = "trial.json"
-# At the checkpoints of a donor that trains meanwhile, and prunes what has just been seen.
+# Attempts at the checkpoints of a donor that trains meanwhile, and may prune one that has just been listed.
 _LOOKS = 10
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What the trials of a search have in common."""
+    """Settings that the trials of a search share."""
 
     base: dict[str, Any]
-    """The configuration under the trials' values; `run` says where and on what they run."""
+    """Base configuration, which the trials' values change; its `run` says where and on what they run."""
     meetings: tuple[int, ...]
     """Epochs that all seeds must have reached before any continues; the last is the end of training."""
     store: str
-    """Embedding store that serves all trials; empty where each finds its own, or needs none."""
+    """Embedding store of all trials; empty where each finds its own, or needs none."""
     hands_over: bool = False
     """Whether trials may continue from each other's checkpoints (population-based training)."""
 
@@ -48,8 +48,8 @@ class TrialPlan:
 def run_trial(config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels]) -> None:
     """Trains as `config["job"]` says: the trial's name, values and seeds, and the epochs it has reported already.
 
-    Reports the means over seeds after every validation. What goes wrong is a last report with the reason under
-    `failed`: nothing for Ray to try again.
+    Reports the means over seeds after every validation. A failure is a last report with the reason under `failed`,
+    so that Ray does not try again.
     """
     from ray import tune
 
@@ -89,7 +89,7 @@ class _Trial:
         return apply(self.base, {**self.values, **own})
 
     def run(self) -> None:
-        """From wherever the run folders stand to the end."""
+        """Trains from where the run folders are to the end."""
         configs = {seed: self.config(seed) for seed in self.seeds}
         for seed, config in configs.items():
             self.scores[seed] = validations(config.run_dir)
@@ -153,7 +153,7 @@ class _Trial:
                 while not wait([answer], timeout=_POLL_S).done:
                     self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
             finally:
-                if not answer.done():  # the trial is being ended: its workers must go, or the next has no place
+                if not answer.done():  # the trial is being ended: its workers must go, or the next one finds no room
                     messages.put("request", "stop")
         self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
         result = answer.result()
@@ -247,7 +247,7 @@ _opened: dict[str, Any] = {}
 
 
 def _images(tree: dict[str, Any]) -> Any:
-    """Opened once in a process, which serves several trials."""
+    """Opens the images once in a process, which serves several trials."""
     from tt_ray.data.prepare import open_images
 
     key = json.dumps([tree["data"], tree["text"]["weight"] > 0, tree["text"]["captions"], tree["text"]["embeddings"]])
@@ -263,7 +263,7 @@ def run_name(trial: str, seed: int) -> str:
 
 
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
-    """A run's validations as written down, by epochs done, up to its newest checkpoint, where it resumes."""
+    """A run's logged validations, by epochs done, up to its newest checkpoint, from which it resumes."""
     from tt_ray.io.checkpoint_folder import checkpoints, newest_intact, step_of
     from tt_ray.training.metrics_log import read_rows
 
@@ -283,8 +283,8 @@ def takeovers(run_dir: Path) -> list[dict[str, Any]]:
 def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
     """Replaces a run's training state and rows by another's after `epoch` epochs; returns the epochs it then has.
 
-    Where the donor has pruned that checkpoint, the next that it has; not that of `end`, the last epoch, from which
-    nothing is left to train. Raises UserError when it has none.
+    Where the donor has pruned that checkpoint, takes the nearest that it has, but not that of `end`, the last epoch,
+    from which nothing is left to train. Raises UserError when it has none.
     """
     from tt_ray.io.checkpoint_folder import newest_intact
 
@@ -294,7 +294,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
         copy = partial / path.name
         try:
             shutil.copytree(path, copy)
-        except OSError:  # pruned in this moment
+        except OSError:  # pruned just now
             continue
         if newest_intact([copy])[0] is None:
             continue
@@ -308,7 +308,7 @@ def take_over(donor: Path, own: Path, epoch: int, end: int) -> int:
 
 
 def _nearest(donor: Path, epoch: int, end: int) -> list[tuple[int, Path]]:
-    """Epochs and checkpoints before `end` that there are in this moment: those from `epoch` on first, by nearness."""
+    """Epochs and checkpoints before `end` that exist now: those from `epoch` on first, by nearness."""
     from tt_ray.io.checkpoint_folder import checkpoints
 
     found: dict[int, Path] = {}

@@ -77,14 +77,14 @@ def test_class_folders_of_which_nothing_is_read(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     listing = list_images(tmp_path)
     assert listing.unread == ("b", "c", "e")
-    with pytest.raises(UserError, match=r"nothing is read of class folder .*/b \(and of 2 more") as caught:
+    with pytest.raises(UserError, match=r"no image can be read in class folder .*/b \(and in 2 more") as caught:
         listing.check_folders(tmp_path)
     assert "2 .heic, 1 .txt" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_empty_class_folder(tmp_path: Path) -> None:
     touch(tmp_path, "a/0.png", "e/.hidden")
-    with pytest.raises(UserError, match=r"nothing is read of class folder .*/e, which holds no files"):
+    with pytest.raises(UserError, match=r"no image can be read in class folder .*/e, which holds no files"):
         list_images(tmp_path).check_folders(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_keys_name_files() -> None:
     [
         (("lineal",), (), "no protocol 'lineal'; did you mean linear"),
         (("knn",), ("knn.temprature=1",), "knn has no field 'temprature'; did you mean temperature?"),
-        (("knn",), ("linear.tolerance=1",), "'linear' is none of the protocols that run: knn"),
+        (("knn",), ("linear.tolerance=1",), "'linear' is not one of the protocols that run: knn"),
         (("knn",), ("knn",), "write PROTOCOL.FIELD=VALUE"),
         (("knn",), ("knn.temperature=hot",), "--set knn.temperature: "),
     ],

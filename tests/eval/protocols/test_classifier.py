@@ -62,9 +62,9 @@ def test_any_right_answer_counts(tmp_path: Path) -> None:
     [
         (10, (), ToyTask(mask=np.arange(3)), r"10 classes, not ImageNet's 1000"),
         (10, (), ToyTask(name="imagenet"), r"10 classes, not ImageNet's 1000"),
-        (5, (), ToyTask(), "does not say what its classes are called"),
+        (5, (), ToyTask(), "does not name its classes"),
         (3, ("red", "greem", "blue"), ToyTask(), "no class 'green'; did you mean greem"),
-        (3, ("red", "red", "blue"), ToyTask(), "does not say"),
+        (3, ("red", "red", "blue"), ToyTask(), "does not name"),
     ],
 )
 def test_classifiers_of_other_classes_are_refused(count: int, classes: Any, task: Any, problem: str) -> None:

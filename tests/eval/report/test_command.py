@@ -178,7 +178,7 @@ def test_failures_are_told_until_a_rerun_succeeds(tmp_path: Path) -> None:
         (lambda out, job: (out / "predictions" / f"{job}.npy").write_bytes(b"x"), "cannot be read"),
         (
             lambda out, job: np.save(out / "predictions" / f"{job}.npy", np.int32([LABELS, LABELS])),
-            "do not give its top1",
+            "do not reproduce its top1",
         ),
         (
             lambda out, job: np.save(out / "predictions" / f"{job}.npy", np.int32([LABELS[::-1], wrong(0, 9)[::-1]])),

@@ -19,7 +19,7 @@ from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError, one_line
 
 VERSION = 2
-"""Of the pixels that come out for an encoded image: what is computed from images is kept under it."""
+"""Version of the pixels of a decoded image: what is computed from images is kept under it."""
 LARGEST = 60_000_000
 """Pixels of the largest image that is held: Pillow takes 4 bytes for each, and as much again while it converts or turns
 it, so that no image costs more than half a GB."""
@@ -31,7 +31,7 @@ _STRIP = 2**20
 """Pixels that are converted at a time: a few copies of these are small next to the image."""
 _DRAFT_GAP = 2
 """JPEGs are decoded at no less than this many times the wanted size: Pillow's own choice in `Image.thumbnail`, where
-the result is hard to tell from a full decode."""
+the result is hard to distinguish from a full decode."""
 _PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 """Packages that teach Pillow further formats when they are imported; used where they are installed."""
 
@@ -202,7 +202,7 @@ def _scale_transparency(image: Image.Image) -> None:
 
 
 def _levels(image: Image.Image) -> Levels | None:
-    """What turns values into grey levels from 0 to 255, for modes of more than 8 bits; None for the others.
+    """The conversion of values to grey levels from 0 to 255, for modes of more than 8 bits; None for the others.
 
     Raises ValueError where the file does not say which value is white.
     """

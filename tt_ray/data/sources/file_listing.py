@@ -32,10 +32,10 @@ class Listing:
     unread: tuple[str, ...]
     """Folders directly in it without an image in them, empty ones included; sorted."""
     aside: tuple[str, ...]
-    """Sentences on what was not looked into: hidden files, folders of thumbnails, links."""
+    """Sentences on what was ignored: hidden files, folders of thumbnails, links."""
 
     def left_out(self, read: Iterable[str] = ()) -> tuple[str, ...]:
-        """Sentences on everything that is not read but metadata, which have their own; `read` are others that are."""
+        """Sentences on all files that are not read but metadata, which have their own; `read` are others that are."""
         read = set(read)
         rest = [
             name
@@ -51,9 +51,9 @@ class Listing:
             return
         name = self.unread[0]
         there = [file for file in self.others if file.startswith(f"{name}/")]
-        more = f" (and of {len(self.unread) - 1} more folders)" if len(self.unread) > 1 else ""
+        more = f" (and in {len(self.unread) - 1} more folders)" if len(self.unread) > 1 else ""
         raise UserError(
-            f"nothing is read of class folder {root / name}{more}, which holds {by_suffix(there) or 'no files'}: "
+            f"no image can be read in class folder {root / name}{more}, which holds {by_suffix(there) or 'no files'}: "
             "convert them to a format that Pillow reads (.heic: pip install pillow-heif), or move the folder away"
         )
 

@@ -157,8 +157,8 @@ def _names_by_file(table: Table, column: str) -> tuple[list[tuple[str, ...]], np
 def _check_kinds(files: Sequence[TableFile], column: str, named: bool) -> None:
     """Raises UserError where one file has labels of another kind than the first: `datasets` would read them alike.
 
-    Numbers without names beside numbers with names could mean other classes. Texts beside names are fine, as `datasets`
-    looks them up itself.
+    Numbers without names next to numbers with names could mean other classes. Texts next to names are fine, as
+    `datasets` looks them up itself.
     """
     first, first_kind = "", ""
     for file in files:

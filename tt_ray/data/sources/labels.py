@@ -238,7 +238,7 @@ def _wrong_kind(place: LabelPlace, found: str, row: int, value: object) -> UserE
 def _no_number(place: LabelPlace, row: int, value: int) -> UserError:
     return UserError(
         f"{place.row(row)}: label {str(value)[:30]} is not a class number from 0 to {_MAX_CLASSES - 1:,}; "
-        "leave out unlabelled images, or give labels as text"
+        "leave out unlabelled images, or write labels as text"
     )
 
 

@@ -19,7 +19,7 @@ from tt_ray.data.sources.labels import LabelPlace, label_array
 from tt_ray.terminal.errors import UserError
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""What Hugging Face's imagefolder calls tables of images, next to them."""
+"""Names of Hugging Face's imagefolder for tables of images, next to these."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|nan|inf", re.IGNORECASE)
 
@@ -97,7 +97,7 @@ def read_metadata(root: Path, files: list[str], config: DataConfig) -> Metadata 
         return None
     formats = sorted({posixpath.basename(file) for file in found})
     if len(formats) > 1:
-        raise UserError(f"{root} has {' and '.join(formats)}: which of them holds cannot be told; keep one format")
+        raise UserError(f"{root} has {' and '.join(formats)}: it is not known which of them counts; keep one format")
     metadata = Metadata([root / file for file in found])
     for file, path in zip(found, metadata.paths, strict=True):
         metadata.starts.append(len(metadata.files))
@@ -148,5 +148,5 @@ def _inside(path: Path, line: int, folder: str, name: str) -> str:
     """The file of a row, relative to the split's folder; raises UserError unless it is in the metadata's own."""
     relative = posixpath.normpath(name.replace("\\", "/"))
     if "://" in name or relative == ".." or relative.startswith(("/", "../")):
-        raise UserError(f"{path}:{line}: file {name!r} is not in the folder of the metadata: give a relative path")
+        raise UserError(f"{path}:{line}: file {name!r} is not in the folder of the metadata: write a relative path")
     return f"{folder}/{relative}" if folder else relative

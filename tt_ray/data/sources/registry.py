@@ -25,7 +25,7 @@ def find_source(name: str) -> DataSource:
     module, _, attribute = SOURCES.get(name, name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except Exception as error:  # somebody else's module may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise UserError(f"data.source {name}: cannot import {module}: {one_line(error)}") from error
     if not isinstance(found, DataSource):
         raise UserError(f"data.source {name}: {module} has no DataSource {attribute}")
@@ -42,7 +42,7 @@ def open_source(config: DataConfig, split: Split, need_captions: bool) -> Source
     if not len(source):
         raise _empty(config, split, source.left_out)
     if source.captions is not None and source.captions.null_count == len(source):
-        # `datasets` gives every split the columns of the first one, filled with null.
+        # `datasets` adds to every split the columns of the first one, filled with null.
         if need_captions:
             raise UserError(
                 f"no image in {name} has a caption under {config.caption_column!r}: "

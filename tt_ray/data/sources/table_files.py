@@ -56,7 +56,7 @@ class Table:
     numbers: npt.NDArray[np.int64] | None = None
     """Place of each row in the files, counted through all of them, (N,); None where files hold these rows, in order."""
     first: TableFile | None = None
-    """The file whose features all rows were given; it may be one of another split."""
+    """The file whose features `datasets` has taken for all rows; it may be one of another split."""
 
     def file_of_row(self) -> npt.NDArray[np.int64]:
         """The number of each row's file, (N,)."""
@@ -123,7 +123,7 @@ def _quiet() -> Iterator[None]:
 
 
 def dataset_builder(path: Path, root: str, name: str = "") -> datasets.DatasetBuilder:
-    """What `datasets` reads the data set at an absolute path with, or at `root` on the hub where there is no such path.
+    """The builder of `datasets` for the data set at an absolute path, or at `root` on the hub if there is no such path.
 
     It takes paths for patterns, so those that look like one are escaped.
     """
@@ -221,7 +221,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """What `save_to_disk` wrote of a data set."""
+    """The state of a data set, as `save_to_disk` wrote it."""
     state = json.loads((path / "state.json").read_text())
     if not isinstance(state, dict):
         raise ValueError(f"{path}/state.json is not what save_to_disk writes")
