@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tt_ray.cli import read_config
+from tt_ray.cli import as_words, read_config
 from tt_ray.config import Config
 from tt_ray.embed_captions import Arguments
 from tt_ray.recipes import RECIPES
@@ -59,6 +60,33 @@ def test_overrides_change_one_path(arguments: list[str], path: str, value: objec
     base, config = _read("shapes_baseline"), _read("shapes_baseline", *arguments)
     assert config.get(path) == value and type(config.get(path)) is type(value)
     assert config == base.override(path, value) != base
+
+
+def _changed(recipe: str, **changes: object) -> Config:
+    config = RECIPES[recipe]()
+    for path, value in changes.items():
+        config = config.override(path.replace("__", "."), value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        *((RECIPES[name](), [name]) for name in ("shapes_textteacher", "shapes_baseline", "in1k_vit_s_clip_b")),
+        (_changed("shapes_textteacher", optim__lr=1e-5), ["shapes_textteacher", "--optim.lr", "1e-05"]),
+        (_changed("shapes_textteacher", data__source="imagefolder"), None),
+        (_changed("shapes_textteacher", data__source="imagefolder", data__label_noise=0.0), None),
+        (_changed("shapes_textteacher", model__kwargs={}), None),
+        (_changed("shapes_textteacher", model__name="resnet18", model__kwargs={"channels": [8, 16], "x": "3"}), None),
+        (_changed("shapes_textteacher", model__kwargs={"patch_size": 8, "a": True, "b": "tanh", "c": 1e-6}), None),
+        (_changed("shapes_baseline", data__mean=(0.5, 0.25, 0.0), data__root="a b/ü", text__balance=False), None),
+        (_changed("in1k_vit_s_textteacher", data__root=""), None),
+    ],
+)
+def test_a_configuration_as_words_reads_as_itself(config: Config, words: list[str] | None) -> None:
+    found = as_words(config)
+    assert words is None or found == words
+    assert replace(_read(*found), run=config.run) == config
 
 
 def test_label_noise_of_a_recipe_is_for_its_own_data_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+from tests.io.fake_hub import FakeHub, fake_hub
 from tests.test_bad_input import fill, listing, one_line
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
 from tt_ray.config import Config
@@ -178,6 +180,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
+@torch.no_grad()
 def test_a_run_folder(one_run: Config, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "deep" / "out"
     code, text, err = command(one_run.run_dir, "--out", out)
@@ -186,10 +189,14 @@ def test_a_run_folder(one_run: Config, tmp_path: Path, command: Command) -> None
         f"exported {one_run.run_dir}/checkpoints/step-00000004 to {out}: "
         f"timm.create_model('local-dir:{out}', pretrained=True)\n"
     )
-    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json"}
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     for name in ("model.safetensors", "config.json"):
         assert (out / name).read_bytes() == (one_run.run_dir / "export" / name).read_bytes()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+    card = (out / "README.md").read_text()
+    scores = json.loads((one_run.run_dir / "result.json").read_text())
+    assert f"| this model | {scores['top1']:.2f} | {scores['top5']:.2f} |" in card and "local-dir:FOLDER" in card
+    assert torch.equal(deployed(out)(images(one_run)), trained(one_run)(images(one_run)).logits)
 
 
 def test_a_checkpoint_folder(one_run: Config, tmp_path: Path, command: Command) -> None:
@@ -257,3 +264,37 @@ def test_a_full_disk_leaves_nothing(one_run: Config, mounted: Path, command: Com
     text = command.mistake(one_run.run_dir, "--out", mounted / "out")
     assert f"cannot write {mounted}/out" in text and "No space left on device" in text
     assert [path.name for path in mounted.iterdir()] == ["ballast"]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    with fake_hub(monkeypatch, str(tmp_path / "cache")) as running:
+        yield running
+
+
+@torch.no_grad()
+def test_a_pushed_model_is_opened_from_the_hub(one_run: Config, hub: FakeHub, tmp_path: Path, command: Command) -> None:
+    code, text, _ = command(one_run.run_dir, "--out", tmp_path / "out", "--push-to-hub", "ada/net")
+    call = "timm.create_model('hf-hub:ada/net', pretrained=True)"
+    assert code == 0 and text.splitlines()[-1] == f"pushed to {hub.address}/ada/net: {call}"
+    pushed = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert pushed.items() <= hub.models["ada/net"].items() and "README.md" in pushed
+    assert 'timm.create_model("hf-hub:ada/net", pretrained=True)' in hub.cards[0]
+    model = timm.create_model("hf-hub:ada/net", pretrained=True).eval()
+    assert torch.equal(model(images(one_run)), trained(one_run)(images(one_run)).logits)
+
+
+def test_a_folder_that_cannot_be_pushed_is_kept(
+    one_run: Config, hub: FakeHub, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "my out"
+    code, _, err = command(one_run.run_dir, "--out", out, "--push-to-hub", "bob/net")
+    assert code == 2 and "the token has no right to write bob/net" in one_line(err)
+    assert f"{out} is kept, to be pushed by `hf upload USER/NAME '{out}'`" in err
+    assert deployed(out) and not hub.models
+
+
+@pytest.mark.parametrize("name", ["net", "a/b/c", "a--b/c", "/net", "a/", "a b/c"])
+def test_a_name_that_the_hub_would_not_take(name: str, tmp_path: Path, command: Command) -> None:
+    assert "must be USER/NAME" in command.mistake(tmp_path, "--out", tmp_path / "out", "--push-to-hub", name)
+    assert not (tmp_path / "out").exists()

@@ -48,6 +48,45 @@ def read_config(arguments: list[str], prog: str) -> Config:
         raise UserError(str(complaint)) from None
 
 
+def as_words(config: Config) -> list[str]:
+    """A command line that `read_config` reads as this configuration but for `run.`: a recipe and what differs from it.
+
+    The recipe is the one that it differs least from.
+    """
+    return min((_words(config, name) for name in RECIPES if _keeps_kwargs(config, RECIPES[name]())), key=len)
+
+
+def _keeps_kwargs(config: Config, base: Config) -> bool:
+    """Whether every model.kwargs of a recipe is one of the configuration too: an option can only add to them."""
+    return base.model.name != config.model.name or base.model.kwargs.keys() <= config.model.kwargs.keys()
+
+
+def _words(config: Config, name: str) -> list[str]:
+    base = RECIPES[name]()
+    # As read_config drops them.
+    if config.model.name != base.model.name:
+        base = base.override("model.kwargs", {})
+    if config.data.source != base.data.source:
+        base = base.override("data.label_noise", 0.0)
+    words = [name]
+    for path in Config.paths():
+        if not path.startswith("run.") and (value := config.get(path)) != base.get(path):
+            words += [f"--{path}", *_values(value)]
+    return words
+
+
+def _values(value: Any) -> list[str]:
+    """A value as words, as `_pairs` and tyro read them."""
+    if isinstance(value, dict):
+        return [word for key, each in value.items() for word in (key, _unliteral(each))]
+    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def _unliteral(value: Any) -> str:
+    """The text that `_literal` reads as this value."""
+    return value if isinstance(value, str) and _literal(value) == value else json.dumps(value)
+
+
 def _base(name: str) -> Config:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         config = Config.from_yaml(Path(name))

@@ -1,10 +1,12 @@
 """Mean, spread and paired differences of a quantity over seeds: what every table of results is made of."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from math import hypot, sqrt
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple, TypeVar
 
 Key = TypeVar("Key")
+_Z = NormalDist().inv_cdf(0.975)
 
 
 class Figure(NamedTuple):
@@ -34,6 +36,29 @@ def figure(values: Mapping[Key, float], baseline: Mapping[Key, float] | None = N
     own = list(values.values())
     gains = [] if baseline is None else paired_differences(values, baseline)
     return Figure(fmean(own), spread(own), fmean(gains) if gains else None, spread(gains))
+
+
+def difference_interval(share: float, other: float, count: int, other_count: int) -> tuple[float, float]:
+    """95 % interval of `share - other`, two shares of independent samples.
+
+    Newcombe's hybrid score interval (Statistics in Medicine 17, 1998, method 10), which holds near 0 and 1 too.
+
+    Args:
+        share: Between 0 and 1, of `count`.
+        other: Between 0 and 1, of `other_count`.
+        count: Size of the first sample.
+        other_count: Size of the second sample.
+    """
+    (low, high), (other_low, other_high) = _wilson(share, count), _wilson(other, other_count)
+    difference = share - other
+    return difference - hypot(share - low, other_high - other), difference + hypot(high - share, other - other_low)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z * sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2) / (1 + _Z**2 / count)
+    return middle - half, middle + half
 
 
 def plus_minus(values: Iterable[float], form: str | Callable[[float], str], sign: str = "") -> str:

@@ -13,10 +13,10 @@ from eval.contract import EvalConfig
 from eval.jobs.costs import Costs, missing_counts
 from eval.jobs.live_table import JobTable
 from eval.jobs.plan import Job, plan_jobs
-from eval.jobs.provenance import versions
 from eval.jobs.results import ResultRow, write_result
 from eval.jobs.scheduler import JobResources, State, requests_for, schedule
 from eval.jobs.worker import Answer
+from tt_ray.io.provenance import versions
 from tt_ray.terminal.errors import Stopped, UserError, reason
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import stop_on_signals

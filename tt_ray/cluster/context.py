@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tt_ray.cluster.messages import Messages
+from tt_ray.cluster.run_metrics import RunMetrics
 from tt_ray.terminal.progress import Standing
 
 T = TypeVar("T")
@@ -57,17 +58,21 @@ class RayContext:
 
     has_others = True
 
-    def __init__(self, messages: Messages) -> None:
+    def __init__(self, messages: Messages, run: str) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._messages = messages
+        self._messages, self._metrics = messages, RunMetrics(run)
         self._validations: dict[int, dict[str, float]] = {}
         self._patience: float | None = None
 
     def progress(self, standing: Standing) -> None:
         """Sends where the run stands to the command."""
         self._messages.send("progress", asdict(standing))
+
+    def measured(self, row: Mapping[str, float]) -> None:
+        """Hands the row to Ray's metrics."""
+        self._metrics.show(row)
 
     def requested(self) -> str:
         """One of REQUESTS, or nothing; a barrier of the workers, which all ask after the same step."""

@@ -17,6 +17,7 @@ from tt_ray.io.storage import Storage
 from tt_ray.terminal.command import in_background
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, first_line, one_line
 from tt_ray.training.run_folder import disk_problems
+from tt_ray.training.tracker import tracker_environment
 
 _ROOM_LIMIT_S = 600.0
 
@@ -63,6 +64,8 @@ def train_on_ray(
 
     arguments = {"config": config.to_dict(), "store": store and str(store), "until": until, "notes": list(notes)}
     arguments |= {"threads": cpus_per_worker(config, ray.cluster_resources()), "messages": messages}
+    if config.run.logger != "none":  # by messages: Ray shows what is in `arguments` on its dashboard
+        messages.put("tracker", tracker_environment())
     trainer = _trainer(config, arguments)
     try:
         # Not in the main thread, where Ray would take Ctrl-C for itself and end the run without a checkpoint.
@@ -189,12 +192,14 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(arguments["threads"])
     config, store = Config.from_dict(arguments["config"]), arguments["store"]
     messages: Messages = arguments["messages"]
-    context = RayContext(messages)
+    context = RayContext(messages, config.run.name)
     if (step := messages.get("stopped")) is not None:
         return {"stopped": step}  # just before Ray had it start again with more workers or fewer
     if context.rank == 0:
         times = 1 + (messages.get("started") or {"times": 0})["times"]
         messages.put("started", {"times": times, "workers": context.world})
+    for name, value in (messages.get("tracker") or {} if config.run.logger != "none" else {}).items():
+        os.environ.setdefault(name, value)
     try:
         with process_group():
             data = open_data(config, store and Path(store))

@@ -264,6 +264,9 @@ class RunConfig:
     """Number of newest checkpoints to keep; 0 keeps all."""
     log_every: Annotated[int, Range(1)] = 20
     """Steps between writes of metrics and progress."""
+    logger: Literal["none", "wandb", "mlflow"] = "none"
+    """Tracker that gets TensorBoard's scalars too; its own environment variables say where and as whom (WANDB_PROJECT,
+    MLFLOW_TRACKING_URI, ...). A tracker that fails costs a warning."""
     resize_every: Annotated[float, Range(0.1)] = 60.0
     """Seconds between checks for nodes that have joined, with num_workers MIN:MAX; each resize restarts the workers, so
     longer where nodes come and go often."""

@@ -1,15 +1,72 @@
-"""Where a model's files are: a local folder, the Hugging Face cache or its hub. Weights are safetensors alone."""
+"""Where a model's files are, and where an export goes: a local folder, the Hugging Face cache or its hub.
+
+Weights are safetensors alone.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tt_ray.terminal.errors import UserError, first_line
+from tt_ray.terminal.errors import UserError, first_line, some
 
 _LONGEST_CAUSE = 160
+_OWN_FILES = (".gitattributes",)
+"""What the hub puts into an empty repository."""
 
 
 class NotOnHub(Exception):
     """Neither cache nor hub has the model as it is needed; the text is the cause, for the end of an error's line."""
+
+
+def is_id(name: str) -> bool:
+    """Whether a name is one that the hub could have: NAME or USER/NAME."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def push_folder(folder: Path, name: str, tag: str, private: bool) -> str:
+    """Uploads a folder as a model of the hub, which is made if it does not exist.
+
+    Args:
+        folder: What the model is to hold.
+        name: USER/NAME.
+        tag: Of the model's card: a model that exists and has content is replaced only if it has the tag.
+        private: Whether a new model is for its owner alone.
+
+    Returns:
+        The model's address.
+
+    Raises:
+        UserError: There is no token, no connection or no right to write, or the model has other content.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if get_token() is None:
+        raise UserError("no token of the Hugging Face hub is known: `hf auth login`, or set HF_TOKEN")
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=private or None, exist_ok=True)
+        there = api.model_info(name)
+        others = [file.rfilename for file in there.siblings or [] if file.rfilename not in _OWN_FILES]
+        if others and tag not in (there.tags or []):
+            raise UserError(f"{name} is there with other content ({some(others)}): give another name")
+        # Of the state just looked at: what somebody else pushes meanwhile is not written over.
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export", parent_commit=there.sha)
+    except UserError:
+        raise
+    except HfHubHTTPError as error:
+        wrong = {401: "the hub does not know the token", 403: f"the token has no right to write {name}"}
+        cause = error.server_message or first_line(error)
+        told = wrong.get(error.response.status_code)
+        raise UserError(f"{told} ({cause[:_LONGEST_CAUSE]})" if told else cause[:_LONGEST_CAUSE]) from None
+    except Exception as error:  # as in snapshot
+        raise UserError(first_line(error)[:_LONGEST_CAUSE]) from None
+    return str(address)
 
 
 def local_folder(name: str, what: str) -> Path | None:

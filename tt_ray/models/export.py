@@ -89,23 +89,25 @@ def load_backbone(checkpoint: Path, config: Config, num_classes: int) -> nn.Modu
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_export(checkpoint: Path, out: Path) -> None:
-    """Exports a checkpoint's weights, replacing `out`.
+def write_export(checkpoint: Path, out: Path, card: str = "") -> None:
+    """Exports a checkpoint's weights, replacing `out`, with the text of a model card where there is one.
 
     Raises:
         UserError: The checkpoint's weights do not fit its configuration.
         OSError: `out` cannot be written; SafetensorError where it is the weights that cannot.
     """
     trained = load_trained(checkpoint)
-    export_model(trained.backbone, trained.config, trained.classes, out)
+    export_model(trained.backbone, trained.config, trained.classes, out, card)
 
 
-def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], path: Path) -> None:
+def export_model(backbone: nn.Module, config: Config, classes: tuple[str, ...], path: Path, card: str = "") -> None:
     """Writes the deployed model of a run, replacing `path`: no text head, the plain model's parameters."""
-    write_model(backbone, classes, data_preprocessing(config.data), path)
+    write_model(backbone, classes, data_preprocessing(config.data), path, card)
 
 
-def write_model(backbone: nn.Module, classes: Sequence[str] | None, preprocessing: Preprocessing, path: Path) -> None:
+def write_model(
+    backbone: nn.Module, classes: Sequence[str] | None, preprocessing: Preprocessing, path: Path, card: str = ""
+) -> None:
     """Writes `model.safetensors` and `config.json` in timm's hub layout, replacing `path`.
 
     `timm.create_model("local-dir:PATH", pretrained=True)` builds it, with its classes' names and its preprocessing.
@@ -116,6 +118,7 @@ def write_model(backbone: nn.Module, classes: Sequence[str] | None, preprocessin
         classes: Names of its classes; None leaves them out.
         preprocessing: How images are prepared for it.
         path: The folder.
+        card: Text of README.md; without one there is no such file.
 
     Raises:
         OSError: `path` cannot be written; SafetensorError where it is the weights that cannot.
@@ -136,6 +139,8 @@ def write_model(backbone: nn.Module, classes: Sequence[str] | None, preprocessin
     backbone.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last
     with new_folder(path) as folder:
         save_for_hf(backbone, str(folder), model_config, model_args, safe_serialization=True, data_config=data_config)
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def data_preprocessing(data: DataConfig) -> Preprocessing:

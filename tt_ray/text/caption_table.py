@@ -74,6 +74,23 @@ def read_captions(path: str | Path, strict: bool = False, several: bool = False)
     return CaptionTable(*columns, problems=tuple(problems))
 
 
+def find_captions(path: str | Path, ids: Sequence[str]) -> dict[str, str]:
+    """The captions of a few images that `read_captions` would keep, without holding the table.
+
+    Raises:
+        UserError: As `read_captions`, where there is no such file or no known format.
+    """
+    wanted, found = set(ids), dict[str, str]()
+    for file in _files(Path(path).expanduser()):
+        for _, row in _rows(file):
+            if isinstance(row, tuple) and row[0] in wanted and (caption := row[1].strip()):
+                found[row[0]] = caption
+                wanted.remove(row[0])
+                if not wanted:
+                    return found
+    return found
+
+
 class _Captions:
     """The rows that a table keeps."""
 

@@ -1,7 +1,7 @@
 """What the training loop may ask of its runner, and the runner without Ray: one process, or those of torchrun."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +27,9 @@ class Context(Protocol):
 
     def progress(self, standing: Standing) -> None:
         """Shows where the run stands; called on worker 0, must not block."""
+
+    def measured(self, row: Mapping[str, float]) -> None:
+        """Shows a row of metrics.jsonl elsewhere; called on worker 0, must not block."""
 
     def requested(self) -> str:
         """One of REQUESTS that has reached this worker, or nothing. Called by all workers after the same step."""
@@ -65,6 +68,9 @@ class LocalContext:
     def progress(self, standing: Standing) -> None:
         if self.show is not None and self.rank == 0:
             self.show(standing)
+
+    def measured(self, row: Mapping[str, float]) -> None:
+        pass
 
     def requested(self) -> str:
         return self.request

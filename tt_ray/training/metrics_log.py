@@ -1,8 +1,10 @@
 """Metrics from the device to files: metrics.jsonl, a row per step and per validation, and TensorBoard scalars."""
 
 import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from tt_ray.data.loader import Batch
 from tt_ray.io.files import new_file
+from tt_ray.terminal.command import in_background
 from tt_ray.training.collectives import sum_over_workers, world_size
 from tt_ray.training.objective import PARTS
+from tt_ray.training.samples import Samples
 
 STEP_COLUMNS = (*PARTS, "grad_norm")
 _SCALARS = {
@@ -33,10 +37,15 @@ _SCALARS = {
 }
 
 
-class MetricsLog:
-    """The files; on resuming, rows of steps that will run again are dropped first."""
+_LAST_WAIT_S = 10.0
+Viewer = Callable[[Mapping[str, Any]], None]
+"""Is handed each row that TensorBoard gets."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+
+class MetricsLog:
+    """The files, and who else sees the rows; on resuming, rows of steps that will run again are dropped first."""
+
+    def __init__(self, folder: Path, first_step: int, viewers: Sequence[Viewer] = ()) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,9 +55,11 @@ class MetricsLog:
         self._file = path.open("a")
         # purge_step hides events of the steps that an interrupted run had written beyond its last checkpoint.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._viewers = viewers
+        self._samples: Future[None] | None = None
 
     def steps(self, rows: list[dict[str, Any]]) -> None:
-        """Rows of consecutive steps; TensorBoard gets the last one."""
+        """Rows of consecutive steps; TensorBoard and the viewers get the last one."""
         for row in rows:
             self._file.write(json.dumps({"kind": "step", **row}) + "\n")
         self._show(rows[-1])
@@ -58,6 +69,16 @@ class MetricsLog:
         self._validated.add(row["step"])
         self._file.write(json.dumps({"kind": "validation", **row}) + "\n")
         self._show(row)
+
+    def show_samples(self, make: Callable[[], Samples]) -> None:
+        """TensorBoard gets a few training images; `make` runs beside the training."""
+
+        def show() -> None:
+            made = make()
+            self._board.add_image("training images", made.grid, 0)
+            self._board.add_text("training images", made.table, 0)
+
+        self._samples = in_background(show)
 
     def validated(self, step: int) -> bool:
         """Whether there is a validation after `step` steps."""
@@ -70,6 +91,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes both files."""
+        # They are no part of the run: what goes wrong with them is for the log alone.
+        if self._samples is not None and wait([self._samples], _LAST_WAIT_S).done and (e := self._samples.exception()):
+            logging.getLogger(__name__).warning("TensorBoard shows no training images: %s", e)
         self.flush()
         self._file.close()
         self._board.close()
@@ -81,9 +105,15 @@ class MetricsLog:
         self.close()
 
     def _show(self, row: dict[str, Any]) -> None:
-        for key, tag in _SCALARS.items():
-            if key in row:
-                self._board.add_scalar(tag, row[key], row["step"])
+        for tag, value in scalars(row).items():
+            self._board.add_scalar(tag, value, row["step"])
+        for viewer in self._viewers:
+            viewer(row)
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by the names that TensorBoard shows."""
+    return {tag: row[key] for key, tag in _SCALARS.items() if key in row}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from tt_ray.io.storage import Storage
 from tt_ray.terminal.progress import Display
 from tt_ray.training.run_folder import has_checkpoint, start_run, starts_over
 from tt_ray.training.same_data import check_data, keep_data, record_data
+from tt_ray.training.tracker import check_tracker
 from tt_ray.training.weight_average import average_note
 
 
@@ -48,12 +49,14 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
     """Checks what can be checked of the data before workers start, and makes the embedding store if it is missing.
 
     Raises:
-        UserError: Images, labels, captions or embeddings cannot be read or do not fit the configuration.
+        UserError: Images, labels, captions or embeddings cannot be read or do not fit the configuration, or the tracker
+            of run.logger is not installed.
     """
     from tt_ray.data.prepare import check_images, find_store, join, left_out, open_images
     from tt_ray.data.sampling import train_order
     from tt_ray.embeddings.store import open_store
 
+    check_tracker(config.run.logger)
     show = None if display is None else display.show
     train, val, notes = open_images(config, show)
     train_order(config, len(train), 0, config.workers[1])

@@ -101,6 +101,12 @@ def keep_data(folder: Path, record: pa.Table, notes: list[str], storage: Storage
         raise UserError(f"cannot write {path}: {reason(error)}: choose another --run.storage") from None
 
 
+def same_images(first: Path, second: Path) -> bool:
+    """Whether two run folders keep a record of the same images with the same labels, in both splits."""
+    one, other = (pq.read_table(folder / FILE) for folder in (first, second))
+    return one.equals(other)
+
+
 def _images(split: Source, name: str) -> pa.Table:
     names = pa.array(split.classes, pa.string())
     labels = pa.DictionaryArray.from_arrays(pa.array(split.labels, pa.int32(), mask=split.labels < 0), names)

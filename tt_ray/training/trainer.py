@@ -4,7 +4,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
 from tt_ray.data.prepare import Data
 from tt_ray.io.checkpoint_folder import checkpoint_name
 from tt_ray.io.files import new_file
+from tt_ray.io.provenance import versions
 from tt_ray.io.storage import Storage
 from tt_ray.models.export import write_export
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
@@ -26,7 +28,9 @@ from tt_ray.training.context import REQUESTS, Context
 from tt_ray.training.interrupts import Interrupts
 from tt_ray.training.metrics_log import MetricsLog, Reading, StepMetrics, timed
 from tt_ray.training.optim import learning_rate
+from tt_ray.training.samples import first_of, samples
 from tt_ray.training.step import Learner
+from tt_ray.training.tracker import Tracker
 from tt_ray.training.validation import validate
 from tt_ray.training.weight_average import average_note
 
@@ -77,11 +81,19 @@ class Trainer(Learner):
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         cuda = context.device.type == "cuda"
         loaded = load(batches, range(start, self.stop), config.data.num_loaders, pin=cuda)
-        with MetricsLog(config.run_dir, start) if context.rank == 0 else nullcontext() as log:
+        with ExitStack() as files:
+            log = tracker = None
+            if context.rank == 0:
+                tracker = files.enter_context(Tracker(config))
+                log = files.enter_context(MetricsLog(config.run_dir, start, [context.measured, tracker.show]))
             if log is not None and start and not log.validated(start):
                 # The checkpoint was written, but the command ended before its validation came back.
                 self.validations.start(self.checkpoints.folder / checkpoint_name(start))
             self._steps(start, loaded, held_out, log)
+            if tracker is not None:
+                tracker.summarise({**self.scores, "train_seconds": self.seconds})
+        if tracker is not None and tracker.problem:
+            self.warnings.append(tracker.problem)
         return self._finish()
 
     def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, log: MetricsLog | None) -> None:
@@ -94,6 +106,8 @@ class Trainer(Learner):
         began, interrupts = time.perf_counter() - self.seconds, Interrupts(self.context, start)
         self.model.train()
         for step, batch, waited in timed(loaded, start):
+            if step == 0 and log is not None:  # once in a run, however often it is interrupted
+                log.show_samples(partial(samples, self.config, self.data, first_of(batch)))
             self.metrics.add(step, self.step(batch, step), waited, self.order.batch_size)
             self.first_step_at = self.first_step_at or time.time()
             done = step + 1
@@ -235,6 +249,7 @@ class Trainer(Learner):
             "epochs": config.train.epochs,
             "train_seconds": self.seconds,
             "first_step_at": self.first_step_at,
+            "versions": versions() if self.context.rank == 0 else {},
             "notes": [*self.data.notes, *self.warnings, *filter(None, [average_note(config.train.ema, self.steps)])],
         }
         if self.context.rank == 0:

@@ -118,12 +118,16 @@ class _Trial:
     def _here(self, seed: int, config: Config, until: int) -> dict[str, Any] | None:
         import torch
 
+        from tt_ray.cluster.run_metrics import RunMetrics
         from tt_ray.training.context import LocalContext
         from tt_ray.training.trainer import train
 
-        trial = self
+        trial, metrics = self, RunMetrics(config.run.name)
 
         class TrialContext(LocalContext):
+            def measured(self, row: Mapping[str, float]) -> None:
+                metrics.show(row)
+
             def validated(self, epochs: int, scores: dict[str, float], kept: Callable[[], None]) -> None:
                 kept()  # a trial that continues from here needs the checkpoint
                 trial._hear(seed, {epochs: scores})

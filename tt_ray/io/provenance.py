@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = ("tt-ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "datasets", "ray", "pillow")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages, and the commit where the code is a checkout."""
     found = {"python": sys.version.split()[0]}
