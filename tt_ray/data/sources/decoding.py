@@ -70,6 +70,10 @@ class ImageReader(ABC):
     def name(self, row: int) -> str:
         """What errors call the image of a row: its file, or its place in a table."""
 
+    def encoded(self, row: int) -> bytes | None:
+        """The file of a row's image as it is; None where there is none."""
+        return None
+
     def read(self, row: int) -> Image.Image:
         """The RGB image of a row, as `to_rgb` returns it; raises UserError naming it when it cannot be read."""
         try:

@@ -1,11 +1,12 @@
 """The index of WebDataset shards: one row for each image, which says where in which tar its bytes lie.
 
-A shard is an ordinary tar. Files whose names agree up to the first dot of their last part are one sample: an image, its
-class in `.cls`, its caption in `.txt`, and fields of both in `.json`. INDEX lies in the folder of the shards, is written
-last, and makes them random access: an image is read by its offset, whatever order the training wants.
+A shard is an ordinary tar. Files whose names agree up to the first dot of their last part are one sample: an image,
+its class in `.cls`, its caption in `.txt`, and fields of both in `.json`. INDEX lies in the folder of the shards, is
+written last, and makes them random access: an image is read by its offset, whatever order the training wants.
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ FIELDS = pa.schema(
 )
 """Columns of an index. `shard` is a path in the folder of the index, empty where the image has no bytes; `offset` and
 `length` are bytes in it, `width` and `height` pixels, 0 where unknown; `bad` says why an image cannot be read."""
+CLASSES = b"classes"
+"""Metadata of an index: names of the classes in their order, as JSON; an empty list where they follow from labels."""
 _NUMBERS = b"labels are numbers"
 
 
@@ -72,7 +75,9 @@ def samples(path: Path) -> Iterator[Sample]:
             if found is not None:
                 yield found
     except tarfile.TarError as error:
-        packed = " (a compressed tar cannot be read by offset: unpack it)" if path.suffix in (".gz", ".tgz", ".zst") else ""
+        packed = (
+            " (a compressed tar cannot be read by offset: unpack it)" if path.suffix in (".gz", ".tgz", ".zst") else ""
+        )
         raise UserError(f"cannot read shard {path}: {one_line(error)}{packed}; fetch or write it again") from None
 
 
@@ -82,7 +87,7 @@ def scan(path: Path, name: str, label_field: str, caption_field: str) -> list[di
     Args:
         path: The shard.
         name: Its path in the folder of the index.
-        label_field: Field of `.json` with the label, where there is no `.cls`.
+        label_field: Field of `.json` with the label; where there is none, `.cls` has it.
         caption_field: Field of `.json` with the caption, where there is no `.txt`.
 
     Raises:
@@ -100,11 +105,14 @@ def scan(path: Path, name: str, label_field: str, caption_field: str) -> list[di
             if image is None:
                 continue
             fields = _json(path, sample.key, read(sample.members["json"])) if "json" in sample.members else {}
-            label = read(sample.members["cls"]) if "cls" in sample.members else fields.get(label_field)
+            label = fields.get(label_field)
+            if label is None and "cls" in sample.members:
+                label = read(sample.members["cls"])
             caption = read(sample.members["txt"]) if "txt" in sample.members else fields.get(caption_field)
             offset, length = sample.members[image]
             size, problem = _size(read((offset, length)))
-            row = {"image_id": sample.key, "label": _text(label), "caption": _text(caption) or None, "shard": name}
+            name_in_set = str(fields.get("image_id") or sample.key)
+            row = {"image_id": name_in_set, "label": _text(label), "caption": _text(caption) or None, "shard": name}
             row |= {"offset": offset, "length": length, "width": size[0], "height": size[1], "bad": problem}
             rows.append(row)
     return rows
@@ -138,25 +146,32 @@ def _size(content: bytes) -> tuple[tuple[int, int], str | None]:
         return (0, 0), one_line(error)
 
 
-def index_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows as a table of FIELDS, dictionary-encoded where values repeat, and marked where labels are class numbers.
+def index_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str] = ()) -> pa.Table:
+    """Rows as a table of FIELDS, marked where labels are class numbers.
 
     Ids that occur in several shards get the shard's name before them, all of them alike.
+
+    Args:
+        rows: As `scan` returns them.
+        classes: Names of the classes in their order; without them it follows from the labels.
 
     Raises:
         UserError: An id occurs twice in one shard.
     """
     table = pa.Table.from_pylist(list(rows), schema=FIELDS)
-    ids = table["image_id"]
-    if len(ids.unique()) < len(ids):
-        named = [f"{Path(row['shard']).stem}/{row['image_id']}" for row in rows]
+    # Names of shards differ in their numbers alone within a split; another split may have the same keys.
+    splits = [re.sub(r"\d+$", "", row["shard"].removesuffix(".tar")) for row in rows]
+    if len({*zip(splits, table["image_id"].to_pylist(), strict=True)}) < len(rows):
+        named = [f"{row['shard'].removesuffix('.tar')}/{row['image_id']}" for row in rows]
         table = table.set_column(0, FIELDS.field("image_id"), pa.array(named, pa.string()))
         seen: set[str] = set()
         if twice := [name for name in named if name in seen or seen.add(name)]:
-            raise UserError(f"{len(twice)} images have the key of another one in their shard, such as {twice[0]}: rename them")
+            raise UserError(
+                f"{len(twice)} images have the key of another one in their shard, such as {twice[0]}: rename them"
+            )
     labels = [row["label"] for row in rows if row["label"]]
-    numbers = bool(labels) and all(label.isascii() and label.isdecimal() for label in labels)
-    return table.replace_schema_metadata({_NUMBERS: str(numbers)})
+    numbers = bool(labels) and not classes and all(label.isascii() and label.isdecimal() for label in labels)
+    return table.replace_schema_metadata({_NUMBERS: str(numbers), CLASSES: json.dumps(list(classes))})
 
 
 def write_index(table: pa.Table, folder: Path) -> None:
@@ -175,7 +190,9 @@ def read_index(folder: Path) -> pa.Table:
     try:
         table = pq.read_table(path, memory_map=True)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}): write it again with tt_ray.pack --index-only") from None
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): write it again with tt_ray.pack --index-only"
+        ) from None
     if lacking := set(FIELDS.names) - set(table.column_names):
         raise UserError(f"{path} is no index of shards: it has no column {', '.join(sorted(lacking))}")
     if (table.schema.metadata or {}).get(_NUMBERS) == b"True":
