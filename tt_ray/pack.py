@@ -143,7 +143,8 @@ def _finish(shards: Shards, out: Path, classes: tuple[str, ...]) -> str:
     with disk_problems(out / INDEX):
         write_index(index_table(rows, classes), out)
     bad = [row for row in rows if row["bad"]]
-    noted = f"; {len(bad)} cannot be read and are marked in the index, the first: {bad[0]['bad']}" if bad else ""
+    first = f"the first: {bad[0]['image_id']} ({bad[0]['bad']})" if bad else ""
+    noted = f"; {len(bad)} cannot be read and are marked in the index, {first}" if bad else ""
     gib = sum(row["length"] for row in rows) / 2**30
     return f"{len(rows) - len(bad)} images, {gib:.2f} GiB, in {shards.count} shards in {out}{noted}"
 
@@ -154,7 +155,7 @@ def index(given: Arguments) -> str:
     folder, shards = find_shards(config)
     table = make_index(folder, shards, config)
     bad = table.num_rows - table["bad"].null_count
-    return f"{folder / INDEX}: {table.num_rows} images in {len(shards)} shards, {table.num_rows - bad} cannot be read"
+    return f"{folder / INDEX}: {table.num_rows} images in {len(shards)} shards, {bad} cannot be read"
 
 
 def main(arguments: list[str]) -> None:

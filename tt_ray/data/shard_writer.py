@@ -58,7 +58,7 @@ def write_shard(path: Path, source: Source, rows: Iterable[int], options: ImageO
             try:
                 end, content, (entry["width"], entry["height"]) = encode(source, row, options)
             except UnreadableImage as error:
-                entry["bad"] = error.problem
+                entry["bad"] = error.cause
                 continue
             key = f"{row:09d}"
             _add(tar, f"{key}.{end}", content)

@@ -53,10 +53,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 class UnreadableImage(UserError):
     """An image that cannot be read. Made of its text alone as well, as torch's loader processes do."""
 
-    def __init__(self, text: str, problem: str = "") -> None:
+    def __init__(self, text: str, problem: str = "", cause: str = "") -> None:
         super().__init__(text)
         self.problem = problem or text
         """Which image, and why, without the ways to fix it."""
+        self.cause = cause or self.problem
+        """Why, alone."""
 
 
 class ImageReader(ABC):
@@ -112,7 +114,7 @@ class ImageReader(ABC):
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else one_line(error)
         problem = f"cannot read image {self.name(row)} ({reason})"
         ways = "repair or remove it; training leaves such images out with --data.on_bad_image skip"
-        return UnreadableImage(f"{problem}: {ways}", problem)
+        return UnreadableImage(f"{problem}: {ways}", problem, reason)
 
 
 def in_threads(work: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:

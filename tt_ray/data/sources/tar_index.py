@@ -75,10 +75,9 @@ def samples(path: Path) -> Iterator[Sample]:
             if found is not None:
                 yield found
     except tarfile.TarError as error:
-        packed = (
-            " (a compressed tar cannot be read by offset: unpack it)" if path.suffix in (".gz", ".tgz", ".zst") else ""
-        )
-        raise UserError(f"cannot read shard {path}: {one_line(error)}{packed}; fetch or write it again") from None
+        raise UserError(
+            f"cannot read shard {path}: {one_line(error)}; fetch or write it again (compressed tars must be unpacked)"
+        ) from None
 
 
 def scan(path: Path, name: str, label_field: str, caption_field: str) -> list[dict[str, Any]]:
