@@ -55,6 +55,7 @@ COMMANDS = {
     "tt_ray.embed_captions",
     "tt_ray.caption_images",
     "tt_ray.convert_captions",
+    "tt_ray.pack",
     "eval.similarity",
     "eval.efficiency",
     "eval.text_until",

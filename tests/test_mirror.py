@@ -47,6 +47,7 @@ COVERED_BY = {
     "tt_ray/config/checks": "config/test_sections",
     "tt_ray/config/sources": "test_adding_a_source",
     "tt_ray/config/tree": "config/test_sections",
+    "tt_ray/data/sources/tar_index": "data/sources/test_webdataset",
     "tt_ray/data/sampling": "data/test_loader",
     "tt_ray/data/sources/base": "data/sources/test_registry",
     "tt_ray/data/sources/id_tables": "text/test_caption_table",

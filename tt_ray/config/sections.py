@@ -45,7 +45,7 @@ class DataConfig:
 
     source: str = "shapes"
     """Where images come from: shapes (built in), imagefolder (split folders), datasets (Parquet, Arrow, hub),
-    torchvision, or MODULE:NAME of a DataSource of your own."""
+    torchvision, webdataset (tar shards), or MODULE:NAME of a DataSource of your own."""
     root: str = ""
     """Folder, file, URI of Parquet or hub id of the data; for torchvision the folder that holds or receives the set."""
     name: str = ""

@@ -7,6 +7,7 @@ SOURCES = {
     "imagefolder": "tt_ray.data.sources.image_folder:SOURCE",
     "shapes": "tt_ray.data.sources.shapes:SOURCE",
     "torchvision": "tt_ray.data.sources.torchvision:SOURCE",
+    "webdataset": "tt_ray.data.sources.webdataset:SOURCE",
 }
 """Module and attribute of each `DataSource`; `data.source MODULE:NAME` names one that is not listed here."""
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "export": Command("tt_ray.export", "turn a run or a checkpoint into a folder that timm loads"),
     "caption": Command("tt_ray.caption_images", "write captions for images"),
     "captions": Command("tt_ray.convert_captions", "check a caption table and write it as Parquet"),
+    "pack": Command("tt_ray.pack", "pack images into WebDataset shards, or index shards that exist"),
     "embed": Command("tt_ray.embed_captions", "embed captions into a store"),
     "embeddings": Command("tt_ray.embeddings", "inspect, import or export embedding stores"),
     "eval": Command("eval", "evaluate models on tasks by linear probes, kNN, few shots or fine-tuning"),

@@ -33,6 +33,8 @@ class Source:
     """Decodes the RGB image of a row; raises UserError naming the image when it cannot be read."""
     pixels: Callable[[npt.NDArray[np.int64], int], Pixels]
     """Images of rows, resized to (size, size): uint8, shape (len(rows), size, size, 3)."""
+    encoded: Callable[[int], bytes | None] = lambda row: None
+    """The file of a row's image as it is; None where the source has no files."""
     skipped: tuple[str, ...] = ()
     """Ids of images that were left out because they cannot be read."""
     left_out: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Source:
 
     def select(self, rows: npt.NDArray[np.int64], **changes: Any) -> Self:
         """The split with these rows alone, in this order."""
-        read, pixels = self.read, self.pixels
+        read, pixels, encoded = self.read, self.pixels, self.encoded
         captions = None if self.captions is None else self.captions.take(pa.array(rows))
         groups = None if self.groups is None else self.groups.take(pa.array(rows))
         tasks = self.tasks and {name: (labels[rows], classes) for name, (labels, classes) in self.tasks.items()}
@@ -60,6 +62,7 @@ class Source:
             groups=groups,
             read=lambda row: read(int(rows[row])),
             pixels=lambda chosen, size: pixels(rows[chosen], size),
+            encoded=lambda row: encoded(int(rows[row])),
             **changes,
         )
 

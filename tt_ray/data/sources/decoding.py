@@ -53,10 +53,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 class UnreadableImage(UserError):
     """An image that cannot be read. Made of its text alone as well, as torch's loader processes do."""
 
-    def __init__(self, text: str, problem: str = "") -> None:
+    def __init__(self, text: str, problem: str = "", cause: str = "") -> None:
         super().__init__(text)
         self.problem = problem or text
         """Which image, and why, without the ways to fix it."""
+        self.cause = cause or self.problem
+        """Why, alone."""
 
 
 class ImageReader(ABC):
@@ -69,6 +71,10 @@ class ImageReader(ABC):
     @abstractmethod
     def name(self, row: int) -> str:
         """What errors call the image of a row: its file, or its place in a table."""
+
+    def encoded(self, row: int) -> bytes | None:
+        """The file of a row's image as it is; None where there is none."""
+        return None
 
     def read(self, row: int) -> Image.Image:
         """The RGB image of a row, as `to_rgb` returns it; raises UserError naming it when it cannot be read."""
@@ -108,7 +114,7 @@ class ImageReader(ABC):
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else one_line(error)
         problem = f"cannot read image {self.name(row)} ({reason})"
         ways = "repair or remove it; training leaves such images out with --data.on_bad_image skip"
-        return UnreadableImage(f"{problem}: {ways}", problem)
+        return UnreadableImage(f"{problem}: {ways}", problem, reason)
 
 
 def in_threads(work: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -38,10 +39,16 @@ class TableImages(ImageReader):
     where: str
     ids: pa.StringArray
 
-    def open(self, row: int) -> Image.Image:
+    def _value(self, row: int) -> Any:
         value = self.table[row][self.column]
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+        return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+
+    def encoded(self, row: int) -> bytes:
+        value = self._value(row)
+        return value if isinstance(value, bytes) else Path(value).read_bytes()
+
+    def open(self, row: int) -> Image.Image:
+        value = self._value(row)
         if value is None:
             raise ValueError("it is null")
         if isinstance(value, bytes):
@@ -78,6 +85,7 @@ def table_source(config: DataConfig, split: str, need_captions: bool) -> Source:
         captions=_captions(table, config.caption_column, where),
         read=images.read,
         pixels=images.pixels,
+        encoded=images.encoded,
         groups=group_array(_column(table, config.group_column).to_pylist()) if config.group_column else None,
     )
 

@@ -33,6 +33,9 @@ class FolderImages(ImageReader):
     def open(self, row: int) -> Image.Image:
         return Image.open(self.name(row))
 
+    def encoded(self, row: int) -> bytes:
+        return Path(self.name(row)).read_bytes()
+
     def name(self, row: int) -> str:
         return f"{self.root}/{self.ids[row].as_py()}"
 
@@ -154,6 +157,7 @@ def _source(
         captions=None if captions is None else caption_array(captions),
         read=images.read,
         pixels=images.pixels,
+        encoded=images.encoded,
     )
 
 

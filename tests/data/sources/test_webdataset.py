@@ -1,0 +1,208 @@
+"""Shards as the wild has them, through their index: keys, labels, captions, splits, and what is refused."""
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tt_ray.config import DataConfig
+from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.registry import open_source, open_splits, open_unlabelled
+from tt_ray.data.sources.tar_index import INDEX, read_index
+from tt_ray.terminal.errors import UserError
+
+
+def jpeg(number: int, size: tuple[int, int] = (12, 8)) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write(path: Path, files: Mapping[str, bytes | str], mode: str = "w") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in files.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def opened(root: Path, split: str = "train", captions: bool = False, **fields: str) -> Source:
+    return open_source(DataConfig(source="webdataset", root=str(root), train_split=split, **fields), "train", captions)
+
+
+def test_the_layout_of_imagenet_1k_wds(tmp_path: Path) -> None:
+    """jpg, cls and json; class numbers keep their places, also those that a shard lacks."""
+    for split, labels in (("train", (2, 0, 7)), ("validation", (7, 2))):
+        files: dict[str, bytes | str] = {}
+        for number, label in enumerate(labels):
+            key = f"n0{label}_{number}"
+            files |= {f"{key}.cls": str(label), f"{key}.jpg": jpeg(number)}
+            files |= {f"{key}.json": json.dumps({"label": label, "filename": f"{key}.JPEG", "width": 12})}
+        write(tmp_path / f"imagenet1k-{split}-0000.tar", files)
+    config = DataConfig(source="webdataset", root=str(tmp_path), val_split="validation")
+    train, val = open_splits(config, False)
+    assert train.ids.to_pylist() == ["n02_0", "n00_1", "n07_2"] and train.labels.tolist() == [2, 0, 7]
+    assert train.classes == tuple(map(str, range(8))) and val.labels.tolist() == [7, 2]
+    assert np.array_equal(np.asarray(train.read(1)), np.asarray(Image.open(io.BytesIO(jpeg(1)))))
+    assert train.encoded(2) == jpeg(2) and train.pixels(np.array([0, 2]), 4).shape == (2, 4, 4, 3)
+
+
+def test_names_as_labels_and_captions_of_both_kinds(tmp_path: Path) -> None:
+    """Class names in .cls, captions in .txt; then both as fields of .json, under names of the user's."""
+    write(
+        tmp_path / "a" / "train.tar",
+        {"x.jpg": jpeg(0), "x.cls": "eel\n", "x.txt": "an eel", "y.jpg": jpeg(1), "y.cls": "cat"},
+    )
+    plain = opened(tmp_path / "a", captions=True)
+    assert plain.classes == ("cat", "eel") and plain.labels.tolist() == [1, 0]
+    assert plain.captions is not None and plain.captions.to_pylist() == ["an eel", None]
+    fields = [{"kind": "eel", "text": ["an eel", "a long one"]}, {"kind": "cat", "text": ""}]
+    files = {
+        f"{n}.{end}": content
+        for n, each in enumerate(fields)
+        for end, content in (("JPG", jpeg(n)), ("json", json.dumps(each)))
+    }
+    write(tmp_path / "b" / "train.tar", files)
+    own = opened(tmp_path / "b", captions=True, label_column="kind", caption_column="text")
+    assert own.classes == ("cat", "eel") and own.captions is not None and own.captions.to_pylist() == ["an eel", None]
+
+
+def test_keys(tmp_path: Path) -> None:
+    """Folders belong to a key, a key ends at the first dot of its last part, and what has no image is passed over."""
+    files = {
+        "v1.0/a.seg.png": jpeg(0),
+        "v1.0/a.cls": "0",
+        "README.md": "hello",
+        "v1.0/b.jpg": jpeg(1),
+        "v1.0/b.cls": "1",
+    }
+    write(tmp_path / "train.tar", files)
+    assert opened(tmp_path).ids.to_pylist() == ["v1.0/a", "v1.0/b"]
+
+
+def test_keys_that_start_again_in_each_shard_are_told_apart_by_it(tmp_path: Path) -> None:
+    for split, shard in (("train", 0), ("train", 1), ("test", 0)):
+        write(tmp_path / f"{split}-{shard}.tar", {"0.jpg": jpeg(shard), "0.cls": "0", "1.jpg": jpeg(5), "1.cls": "1"})
+    train = opened(tmp_path)
+    assert train.ids.to_pylist() == ["train-0/0", "train-0/1", "train-1/0", "train-1/1"]
+    assert train.encoded(2) == jpeg(1)
+
+
+@pytest.mark.parametrize(
+    "names", [("train/0.tar", "test/0.tar"), ("train-000.tar", "test-000.tar"), ("cub_train.tar", "cub_test.tar")]
+)
+def test_splits_by_folder_or_name(names: tuple[str, str], tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        write(tmp_path / name, {f"{number}.jpg": jpeg(number), f"{number}.cls": "0"})
+    assert opened(tmp_path).ids.to_pylist() == ["0"] and opened(tmp_path, "test").ids.to_pylist() == ["1"]
+    assert sorted(opened(tmp_path, ".").ids.to_pylist()) == ["0", "1"]
+    with pytest.raises(UserError, match="has no shards of split 'trian', did you mean"):
+        opened(tmp_path, "trian")
+
+
+def test_a_pattern_takes_some_shards(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": "0"})
+    opened(tmp_path)  # writes the index of all
+    assert opened(tmp_path / "train-[01].tar").ids.to_pylist() == ["0", "1"]
+
+
+def test_the_index_is_made_once_and_must_fit_the_shards(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    opened(tmp_path)
+    before = (tmp_path / INDEX).stat().st_mtime_ns
+    assert len(opened(tmp_path)) == 1 and (tmp_path / INDEX).stat().st_mtime_ns == before
+    table = read_index(tmp_path)
+    assert table.select(["width", "height"]).to_pylist() == [{"width": 12, "height": 8}]
+    assert table["label"].type == pa.int64()
+    write(tmp_path / "train-1.tar", {"b.jpg": jpeg(1), "b.cls": "1"})
+    with pytest.raises(UserError, match="does not have 1 shards that are there: train-1.tar.*--index-only"):
+        opened(tmp_path)
+    (tmp_path / "train-1.tar").unlink()
+    (tmp_path / "train-0.tar").rename(tmp_path / "train-2.tar")
+    with pytest.raises(UserError, match="does not have 1 shards"):
+        opened(tmp_path)
+
+
+def test_images_that_cannot_be_read_are_known_to_the_index(tmp_path: Path) -> None:
+    files = {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": b"a web page", "b.cls": "1", "c.jpg": jpeg(2), "c.cls": "1"}
+    write(tmp_path / "train.tar", files)
+    with pytest.raises(UserError, match=r"cannot read image b in .*train.tar .*--data.on_bad_image skip"):
+        opened(tmp_path)
+    source = opened(tmp_path, on_bad_image="skip")
+    assert source.ids.to_pylist() == ["a", "c"] and "1 images left out of train, such as b" in source.left_out[0]
+    assert len(open_unlabelled(DataConfig(source="webdataset", root=str(tmp_path)), "train").ids) == 3
+
+
+def cut(path: Path) -> None:
+    write(path, {"a.cls": "0", "a.jpg": jpeg(0)})
+    path.write_bytes(path.read_bytes()[:1700])
+
+
+def packed(path: Path) -> None:
+    write(path, {"a.jpg": jpeg(0)}, "w:gz")
+
+
+def no_tar(path: Path) -> None:
+    path.write_text("<html>not found</html>" * 100)
+
+
+def no_json(path: Path) -> None:
+    write(path, {"a.jpg": jpeg(0), "a.json": "{"})
+
+
+def no_label(path: Path) -> None:
+    write(path, {"a.jpg": jpeg(0), "b.jpg": jpeg(1), "b.cls": "0"})
+
+
+def twice(path: Path) -> None:
+    write(path, {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": jpeg(1), "b.cls": "0"})
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut, "cannot read shard .*train.tar"),
+        (packed, "cannot read shard .*train.tar.*compressed tars"),
+        (no_tar, "cannot read shard .*train.tar"),
+        (no_json, "a.json is not JSON"),
+        (no_label, "1 images have no label .*a in "),
+        (twice, "key of another one"),
+    ],
+)
+def test_shards_that_would_be_read_wrongly_are_refused(spoil: object, words: str, tmp_path: Path) -> None:
+    assert callable(spoil)
+    spoil(tmp_path / "train.tar")
+    with pytest.raises(UserError, match=words):
+        opened(tmp_path)
+
+
+def test_what_is_no_folder_of_shards_is_refused(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "none", tmp_path / "*.tar"):
+        with pytest.raises(UserError, match=r"no folder of \.tar files"):
+            opened(root)
+    with pytest.raises(UserError, match="data.root is empty"):
+        open_source(DataConfig(source="webdataset"), "train", False)
+
+
+def test_a_shard_that_is_not_the_one_that_was_indexed_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": jpeg(1, (64, 64)), "b.cls": "0"})
+    source = opened(tmp_path)
+    assert isinstance(pickle.loads(pickle.dumps(source.ids)), pa.Array)
+    write(tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    with pytest.raises(UserError, match=r"b in .*train.tar"):
+        source.read(1)

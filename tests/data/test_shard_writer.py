@@ -1,0 +1,95 @@
+"""What a shard holds, as others read it, and what the index says of it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.sources.test_webdataset import jpeg
+from tt_ray.config import DataConfig
+from tt_ray.data.shard_writer import ImageOptions, write_shard
+from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.registry import open_source
+from tt_ray.data.sources.tar_index import index_table, scan, write_index
+
+SIZES = ((30, 20), (8, 90), (16, 16))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """Two classes; the second image of the first cannot be read, and a name is longer than a tar's header holds."""
+    for label in ("cat", "dog"):
+        folder = tmp_path / "images" / "train" / label
+        folder.mkdir(parents=True)
+        for number, size in enumerate(SIZES):
+            (folder / f"{number}.jpg").write_bytes(jpeg(number, size))
+    (tmp_path / "images" / "train" / "cat" / "1.jpg").write_bytes(b"a web page")
+    (tmp_path / "images" / "train" / "dog" / ("é" * 60 + ".jpg")).write_bytes(jpeg(9))
+    return open_source(DataConfig(source="imagefolder", root=str(tmp_path / "images")), "train", False)
+
+
+def packed(source: Source, path: Path, **options: Any) -> list[dict[str, Any]]:
+    return write_shard(path, source, range(len(source)), ImageOptions(**options))
+
+
+def read_back(rows: list[dict[str, Any]], folder: Path) -> Source:
+    write_index(index_table(rows), folder)
+    return open_source(DataConfig(source="webdataset", root=str(folder), on_bad_image="skip"), "train", False)
+
+
+def test_kept_images_are_the_same_bytes_under_the_same_ids(source: Source, tmp_path: Path) -> None:
+    rows = packed(source, tmp_path / "out" / "train-00000.tar", keep=True)
+    again = read_back(rows, tmp_path / "out")
+    whole = [row for row in range(len(source)) if source.ids[row].as_py() != "cat/1.jpg"]
+    assert again.ids.to_pylist() == source.ids.take(np.array(whole)).to_pylist()
+    assert [again.encoded(row) for row in range(len(again))] == [source.encoded(row) for row in whole]
+    assert again.classes == source.classes and again.labels.tolist() == source.labels[whole].tolist()
+    (bad,) = [row for row in rows if row["bad"]]
+    assert bad["image_id"] == "cat/1.jpg" and bad["length"] == 0 and bad["bad"] == "its format is not known"
+
+
+def test_larger_images_are_shrunk_to_the_short_side(source: Source, tmp_path: Path) -> None:
+    rows = packed(source, tmp_path / "train-00000.tar", short_side=10, quality=95)
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows if not row["bad"]}
+    assert sizes["dog/0.jpg"] == (15, 10) and sizes["dog/1.jpg"] == (8, 90) and sizes["dog/2.jpg"] == (10, 10)
+    again = read_back(rows, tmp_path)
+    for row, name in enumerate(again.ids.to_pylist()):
+        assert again.read(row).size == sizes[name]
+    expected = Image.open(io.BytesIO(jpeg(0, SIZES[0]))).convert("RGB").resize((15, 10), Image.Resampling.BICUBIC)
+    found = np.asarray(again.read(again.ids.to_pylist().index("cat/0.jpg")), int)
+    assert np.abs(found - np.asarray(expected, int)).mean() < 12  # of noise, at quality 95
+
+
+def test_an_index_made_anew_from_the_shard_is_the_same(source: Source, tmp_path: Path) -> None:
+    """But for images that have no bytes, of which nothing is in the shard."""
+    path = tmp_path / "train-00000.tar"
+    rows = [row for row in packed(source, path, keep=True) if not row["bad"]]
+    assert scan(path, path.name, "label", "caption") == rows
+
+
+def test_the_same_images_make_the_same_bytes(source: Source, tmp_path: Path) -> None:
+    for name in ("one.tar", "two.tar"):
+        packed(source, tmp_path / name)
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")  # of files that the library leaves to the garbage collector
+def test_the_webdataset_library_and_datasets_read_it(source: Source, tmp_path: Path) -> None:
+    import datasets
+    import webdataset
+
+    path = tmp_path / "train-00000.tar"
+    rows = [row for row in packed(source, path, keep=True) if not row["bad"]]
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("pil"))
+    assert [sample["json"]["image_id"] for sample in samples] == [row["image_id"] for row in rows]
+    assert [source.classes[sample["cls"]] for sample in samples] == [row["label"] for row in rows]
+    assert [sample["jpg"].size for sample in samples] == [(row["width"], row["height"]) for row in rows]
+    table = datasets.load_dataset(
+        "webdataset", data_files={"train": str(path)}, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert isinstance(table, datasets.Dataset)
+    assert [entry["label"] for entry in table["json"]] == [row["label"] for row in rows]
+    assert table[0]["jpg"].size == (rows[0]["width"], rows[0]["height"])

@@ -1,0 +1,127 @@
+"""`python -m tt_ray.pack` as users run it: a packed set is the set itself, also where packing was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.sources.test_webdataset import jpeg, write
+from tests.test_train_command import wait_until
+from tests.toy import run_toy, stop_ray, toy_config, weights
+from tt_ray.config import DataConfig
+from tt_ray.data.sources.registry import open_splits
+from tt_ray.data.sources.tar_index import INDEX
+from tt_ray.io.files import sha256
+from tt_ray.pack import main
+from tt_ray.terminal.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, in train and test, with captions."""
+    root = tmp_path_factory.mktemp("data") / "images"
+    for split, count in (("train", 22), ("test", 9)):
+        lines = []
+        for number in range(count):
+            name = f"{'cat' if number % 2 else 'dog'}/{number}.jpg"
+            (root / split / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / split / name).write_bytes(jpeg(number, (20, 18)))
+            lines.append(f'{{"file_name": "{name}", "label": "{name[:3]}", "caption": "number {number}"}}\n')
+        (root / split / "metadata.jsonl").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The images as they are, five to a shard."""
+    out = tmp_path_factory.mktemp("packed") / "out"
+    before, os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS"), "local"
+    try:
+        main(["--data.root", str(images), "--out", str(out), "--keep", "--shard_size", "5"])
+    finally:
+        stop_ray()
+        os.environ.pop("RAY_ADDRESS")
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+    yield out
+
+
+WITH_RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
+
+
+@WITH_RAY
+def test_a_packed_set_is_the_set_itself(images: Path, packed: Path) -> None:
+    assert len(list(packed.glob("train-*.tar"))) == 5 and len(list(packed.glob("test-*.tar"))) == 2
+    assert not packed.with_name("out.unfinished").exists()
+    plain, ours = (
+        open_splits(DataConfig(source=source, root=str(root)), True)
+        for source, root in (("imagefolder", images), ("webdataset", packed))
+    )
+    for before, after in zip(plain, ours, strict=True):
+        assert after.ids.equals(before.ids) and after.classes == before.classes
+        assert np.array_equal(after.labels, before.labels)
+        assert after.captions is not None and after.captions.equals(before.captions)
+        assert [after.encoded(row) for row in range(len(after))] == [before.encoded(row) for row in range(len(after))]
+
+
+@WITH_RAY
+def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, tmp_path: Path) -> None:
+    ends = []
+    for source, root in (("imagefolder", images), ("webdataset", packed)):
+        config = toy_config(tmp_path / source, data__source=source, data__root=str(root), data__num_loaders=2)
+        config = config.override("data.cache_gb", 0.0)
+        run_toy(config)
+        ends.append(weights(config))
+    assert ends[0].keys() == ends[1].keys() and all((ends[0][name] == ends[1][name]).all() for name in ends[0])
+
+
+@WITH_RAY
+def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
+    main(["--data.root", str(tmp_path), "--index-only"])
+    assert capsys.readouterr().out == f"{tmp_path / INDEX}: 2 images in 2 shards, 0 cannot be read\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "pass --out"),
+        (["--index-only", "--out", "OUT"], "leave out --out"),
+        (["--index-only", "--data.root", "none"], r"no folder of \.tar files"),
+        (["--out", "OUT", "--shard_size", "0"], "--shard_size is 0"),
+        (["--out", "OUT", "--quality", "0"], "quality is 0, but must be between 1 and 100"),
+        (["--out", "OUT", "--data.root", "none"], "none"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        main(arguments)
+    assert not list(tmp_path.glob("OUT*"))
+
+
+@pytest.mark.slow
+def test_killed_it_continues_and_nothing_is_lost_or_doubled(images: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tt_ray.pack", "--data.root", str(images), "--out", str(out), "--keep"]
+    command += ["--shard_size", "5", "--actors", "1"]
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any(tmp_path.glob("out.unfinished/*.shard")) or process.poll() is not None, 300)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    files = sorted(path.name for path in packed.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert all(sha256(out / name) == sha256(packed / name) for name in files)
+    repeated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert repeated.returncode == 2 and "holds packed images already" in repeated.stderr

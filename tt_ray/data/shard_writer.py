@@ -1,0 +1,104 @@
+"""Writes images of a data source into a WebDataset shard, shrunk or as they are, with the rows of its index."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+
+from tt_ray.config.sections import Range
+from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.decoding import UnreadableImage
+from tt_ray.io.files import new_file
+from tt_ray.terminal.errors import UserError
+
+_ENDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What becomes of an image."""
+
+    short_side: Annotated[int, Range(1)] = 256
+    """Largest length of the shorter side, in pixels: larger images are shrunk to it, smaller ones stay."""
+    quality: Annotated[int, Range(1, 100)] = 90
+    """Quality of the JPEGs."""
+    keep: bool = False
+    """Keep the original bytes instead; images that have none, as those of torchvision's arrays, become PNG."""
+
+
+def write_shard(path: Path, source: Source, rows: Iterable[int], options: ImageOptions) -> list[dict[str, Any]]:
+    """Writes a shard, whole or not at all: for each image its bytes, `.cls`, `.txt` where there is a caption, `.json`.
+
+    Args:
+        path: The tar.
+        source: The images' split.
+        rows: The images, by row of the split.
+        options: Their size and encoding.
+
+    Returns:
+        The index's row of each image. One that cannot be read has no bytes, and says why.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    found: list[dict[str, Any]] = []
+    with new_file(path) as partial, partial.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for row in rows:
+            label = source.classes[source.labels[row]]
+            caption = None if source.captions is None else source.captions[row].as_py()
+            about = {"image_id": source.ids[row].as_py(), "label": label, "caption": caption}
+            entry = {**about, "shard": path.name, "offset": 0, "length": 0, "width": 0, "height": 0, "bad": None}
+            found.append(entry)
+            try:
+                end, content, (entry["width"], entry["height"]) = encode(source, row, options)
+            except UnreadableImage as error:
+                entry["bad"] = error.cause
+                continue
+            key = f"{row:09d}"
+            _add(tar, f"{key}.{end}", content)
+            # Data end with the last block that was written.
+            entry["offset"] = file.tell() - -(-len(content) // _BLOCK) * _BLOCK
+            entry["length"] = len(content)
+            _add(tar, f"{key}.cls", str(source.labels[row]).encode())
+            if caption is not None:
+                _add(tar, f"{key}.txt", caption.encode())
+            _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+    return found
+
+
+def encode(source: Source, row: int, options: ImageOptions) -> tuple[str, bytes, tuple[int, int]]:
+    """End of the file's name, bytes, and (width, height) of an image.
+
+    Raises:
+        UnreadableImage: It cannot be decoded.
+    """
+    try:
+        image = source.read(row)
+    except UnreadableImage:
+        raise
+    except UserError as error:
+        raise UnreadableImage(str(error)) from None
+    buffer = io.BytesIO()
+    if options.keep:
+        if (content := source.encoded(row)) is not None:
+            with Image.open(io.BytesIO(content)) as original:
+                return _ENDS.get(original.format or "", (original.format or "img").lower()), content, original.size
+        image.save(buffer, "PNG")
+        return "png", buffer.getvalue(), image.size
+    if (shorter := min(image.size)) > options.short_side:
+        width, height = (max(1, round(side * options.short_side / shorter)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    image.save(buffer, "JPEG", quality=options.quality)
+    return "jpg", buffer.getvalue(), image.size
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
