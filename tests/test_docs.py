@@ -81,6 +81,7 @@ OPTIONS_OF_OTHERS = {
     "--section.field": "says how fields are written",
 }
 RUN_BY = {
+    "tt_ray.pack": "test_pack.py::test_killed_it_continues_and_nothing_is_lost_or_doubled",
     "tt_ray.train": "test_train_command.py::test_the_run_folder_is_complete",
     "tt_ray.tune": "tune/test_tune_command.py::test_a_search_leaves_results_and_a_second_command_does_nothing",
     "tt_ray.compare": "compare/test_command.py::test_arms_train_for_the_same_epochs_then_for_the_same_time",

@@ -124,7 +124,7 @@ def pack(given: Arguments, display: Display) -> str:
     with open_shards(out.with_name(f"{out.name}.unfinished"), work, len(parts)) as shards:
         if shards.done:
             shards.check(asdict(given.images))
-            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are there")
+            display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are done")
         make = partial(Packer, config, out, given.images)
         items = [[[part.split, part.number, part.start, part.stop]] for part in parts]
         do_missing(shards, items, make, given.pool, display, "shards packed")
