@@ -269,7 +269,7 @@ class RunConfig:
     MLFLOW_TRACKING_URI, ...). A tracker that fails costs a warning."""
     resize_every: Annotated[float, Range(0.1)] = 60.0
     """Seconds between checks for nodes that have joined, with num_workers MIN:MAX; each resize restarts the workers, so
-    choose more where nodes come and go often."""
+    choose longer where nodes come and go often."""
     async_validation: bool = False
     """Validate in a Ray task during training (but for the last time), on a CPU or GPU that workers leave free."""
     accept_changed_data: bool = False
