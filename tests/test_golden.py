@@ -7,7 +7,7 @@ import pytest
 
 from tests.golden import RECORD, REPOSITORY, run_all
 
-pytestmark = pytest.mark.golden
+pytestmark = [pytest.mark.slow, pytest.mark.golden]
 
 
 def test_golden_runs(tmp_path: Path) -> None:
