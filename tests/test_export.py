@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+import tt_ray
 from tests.test_bad_input import fill, listing, one_line
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
 from tt_ray import export
@@ -23,6 +24,7 @@ from tt_ray.models.classifier import build_model
 from tt_ray.models.export import find_checkpoint, write_export
 from tt_ray.models.flops import count
 from tt_ray.terminal.command import run_command
+from tt_ray.terminal.errors import UserError
 
 RESNET = {"channels": [8, 16, 24, 32], "stem_width": 8}
 CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
@@ -257,3 +259,21 @@ def test_a_full_disk_leaves_nothing(one_run: Config, mounted: Path, command: Com
     text = command.mistake(one_run.run_dir, "--out", mounted / "out")
     assert f"cannot write {mounted}/out" in text and "No space left on device" in text
     assert [path.name for path in mounted.iterdir()] == ["ballast"]
+
+
+def test_the_library_replaces_an_earlier_export_alone(tmp_path: Path) -> None:
+    model, out = timm.create_model("test_vit", num_classes=3), tmp_path / "out"
+    assert tt_ray.export(model, out) == out
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="overwrite=True"):
+        tt_ray.export(timm.create_model("test_vit", num_classes=3), out)
+    assert (out / "model.safetensors").read_bytes() == before
+    tt_ray.export(timm.create_model("test_vit", num_classes=4), out, overwrite=True)
+    assert json.loads((out / "config.json").read_text())["num_classes"] == 4
+    (out / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for taken in (tmp_path, out, tmp_path / "file"):
+        held = listing(tmp_path)
+        with pytest.raises(UserError, match="holds something else"):
+            tt_ray.export(model, taken, overwrite=True)
+        assert listing(tmp_path) == held
