@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+import tt_ray
 from tests.command_here import fill, listing, one_line
 from tests.io.fake_hub import FakeHub, fake_hub
 from tests.toy import DIM, largest_difference, run_toy, toy_config, weights
@@ -25,6 +26,7 @@ from tt_ray.models.classifier import build_model
 from tt_ray.models.export import find_checkpoint, write_export
 from tt_ray.models.flops import count
 from tt_ray.terminal.command import run_command
+from tt_ray.terminal.errors import UserError
 
 RESNET = {"channels": [8, 16, 24, 32], "stem_width": 8}
 CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
@@ -298,3 +300,21 @@ def test_a_folder_that_cannot_be_pushed_is_kept(
 def test_a_name_that_the_hub_would_not_take(name: str, tmp_path: Path, command: Command) -> None:
     assert "must be USER/NAME" in command.mistake(tmp_path, "--out", tmp_path / "out", "--push-to-hub", name)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_library_replaces_an_earlier_export_alone(tmp_path: Path) -> None:
+    model, out = timm.create_model("test_vit", num_classes=3), tmp_path / "out"
+    assert tt_ray.export(model, out) == out
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="overwrite=True"):
+        tt_ray.export(timm.create_model("test_vit", num_classes=3), out)
+    assert (out / "model.safetensors").read_bytes() == before
+    tt_ray.export(timm.create_model("test_vit", num_classes=4), out, overwrite=True)
+    assert json.loads((out / "config.json").read_text())["num_classes"] == 4
+    (out / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for taken in (tmp_path, out, tmp_path / "file"):
+        held = listing(tmp_path)
+        with pytest.raises(UserError, match="holds something else"):
+            tt_ray.export(model, taken, overwrite=True)
+        assert listing(tmp_path) == held

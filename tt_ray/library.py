@@ -86,26 +86,29 @@ def export(
     path: str | Path,
     classes: Sequence[str] | None = None,
     preprocessing: "Preprocessing | None" = None,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a timm model as a folder that `timm.create_model("local-dir:PATH", pretrained=True)` opens.
 
     Args:
         model: A timm model, also inside DistributedDataParallel or compiled.
-        path: Folder to write; must not exist.
+        path: Folder to write.
         classes: Names of its classes, in the order of its logits.
         preprocessing: How its images were prepared; None takes what timm says of the model's own weights
             (`model.pretrained_cfg`), which is right only if it was trained so.
+        overwrite: Whether an earlier export at `path` is replaced. A folder that holds anything else never is.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: The model is none of timm's, `path` exists or cannot be written, or there are more or fewer classes
-            than logits.
+        UserError: The model is none of timm's, `path` exists and is not to be replaced, or cannot be written, or there
+            are more or fewer classes than logits.
     """
     from timm.utils.model import unwrap_model
 
-    from tt_ray.models.export import write_model
+    from tt_ray.models.export import is_export, write_model
     from tt_ray.models.pretrained import timm_preprocessing
 
     plain: Any = unwrap_model(model)
@@ -116,8 +119,10 @@ def export(
     if classes is not None and len(classes) != plain.num_classes:
         raise UserError(f"{len(classes)} classes for a model of {plain.num_classes}: give a name for each logit")
     path = Path(path).expanduser().absolute()
-    if path.exists():
-        raise UserError(f"{path} exists: give another path")
+    if path.exists() and not is_export(path):
+        raise UserError(f"{path} exists, and holds something else than an export: give another path")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: give another path, or overwrite=True to replace the earlier export")
     try:
         write_model(plain, classes, preprocessing or timm_preprocessing(plain), path)
     except OSError as error:

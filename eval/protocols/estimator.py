@@ -68,7 +68,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             y_val: Their labels, (M,).
 
         Raises:
-            ValueError: There are fewer than two classes, a class has no row to fit on, or a feature is not finite.
+            ValueError: There are fewer than two classes, a class has no row to fit on, there is no row to choose C on,
+                or a feature is not finite.
         """
         X, y = validate_data(self, _array(X), _array(y), dtype=np.float32)
         check_classification_targets(y)
@@ -82,6 +83,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             X_val = validate_data(self, _array(X_val), dtype=np.float32, reset=False)
             fit, val = np.arange(len(X)), np.arange(len(X), len(X) + len(X_val))
             X, labels = np.concatenate([X, X_val]), np.concatenate([labels, self._numbers(_array(y_val))])
+        if not len(val):
+            raise ValueError(
+                f"LinearProbe has no row to choose C on: a share of {self.validation_share:g} of {len(fit)} rows in "
+                f"{len(self.classes_)} classes leaves none; pass X_val and y_val, more rows, or a larger validation_share"
+            )
         strengths = spaced(-6, 5, self.Cs) if isinstance(self.Cs, int) else tuple(self.Cs)
         options = Options(strengths, tolerance=self.tol, max_iterations=self.max_iter)
         found = select(X, labels, fit, val, top1, classes=len(self.classes_), options=options, device=self.device)

@@ -39,6 +39,12 @@ def find_export(folder: Path) -> Path | None:
     return next((path for path in (folder / "export", folder) if (path / "config.json").is_file()), None)
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds what `write_model` writes, and nothing else: it may be replaced."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    return {"config.json", "model.safetensors"} <= names <= {"config.json", "model.safetensors", "README.md"}
+
+
 def find_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """The checkpoint that a folder stands for: itself, or a run's newest intact one.
 
