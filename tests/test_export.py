@@ -213,7 +213,7 @@ def test_an_existing_folder_is_left_alone(one_run: Config, tmp_path: Path, comma
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     before = listing(tmp_path)
-    assert command.mistake(one_run.run_dir, "--out", tmp_path / "out") == f"{tmp_path}/out exists: give another --out"
+    assert command.mistake(one_run.run_dir, "--out", tmp_path / "out") == f"{tmp_path}/out exists: choose another --out"
     assert listing(tmp_path) == before
 
 

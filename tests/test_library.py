@@ -80,7 +80,7 @@ def test_an_export_is_the_model_itself(wrapped: str, tmp_path: Path) -> None:
     [
         (nn.Linear(2, 2), {}, "Linear is no model of timm's"),
         ("test_vit", {"classes": ["cat"]}, "1 classes for a model of 2"),
-        ("test_vit", {"path": "."}, "exists: give another path"),
+        ("test_vit", {"path": "."}, "exists: choose another path"),
         ("test_vit", {"path": "/proc/none/out"}, "cannot write"),
     ],
 )

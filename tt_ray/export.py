@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--push-to-hub {shown(name)} must be USER/NAME, of letters, digits, -, _ and .")
     with one_writer(beside(given.out), str(given.out)):
         if given.out.exists():
-            raise UserError(f"{given.out} exists: give another --out")
+            raise UserError(f"{given.out} exists: choose another --out")
         if not given.run.is_dir():
             raise UserError(f"no run or checkpoint {given.run}: give the folder of one")
         # Only now: they bring torch and timm, which take seconds.
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         try:
             write_export(checkpoint, given.out, model_card(checkpoint.absolute(), name))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot write {given.out}: {reason(error)}: give another --out") from None
+            raise UserError(f"cannot write {given.out}: {reason(error)}: choose another --out") from None
     for problem in problems:
         print(f"note: {problem}")
     print(f"exported {checkpoint} to {given.out}: timm.create_model({f'local-dir:{given.out}'!r}, pretrained=True)")

@@ -120,13 +120,13 @@ def export(
         raise UserError(f"{len(classes)} classes for a model of {plain.num_classes}: give a name for each logit")
     path = Path(path).expanduser().absolute()
     if path.exists() and not is_export(path):
-        raise UserError(f"{path} exists, and holds something else than an export: give another path")
+        raise UserError(f"{path} exists, and holds something else than an export: choose another path")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: give another path, or overwrite=True to replace the earlier export")
+        raise UserError(f"{path} exists: choose another path, or overwrite=True to replace the earlier export")
     try:
         write_model(plain, classes, preprocessing or timm_preprocessing(plain), path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}: give another path") from None
+        raise UserError(f"cannot write {path}: {reason(error)}: choose another path") from None
     return path
 
 
@@ -181,7 +181,7 @@ def embed(
     try:
         return embed_captions(pa.array(list(captions), pa.string()), pa.array(texts, pa.string()), loaded, Path(out))
     except OSError as error:
-        raise UserError(f"cannot write {out}: {reason(error)}: give another out=") from None
+        raise UserError(f"cannot write {out}: {reason(error)}: choose another out=") from None
 
 
 def callable_as(module: str, function: Any) -> None:

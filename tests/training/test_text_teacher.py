@@ -225,7 +225,7 @@ def test_processes_with_unequal_parts_have_the_gradient_of_the_whole_batch(
         ({"loss": "clop"}, "did you mean clip"),
         ({"weight": 1.5}, "between 0 and 1"),
         ({"schedule": "cosine"}, "did you mean cos"),
-        ({"schedule": "cos"}, "give epochs="),
+        ({"schedule": "cos"}, "pass epochs="),
         ({"loss": "borlan"}, "means and variances"),
         ({"loss": "vl2lite"}, "choose another|vision teacher"),
         ({"loss": "l2", "temperature": 0.5}, "no text.temperature"),

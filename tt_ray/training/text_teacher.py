@@ -181,7 +181,7 @@ class TextTeacher(nn.Module):
         if weight and objective.balance and not features.requires_grad:
             raise UserError(
                 "the balance needs the gradient at the features, which have none: in a validation take the "
-                "cross-entropy alone; with a frozen backbone give balance=False"
+                "cross-entropy alone; with a frozen backbone pass balance=False"
             )
         try:
             with torch.autocast(features.device.type, enabled=False):
@@ -252,7 +252,7 @@ class TextTeacher(nn.Module):
             )
         if labels.ndim != 1 or labels.is_floating_point():
             raise UserError(
-                "labels must be class numbers (B,): where images are mixed give the numbers before, and shares=, which "
+                "labels must be class numbers (B,): where images are mixed pass the numbers before, and shares=, which "
                 "mixes labels and captions as the images were (see TextTeacher.forward)"
             )
         if shares is not None and shares.shape != (rows, rows):
@@ -269,7 +269,7 @@ def _check(config: Config, store: EmbeddingStore | None, epochs: int | None) -> 
     if store is None:
         raise UserError("a TextTeacher needs a store of embeddings, as tt_ray.open_store returns, unless weight is 0")
     if epochs is None and config.text.schedule in set(SHAPES) - {"const"}:
-        raise UserError(f"schedule {config.text.schedule!r} needs the number of epochs: give epochs=")
+        raise UserError(f"schedule {config.text.schedule!r} needs the number of epochs: pass epochs=")
     if lacking := {"teacher", "means", "variances"} & set(find_loss(config.text.loss).needs):
         needs = " and ".join(sorted(lacking))
         raise UserError(f"loss {config.text.loss!r} needs {needs}, which only tt_ray.train has: choose another")
