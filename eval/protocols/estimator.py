@@ -86,7 +86,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         if not len(val):
             raise ValueError(
                 f"LinearProbe has no row to choose C on: a share of {self.validation_share:g} of {len(fit)} rows in "
-                f"{len(self.classes_)} classes leaves none; pass X_val and y_val, more rows, or a larger validation_share"
+                f"{len(self.classes_)} classes leaves none; pass X_val and y_val, more rows, or a larger share"
             )
         strengths = spaced(-6, 5, self.Cs) if isinstance(self.Cs, int) else tuple(self.Cs)
         options = Options(strengths, tolerance=self.tol, max_iterations=self.max_iter)
