@@ -236,7 +236,8 @@ def test_there_are_no_circles() -> None:
         visit(module, ())
 
 
-SOURCES = sorted(path for top in ("tt_ray", "eval", "benchmarks", "tune_spaces") for path in (ROOT / top).rglob("*.py"))
+TOPS = ("tt_ray", "eval", "benchmarks", "tune_spaces", "examples")
+SOURCES = sorted(path for top in TOPS for path in (ROOT / top).rglob("*.py"))
 
 
 @pytest.mark.parametrize("kind", ["files", "functions"])
