@@ -79,6 +79,7 @@ def test_an_actor_with_another_encoder_does_nothing(
     assert kept.items() <= contents(unfinished(given)).items() and len(list(unfinished(given).glob("*.shard"))) == 1
 
 
+@pytest.mark.slow
 def test_too_many_actors_are_refused(tmp_path: Path, encoder: str, cluster: None) -> None:
     with pytest.raises(UserError, match="3 actors with 1 CPUs each do not fit the cluster, which has 2 CPUs"):
         embed(arguments(tmp_path, encoder, pool=PoolOptions(actors=3)), Recorder())

@@ -70,6 +70,7 @@ def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:
         ray_overhead.window_rates(rows[:1], config)
 
 
+@pytest.mark.slow
 def test_embedding_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "embedding_store.json"
     size = ["--rows", "9000", "--images", "8000", "--zip-rows", "300", "--dim", "8", "--processes", "2"]

@@ -58,6 +58,7 @@ def test_too_few_images_are_refused() -> None:
         between_layers(toy_backbone(), toy_backbone(), coloured(3, 0), EvalConfig(None, Path()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [False, True])
 def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cka.json"

@@ -37,6 +37,7 @@ def test_stops_are_within_the_epochs(tmp_path: Path) -> None:
         stopped_arms(toy_config(tmp_path, "shapes_baseline"), [0])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(runs, "_train", run_toy)
     toy_config(tmp_path).to_yaml(tmp_path / "toy.yaml")

@@ -169,6 +169,7 @@ def test_a_writer_that_was_taken_for_dead_ends_before_it_writes_more(tmp_path: P
             assert len(claims(inside(tmp_path))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_of_many_at_once_one_writes(number: int, tmp_path: Path) -> None:
     place = beside(tmp_path / "x")

@@ -119,6 +119,7 @@ def test_none_is_pruned_where_all_are_to_be_kept(tmp_path: Path) -> None:
     assert manager.names() == [f"step-{step:08d}" for step in (12, 9, 6, 3)]
 
 
+@pytest.mark.slow
 def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path) -> None:
     plain = toy_config(tmp_path / "plain", run__checkpoint_every=4)
     run_toy(plain)
@@ -143,6 +144,7 @@ def test_a_run_behind_a_uri_goes_on_on_another_machine(uri: str, tmp_path: Path)
         check_run(config)
 
 
+@pytest.mark.slow
 def test_behind_a_uri_there_is_one_writer(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path / "plain").override("run.storage", uri)
     claims = beside(config.run_dir)

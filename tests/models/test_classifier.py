@@ -169,6 +169,7 @@ def _check_compiled() -> None:
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_backbone_keeps_the_path_from_features_to_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))

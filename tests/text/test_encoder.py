@@ -78,6 +78,7 @@ def test_loading_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 
 # sentence-transformers and its dependencies warn when imported; only our own warnings are ours to mend.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_minilm_equals_sentence_transformers(minilm: Path) -> None:
     reference = pytest.importorskip("sentence_transformers").SentenceTransformer(str(minilm), device="cpu")

@@ -16,6 +16,8 @@ from tt_ray.losses import ALIGNMENT_LOSSES
 from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
 from tt_ray.training.objective import Objective
 
+pytestmark = pytest.mark.slow
+
 SHARES = (4, 2)
 ROWS = torch.arange(18, dtype=torch.float32).reshape(6, 3)
 

@@ -319,6 +319,7 @@ def test_weights_that_overflow_are_neither_kept_nor_exported(
     assert not (config.run_dir / "export").exists() and not (config.run_dir / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -151,6 +151,7 @@ def _write_many(out: Path, first: int) -> None:
         write_result(out, f"job-{number % 50}", done(float(number)), LABELS, LABELS)
 
 
+@pytest.mark.slow
 def test_many_may_write_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write_many, args=(tmp_path, first)) for first in (0, 5, 20)]

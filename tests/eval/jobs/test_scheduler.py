@@ -17,6 +17,8 @@ from eval.jobs.worker import Answer, Request
 from tests.toy import stop_ray
 from tt_ray.terminal.errors import Stopped
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
@@ -132,7 +134,6 @@ def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypa
         schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)
 
 
-@pytest.mark.slow
 def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 

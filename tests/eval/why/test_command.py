@@ -37,6 +37,7 @@ def grid(path: Path, panel: str) -> dict[tuple[str, str], float]:
     return {(row["row"], row["column"]): float(row["value"]) for row in rows(path) if row["panel"] == panel}
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(runs: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*(str(config.run_dir) for config in runs), "--out", str(tmp_path), "--images", "37", "--batches", "2"])
     names = {"cka_layers", "cka_epochs", "gradient_cosine", "alignment_uniformity"}
@@ -67,6 +68,7 @@ def test_two_runs_side_by_side(runs: list[Config], tmp_path: Path, capsys: pytes
     assert all(0 <= float(row["alignment"]) <= 4 and -8 <= float(row["uniformity"]) <= 0 for row in sphere)
 
 
+@pytest.mark.slow
 def test_one_run_is_compared_with_itself(runs: list[Config], tmp_path: Path) -> None:
     main([str(runs[0].run_dir), "--out", str(tmp_path), "--images", "16"])
     found = grid(tmp_path / "cka_layers.csv", "base (across), base (up)")
