@@ -90,7 +90,7 @@ RUN_BY = {
     "tt_ray.embed_captions": "test_embed_captions.py::test_each_image_gets_the_embedding_of_its_caption",
     "tt_ray.convert_captions": "test_convert_captions.py::test_captions_get_image_ids",
     "tt_ray.embeddings": "embeddings/test_importers.py::test_the_commands",
-    "eval": "eval/test_eval_command.py::test_killed_or_told_to_stop_it_loses_at_most_what_was_in_flight",
+    "eval": "eval/test_eval_command.py::test_stopped_it_loses_what_was_in_flight_and_ends_with_all_results",
     "eval.report": "eval/report/test_command.py::test_numbers_are_the_same_in_all_formats",
     "eval.why": "eval/why/test_command.py::test_two_runs_side_by_side",
     "eval.similarity": "eval/test_similarity.py::test_the_command_prints_and_writes",

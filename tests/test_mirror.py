@@ -34,6 +34,7 @@ COVERED_BY = {
     "eval/why/analysis": "eval/why/test_command",
     "eval/why/figures": "eval/why/test_command",
     "tt_ray/__main__": "test_commands",
+    "tt_ray/cluster/context": "cluster/test_messages",
     "tt_ray/cluster/own_eval": "test_packaging",
     "tt_ray/cluster/run": "test_train_command",
     "tt_ray/compare/__main__": "compare/test_command",

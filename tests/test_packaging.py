@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.jobs.results import read_rows
+from tests.eval.test_adding_a_protocol import NEAREST_MEAN
+from tests.eval.test_adding_a_task import TASKS, pictures
 from tests.test_adding_a_source import MODULE
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +53,10 @@ def test_licence_and_citation() -> None:
 
 @pytest.mark.slow
 def test_a_wheel_alone_trains_and_evaluates(tmp_path: Path) -> None:
-    """In a fresh environment outside the clone, and in a folder with a data source and an `eval/` of the user's own."""
+    """In a fresh environment outside the clone, with a data source, a task and a protocol of the user's own.
+
+    The folder has an `eval/` of the user's own, too.
+    """
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     no_build = ["--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"
@@ -84,7 +90,20 @@ def test_a_wheel_alone_trains_and_evaluates(tmp_path: Path) -> None:
     (work / "my_squares.py").write_text(MODULE)
     tiny = ["--data.source", "my_squares:SQUARES", "--train.epochs", "1", "--train.batch_size", "8"]
     assert "top-1" in run("python", "-m", "tt_ray.train", "shapes_baseline", *tiny)
-    models = ["--models", "base=runs/shapes_baseline"]
-    text = run("tt-ray", "eval", *models, "--tasks", "digits", "--protocols", "knn", "--out", "out")
+    for split in ("train", "test"):
+        pictures(work / "pictures" / split)
+    (work / "tasks.yaml").write_text(TASKS)
+    (tmp_path / "own" / "mine").mkdir(parents=True)
+    (tmp_path / "own" / "mine" / "nearest_mean.py").write_text(NEAREST_MEAN)
+    env["PYTHONPATH"] = str(tmp_path / "own")
+    words = ["--models", "base=runs/shapes_baseline", "--tasks", "colours", "--task-file", "tasks.yaml"]
+    words += ["--protocols", "knn", "mine.nearest_mean", "--set", "mine.nearest_mean.power=1", "--seeds", "0", "1"]
+    text = run("tt-ray", "eval", *words, "--out", "out")
     assert "knn (%)" in text and "report: tt-ray report out" in text
+    rows = {row.metric: row for row in read_rows(work / "out") if row.protocol == "mine.nearest_mean"}
+    assert rows.keys() == {"top1", "mean_per_class"}, "it draws nothing, so that one seed is enough"
+    own = rows["mean_per_class"]
+    assert (own.task, own.task_metric, own.n) == ("colours", "mean_per_class", 20) and own.value > 60
+    assert '"power": 1.0' in own.chosen
     assert "report.html" in run("tt-ray", "report", "out")
+    assert "mine.nearest_mean" in (work / "out" / "report.html").read_text()

@@ -242,7 +242,9 @@ def uninterrupted(store: Path, storage: Path) -> Config:
     return run_here(["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage)], store, "uninterrupted")
 
 
-def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage: Path) -> None:
+def test_whatever_cuts_a_run_off_it_ends_the_same(
+    ray_here: None, uninterrupted: Config, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A worker killed, then told to stop as service managers do, then as terminals do.
 
     The command itself is killed in tests/io/test_storage.py.
@@ -264,13 +266,14 @@ def test_whatever_cuts_a_run_off_it_ends_the_same(uninterrupted: Config, storage
         done = int(text)
         assert steps(started.config) == list(range(done)), "not a step is lost"
         assert not (started.config.run_dir / "result.json").exists()
-    again = run(arguments)
-    assert again.code == 0, again.err
-    assert again.out.startswith("top-1")
-    assert_quiet(again.err)
-    assert again.err.startswith(f"resuming run {again.config.run_dir}\n")
-    assert steps(again.config) == list(range(LONG_STEPS))
-    assert largest_difference(weights(again.config), weights(uninterrupted)) == 0
+    capsys.readouterr()
+    train_command(arguments)
+    out, err = capsys.readouterr()
+    assert out.startswith("top-1")
+    assert_quiet(err)
+    assert err.startswith(f"resuming run {started.config.run_dir}\n")
+    assert steps(started.config) == list(range(LONG_STEPS))
+    assert largest_difference(weights(started.config), weights(uninterrupted)) == 0
 
 
 def lose_the_worker(started: "Started", arguments: list[str]) -> None:

@@ -1,11 +1,17 @@
-"""Messages reach every process of the cluster, and their progress the display."""
+"""On one real Ray: messages reach every process of the cluster, pauses and requests the workers, progress the display;
+and a worker's validations are done by others.
+"""
 
+import threading
 import time
 from typing import Any
 
 import pytest
+import torch
 
 from tests.cluster.ray_here import ray_here as ray_here
+from tt_ray.cluster import context
+from tt_ray.cluster.context import RayContext
 from tt_ray.cluster.messages import Messages, ProgressThread
 from tt_ray.terminal.progress import Standing
 
@@ -51,3 +57,110 @@ def test_progress_is_shown_once_and_a_restart_is_said(ray_here: None) -> None:
             time.sleep(0.5)
     assert lines.shown == [first, second]
     assert lines.said == ["workers were started again: 2 of them"]
+
+
+# Pauses before a resize
+
+
+def resize(messages: Messages) -> float:
+    """Seconds that Ray's controller is held up before a resize."""
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+
+    from tt_ray.cluster.ray_internals import PauseToResize
+
+    start = time.monotonic()
+    PauseToResize(messages).after_controller_state_update(None, object.__new__(ResizingState))
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("when", ["before", "while waiting"])
+def test_a_stop_outlives_a_resize(ray_here: None, when: str) -> None:
+    messages = Messages()
+
+    def worker() -> None:
+        while messages.get("pause") is None:
+            time.sleep(0.05)
+        if when != "before":
+            messages.put("request", "stop")
+        messages.put("stopped", 7)
+
+    if when == "before":
+        messages.put("request", "stop")
+    thread = threading.Thread(target=worker)
+    thread.start()
+    assert resize(messages) < 10, "a worker that has stopped is not waited for"
+    thread.join()
+    assert messages.get("request") == "stop" and messages.get("pause") is None
+
+
+def test_a_pause_is_over_after_the_resize_and_other_states_change_nothing(ray_here: None) -> None:
+    from tt_ray.cluster.ray_internals import PauseToResize
+
+    messages = Messages()
+    PauseToResize(messages).after_controller_state_update(None, object())
+    assert messages.get("pause") is None
+    threading.Timer(0.3, lambda: messages.put("paused", 7)).start()
+    assert 0.2 < resize(messages) < 10
+    assert messages.get("pause") is None and messages.get("request") is None
+
+
+# A worker's context
+
+
+def worker(rank: int = 0) -> RayContext:
+    """Worker `rank` outside of a run, which alone has ranks and devices."""
+    made = object.__new__(RayContext)
+    made.rank, made.device, made._messages, made._patience = rank, torch.device("cpu"), Messages(), None
+    return made
+
+
+def scores(top1: float) -> dict[str, float]:
+    """A validation."""
+    return {"top1": top1}
+
+
+class Hold:
+    """Takes CPUs."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def test_validations_that_find_no_place_run_beside_the_workers(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(context, "_LAST_WAIT_S", 1.0)
+    cpus = int(ray.cluster_resources()["CPU"])
+    holder: Any = ray.remote(num_cpus=cpus)(Hold).remote()
+    ray.get(holder.ready.remote())
+    own = worker()
+    answers = [own.beside(scores, float(number)) for number in range(2)]
+    assert [answer(False) for answer in answers] == [None, None]
+    assert [answer(True) for answer in answers] == [{"top1": 0.0}, {"top1": 1.0}]
+    ray.kill(holder)
+
+
+def test_a_validation_that_finds_a_place_is_there_without_waiting(ray_here: None) -> None:
+    answer = worker().beside(scores, 5.0)
+    done = threading.Event()
+    for _ in range(300):
+        if (found := answer(False)) is not None:
+            break
+        done.wait(0.1)
+    assert found == {"top1": 5.0}
+
+
+def test_what_is_requested(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train
+
+    notice: list[Any] = [None]
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: notice[0])
+    first, second = worker(), worker(1)
+    second._messages = first._messages
+    assert first.requested() == second.requested() == ""
+    first._messages.put("pause", "pause")
+    assert first.requested() == "pause"
+    first._messages.put("request", "stop")
+    assert (first.requested(), second.requested()) == ("stop", ""), "worker 0 asks for all, and a stop comes first"
+    notice[0] = object()
+    assert first.requested() == second.requested() == "preempted"

@@ -5,7 +5,6 @@ import importlib.util
 import pkgutil
 import re
 import sys
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.ray_here import ray_here as ray_here
 from tests.test_train_command import processes_with
 from tests.toy import stop_ray, toy_config
 from tt_ray.cluster import launch
@@ -100,47 +98,3 @@ def test_the_real_trainer_starts_no_helpers_and_the_public_one_gives_the_same(
     (note,) = said
     assert note.startswith("note: tt-ray was tested with Ray 2.60, this is 2.60") and "seconds longer" in note
     assert lean["top1"] == public["top1"] and lean["val_loss"] == public["val_loss"]
-
-
-def resize(messages: Messages) -> float:
-    """Seconds that Ray's controller is held up before a resize."""
-    from ray.train.v2._internal.execution.controller.state import ResizingState
-
-    from tt_ray.cluster.ray_internals import PauseToResize
-
-    start = time.monotonic()
-    PauseToResize(messages).after_controller_state_update(None, object.__new__(ResizingState))
-    return time.monotonic() - start
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["before", "while waiting"])
-def test_a_stop_outlives_a_resize(ray_here: None, when: str) -> None:
-    messages = Messages()
-
-    def worker() -> None:
-        while messages.get("pause") is None:
-            time.sleep(0.05)
-        if when != "before":
-            messages.put("request", "stop")
-        messages.put("stopped", 7)
-
-    if when == "before":
-        messages.put("request", "stop")
-    thread = threading.Thread(target=worker)
-    thread.start()
-    assert resize(messages) < 10, "a worker that has stopped is not waited for"
-    thread.join()
-    assert messages.get("request") == "stop" and messages.get("pause") is None
-
-
-@pytest.mark.slow
-def test_a_pause_is_over_after_the_resize_and_other_states_change_nothing(ray_here: None) -> None:
-    from tt_ray.cluster.ray_internals import PauseToResize
-
-    messages = Messages()
-    PauseToResize(messages).after_controller_state_update(None, object())
-    assert messages.get("pause") is None
-    threading.Timer(0.3, lambda: messages.put("paused", 7)).start()
-    assert 0.2 < resize(messages) < 10
-    assert messages.get("pause") is None and messages.get("request") is None

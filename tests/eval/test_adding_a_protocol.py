@@ -1,17 +1,13 @@
-"""A protocol of the user's own: one module outside the package, named on the command line, evaluated for real on a task
-of the user's own.
+"""A protocol of the user's own: one module outside the package, named on the command line.
+
+The command evaluates by it in tests/test_packaging.py.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from eval.jobs.plan import read_options
-from eval.jobs.results import read_rows
-from tests.eval.test_adding_a_task import TASKS, pictures
 from tt_ray.terminal.errors import UserError
 
 NEAREST_MEAN = '''
@@ -46,35 +42,12 @@ def evaluate(backbone, task, config: EvalConfig) -> Result:
 '''
 
 
-@pytest.mark.slow
-def test_a_module_of_ones_own_is_a_protocol_and_a_task_of_yaml_is_a_task(tmp_path: Path) -> None:
-    package = tmp_path / "mine"
-    package.mkdir()
-    (package / "nearest_mean.py").write_text(NEAREST_MEAN)
-    for split in ("train", "test"):
-        pictures(tmp_path / "pictures" / split)
-    (tmp_path / "tasks.yaml").write_text(TASKS)
-    words = ["--models", "a=random:test_vit", "--tasks", "colours", "--task-file", str(tmp_path / "tasks.yaml")]
-    words += ["--protocols", "mine.nearest_mean"]
-    words += ["--set", "mine.nearest_mean.power=1", "--seeds", "0", "1", "--out", str(tmp_path / "out")]
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "eval", *words, "--cpus-per-job", "2"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = {row.metric: row for row in read_rows(tmp_path / "out")}
-    assert rows.keys() == {"top1", "mean_per_class"}, "it draws nothing, so that one seed is enough"
-    own = rows["mean_per_class"]
-    assert (own.protocol, own.task, own.task_metric, own.n) == ("mine.nearest_mean", "colours", "mean_per_class", 20)
-    assert own.value > 60
-    assert '"power": 1.0' in own.chosen
-    report = [sys.executable, "-m", "eval.report", str(tmp_path / "out")]
-    assert subprocess.run(report, capture_output=True, timeout=300).returncode == 0
-    assert "mine.nearest_mean" in (tmp_path / "out" / "report.html").read_text()
+def test_a_module_of_ones_own_is_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "nearest_mean.py").write_text(NEAREST_MEAN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = read_options(("mine.nearest_mean",), ("mine.nearest_mean.power=1",))
+    assert list(options) == ["mine.nearest_mean"] and options["mine.nearest_mean"].power == 1.0
 
 
 def test_a_module_that_is_no_protocol_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

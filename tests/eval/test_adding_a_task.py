@@ -1,5 +1,5 @@
-"""A task of the user's own, by YAML or by one row of the table; that of YAML is evaluated by the command in
-test_adding_a_protocol.py.
+"""A task of the user's own, by YAML or by one row of the table; the command evaluates that of YAML in
+tests/test_packaging.py.
 """
 
 from pathlib import Path

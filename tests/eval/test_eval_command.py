@@ -19,8 +19,6 @@ from tests.toy import run_toy, toy_config
 from tt_ray.terminal.errors import UserError
 
 _LIMIT_S = 300
-# On two cores all in one process: what another would import takes longer than these jobs.
-_ONE_AT_A_TIME = ["--cpus-per-job", 2]
 
 
 @pytest.fixture(scope="module")
@@ -54,49 +52,19 @@ def give(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=_LIMIT_S)
 
 
-def common(run_folder: Path, colours: Path, out: Path, protocols: Sequence[str] = ("knn", "few_shot")) -> list[object]:
+def common(run_folder: Path, colours: Path, out: Path, protocols: Sequence[str]) -> list[object]:
     models = ["--models", f"toy={run_folder}", f"again={run_folder / 'export'}"]
     own = ["--tasks", "colours", "--task-root", f"colours={colours}", "--seeds", 0, 1]
     return [*models, *own, "--protocols", *protocols, "--out", out]
 
 
 @pytest.mark.slow
-def test_it_evaluates_says_what_failed_and_does_only_what_is_missing_when_given_again(
+def test_stopped_it_loses_what_was_in_flight_and_ends_with_all_results(
     run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    # The toy's classifier knows shapes, not colours; it draws nothing, so that one seed is enough.
-    first = give(*common(run_folder, colours, out, ("knn", "classifier")), *_ONE_AT_A_TIME)
-    assert first.returncode == 1 and "2 of 6 jobs failed" in first.stderr
-    assert "knn (%)" in first.stdout and f"python -m eval.report {out}" in first.stdout
-    failed = [row for row in read_rows(out) if row.status == "failed"]
-    assert len(failed) == 2 and all("has no class" in row.reason for row in failed)
-    rows = [row for row in read_rows(out) if row.status != "failed" and row.metric == "top1"]
-    assert {(row.model, row.seed, row.n) for row in rows} == {
-        (model, seed, 16) for model in ("toy", "again") for seed in (0, 1)
-    }
-    for row in rows:
-        predictions = read_predictions(out, row.job)
-        assert predictions is not None
-        assert 100 * (predictions.predictions[0] == predictions.labels).mean() == pytest.approx(row.value)
-    assert len({row.value for row in rows if row.seed == 0}) == 1, "a run and its export are the same model"
-    before = {file: file.stat().st_mtime_ns for file in (out / "rows").iterdir()}
-    again = give(*common(run_folder, colours, out, ["knn"]), *_ONE_AT_A_TIME)
-    assert again.returncode == 0 and "4 of 4 jobs are done already" in again.stderr
-    assert {file: file.stat().st_mtime_ns for file in (out / "rows").iterdir()} == before
-    # The library finds the same jobs done, and returns those that were asked for.
-    models = {"toy": run_folder}
-    table = evaluate(models, "colours", "knn", (0, 1), out=out, task_roots={"colours": colours})
-    expected = [row for row in read_rows(out) if row.model == "toy"]
-    assert table["value"].to_pylist() == [row.value for row in expected] and len(expected) == table.num_rows > 4
-
-
-@pytest.mark.slow
-def test_killed_or_told_to_stop_it_loses_at_most_what_was_in_flight(
-    run_folder: Path, colours: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    arguments = [*common(run_folder, colours, out, ("finetune", "knn")), "--set", "finetune.steps=60"]
+    # The toy's classifier knows shapes, not colours: its two jobs fail. It draws nothing, so that one seed is enough.
+    arguments = [*common(run_folder, colours, out, ("finetune", "knn", "classifier")), "--set", "finetune.steps=60"]
     times: dict[str, int] = {}
     for number in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
@@ -109,15 +77,45 @@ def test_killed_or_told_to_stop_it_loses_at_most_what_was_in_flight(
                 main(list(map(str, arguments)))
         os.kill(process.pid, number)
         _, text = process.communicate(timeout=_LIMIT_S)
-        found = {key: (out / "rows" / f"{key}.parquet").stat().st_mtime_ns for key in finished_keys(out)}
+        found = written(out)
         assert len(times) < len(found) < 8 and found.items() >= times.items()
         times = found
     assert process.returncode == 128 + signal.SIGINT and "jobs done; the same command continues with the rest" in text
     again = give(*arguments)
-    assert again.returncode == 0, again.stderr
-    assert f"{len(times)} of 8 jobs are done already" in again.stderr
-    assert len(finished_keys(out)) == 8
-    assert {key: (out / "rows" / f"{key}.parquet").stat().st_mtime_ns for key in times} == times
+    assert again.returncode == 1 and f"{len(times)} of 10 jobs are done already" in again.stderr
+    assert "2 of 10 jobs failed" in again.stderr
+    assert "knn (%)" in again.stdout and f"python -m eval.report {out}" in again.stdout
+    assert len(written(out)) == 8 and written(out).items() >= times.items()
+    check_rows(out)
+    before = written(out)
+    again = give(*common(run_folder, colours, out, ["knn"]))
+    assert again.returncode == 0 and "4 of 4 jobs are done already" in again.stderr
+    # The library finds the same jobs done, and returns those that were asked for.
+    table = evaluate({"toy": run_folder}, "colours", "knn", (0, 1), out=out, task_roots={"colours": colours})
+    expected = [row.value for row in read_rows(out) if (row.model, row.protocol) == ("toy", "knn")]
+    assert table["value"].to_pylist() == expected and len(expected) > 2
+    assert written(out) == before
+
+
+def written(out: Path) -> dict[str, int]:
+    """Jobs that have come to their end, and when that was written."""
+    return {key: (out / "rows" / f"{key}.parquet").stat().st_mtime_ns for key in finished_keys(out)}
+
+
+def check_rows(out: Path) -> None:
+    """Each job has its row: a value that follows from its predictions, or why it failed."""
+    failed = [row for row in read_rows(out) if row.status == "failed"]
+    assert len(failed) == 2 and all("has no class" in row.reason for row in failed)
+    rows = [row for row in read_rows(out) if row.status != "failed" and row.metric == "top1"]
+    assert sorted((row.model, row.protocol, row.seed, row.n) for row in rows) == [
+        (model, protocol, seed, 16) for model in ("again", "toy") for protocol in ("finetune", "knn") for seed in (0, 1)
+    ]
+    for row in rows:
+        predictions = read_predictions(out, row.job)
+        assert predictions is not None
+        assert 100 * (predictions.predictions[0] == predictions.labels).mean() == pytest.approx(row.value)
+    drawn = [row.value for row in rows if (row.protocol, row.seed) == ("knn", 0)]
+    assert len(set(drawn)) == 1, "a run and its export are the same model"
 
 
 @pytest.mark.parametrize(
