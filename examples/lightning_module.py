@@ -45,8 +45,8 @@ def main(root: Path = Path("pictures"), store: Path = Path("pictures/store"), na
     train.samples = [(path, (label, row)) for (path, label), row in zip(train.samples, rows, strict=True)]
     model: Any = timm.create_model(name, num_classes=len(train.classes), pretrained_cfg_overlay=size)
     data: dict[str, Any] = resolve_model_data_config(model)
-    # Captions name colours and sides, which augmentation must leave alone.
-    train.transform = create_transform(**data, is_training=True, hflip=0.0, color_jitter=0.0)
+    # Captions name colours, sizes and sides, which augmentation must leave alone.
+    train.transform = create_transform(**data, is_training=True, scale=(0.8, 1.0), hflip=0.0, color_jitter=0.0)
     val.transform = create_transform(**data)
     module = TaughtClassifier(model, tt_ray.TextTeacher(model.get_classifier().in_features, captions, epochs=epochs))
     trainer = L.Trainer(max_epochs=epochs, default_root_dir="output/lightning")

@@ -24,15 +24,16 @@ import tt_ray
 
 ROOT, EPOCHS = Path("pictures").absolute(), 40
 images = [json.loads(line) for line in (ROOT / "train" / "metadata.jsonl").read_text().splitlines()]
-print(images[0])
 
 # %% What do captions say of the classes? The share of labels that a linear probe of their embeddings finds.
 probe = tt_ray.probe(tt_ray.embed([image["caption"] for image in images]), [image["label"] for image in images])
 print(f"labels that follow from captions: {probe.scores_[probe.C_]:.0f} %")
 
 # %% Train without and with text; a run that is there already is not trained again.
-config = tt_ray.recipe("shapes_textteacher").override("train.epochs", EPOCHS).override("data.label_noise", 0.0)
-config = config.override("data.source", "imagefolder").override("data.root", str(ROOT)).override("train.batch_size", 32)
+changes = {"data.source": "imagefolder", "data.root": str(ROOT), "data.label_noise": 0.0, "data.augment": "none"}
+config = tt_ray.recipe("shapes_textteacher")
+for path, value in {**changes, "train.epochs": EPOCHS, "train.batch_size": 32}.items():
+    config = config.override(path, value)
 base = tt_ray.train(config.override("text.weight", 0.0).override("run.name", "base"))
 text = tt_ray.train(config.override("text.embeddings", str(ROOT / "store")).override("run.name", "text"))
 

@@ -26,8 +26,8 @@ def main(root: Path = Path("pictures"), store: Path = Path("pictures/store"), na
     val, classes = ImageDataset(str(root / "test"), class_map=reader.class_to_idx), list(reader.class_to_idx)
     model: Any = timm.create_model(name, num_classes=len(classes), pretrained_cfg_overlay={"input_size": (3, 64, 64)})
     data: dict[str, Any] = {**resolve_model_data_config(model), "batch_size": 32, "use_prefetcher": False}
-    # Captions name colours and sides, which augmentation must leave alone.
-    loader = create_loader(train, is_training=True, hflip=0.0, color_jitter=0.0, **data)
+    # Captions name colours, sizes and sides, which augmentation must leave alone.
+    loader = create_loader(train, is_training=True, scale=(0.8, 1.0), hflip=0.0, color_jitter=0.0, **data)
     val_loader = create_loader(val, **data)
     teacher = tt_ray.TextTeacher(model.get_classifier().in_features, captions, epochs=epochs, label_smoothing=0.1)
     both = torch.nn.ModuleList([model, teacher]).to(device)
