@@ -132,6 +132,8 @@ def _several(given: Any) -> tuple[Any, ...]:
 
 
 def _pairs(given: Mapping[str, Any]) -> tuple[str, ...]:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{given!r} must be a dictionary, such as {{'mine': 'runs/mine'}} for models")
     return tuple(f"{name}={value}" for name, value in given.items())
 
 

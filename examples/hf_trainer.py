@@ -42,7 +42,7 @@ def main(root: Path = Path("pictures"), store: Path = Path("pictures/store"), na
     args = TrainingArguments("output/hf", eval_strategy="epoch", remove_unused_columns=False)
     args.set_training(learning_rate=1e-3, batch_size=32, num_epochs=epochs)
     trainer = Trainer(
-        TaughtClassifier(model, tt_ray.TextTeacher(model.get_classifier().in_features, captions)),
+        TaughtClassifier(model, tt_ray.TextTeacher(model.get_classifier().in_features, captions, by_row=True)),
         args,
         lambda batch: dict(zip(("images", "labels"), default_collate(batch), strict=True)),
         train,

@@ -48,7 +48,7 @@ def main(root: Path = Path("pictures"), store: Path = Path("pictures/store"), na
     # Captions name colours, sizes and sides, which augmentation must leave alone.
     train.transform = create_transform(**data, is_training=True, scale=(0.8, 1.0), hflip=0.0, color_jitter=0.0)
     val.transform = create_transform(**data)
-    module = TaughtClassifier(model, tt_ray.TextTeacher(model.get_classifier().in_features, captions, epochs=epochs))
+    module = TaughtClassifier(model, tt_ray.TextTeacher(model.num_features, captions, epochs=epochs, by_row=True))
     trainer = L.Trainer(max_epochs=epochs, default_root_dir="output/lightning")
     trainer.fit(module, DataLoader(train, 32, shuffle=True, num_workers=2), DataLoader(val, 32, num_workers=2))
     if trainer.is_global_zero:

@@ -29,7 +29,9 @@ def main(root: Path = Path("pictures"), store: Path = Path("pictures/store"), na
     # Captions name colours, sizes and sides, which augmentation must leave alone.
     loader = create_loader(train, is_training=True, scale=(0.8, 1.0), hflip=0.0, color_jitter=0.0, **data)
     val_loader = create_loader(val, **data)
-    teacher = tt_ray.TextTeacher(model.get_classifier().in_features, captions, epochs=epochs, label_smoothing=0.1)
+    teacher = tt_ray.TextTeacher(
+        model.get_classifier().in_features, captions, epochs=epochs, label_smoothing=0.1, by_row=True
+    )
     both = torch.nn.ModuleList([model, teacher]).to(device)
     optimizer = create_optimizer_v2(both, "adamw", lr=1e-3, weight_decay=0.05)
     scheduler = CosineLRScheduler(optimizer, epochs)

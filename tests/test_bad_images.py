@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
-from eval import __main__ as evaluate
+from eval import evaluate
+from eval.__main__ import main as eval_main
 from eval.jobs import evaluation
 from eval.tasks.origins import Place, Torchvision
 from eval.tasks.registry import folder_task
@@ -99,7 +100,7 @@ def test_evaluation_says_what_is_left_out(command: Command) -> None:
 
     command.monkeypatch.setattr(evaluation, "start_ray", stop)
     command.monkeypatch.setattr(evaluate.Display, "say", lambda _, text: said.append(text))
-    run(command, evaluate.main, ["--models", "toy=random:test_resnet", "--protocols", "knn", *where])
+    run(command, eval_main, ["--models", "toy=random:test_resnet", "--protocols", "knn", *where])
     assert said == [f"note: {note}" for note in task.left_out]
 
 
@@ -193,7 +194,7 @@ def test_a_name_that_is_not_utf8_in_every_command(command: Command, tmp_path: Pa
     for main, arguments in (
         (caption_images.main, [*captioning, "--template", "a {label}"]),
         (convert_captions.main, converting),
-        (evaluate.main, [*evaluating, "--protocols", "knn", "--out", str(tmp_path / "out")]),
+        (eval_main, [*evaluating, "--protocols", "knn", "--out", str(tmp_path / "out")]),
     ):
         code, printed, err = run(command, main, arguments)
         assert (code, printed) == (2, ""), err

@@ -75,12 +75,32 @@ def test_an_export_is_the_model_itself(wrapped: str, tmp_path: Path) -> None:
     assert timm_preprocessing(again) == timm_preprocessing(model)
 
 
+def test_an_export_says_how_its_images_are_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As given; else the size is the model's own where it has one, and timm's where not. A wrong one is refused."""
+    own = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1)
+    free = timm.create_model("test_resnet")
+    sizes = []
+    for name, model, options in (
+        ("a", own, {}),
+        ("b", free, {}),
+        ("c", free, {"image_size": 64, "mean": (0.1, 0.2, 0.3)}),
+    ):
+        path = tt_ray.export(model, tmp_path / name, **options)
+        found = timm_preprocessing(timm.create_model(f"local-dir:{path}", pretrained=True))
+        sizes.append(found.size)
+        assert f"its images are {found.size} px" in capsys.readouterr().out
+    assert sizes == [32, 160, 64] and found.mean == (0.1, 0.2, 0.3)
+    with pytest.raises(UserError, match="does not run on images of 64 px .*image_size="):
+        tt_ray.export(own, tmp_path / "d", image_size=64)
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
         (nn.Linear(2, 2), {}, "Linear is no model of timm's"),
         ("test_vit", {"classes": ["cat"]}, "1 classes for a model of 2"),
-        ("test_vit", {"path": "."}, "exists: choose another path"),
+        ("test_vit", {"path": "."}, "exists.*choose another path"),
         ("test_vit", {"path": "/proc/none/out"}, "cannot write"),
     ],
 )

@@ -3,14 +3,14 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, overload
 
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
-from tt_ray.terminal.errors import UserError, nearest, reason
+from tt_ray.terminal.errors import UserError, nearest, one_line, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,8 +87,11 @@ def export(
     model: "nn.Module",
     path: str | Path,
     classes: Sequence[str] | None = None,
-    preprocessing: "Preprocessing | None" = None,
     *,
+    image_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    crop_pct: float | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a timm model as a folder that `timm.create_model("local-dir:PATH", pretrained=True)` opens.
@@ -97,8 +100,11 @@ def export(
         model: A timm model, also inside DistributedDataParallel or compiled.
         path: Folder to write.
         classes: Names of its classes, in the order of its logits.
-        preprocessing: How its images were prepared; None takes what timm says of the model's own weights
-            (`model.pretrained_cfg`), which is right only if it was trained so.
+        image_size: Height and width of its input in pixels. What is None here and below is taken from the model, where
+            it has a size of its own, or from timm's configuration of it (`model.pretrained_cfg`), and printed: it is
+            right only if the model was trained so.
+        mean, std: Channel means and deviations of its normalisation, on the 0-1 scale.
+        crop_pct: Centre crop's share of the resized image's side, in validation.
         overwrite: Whether an earlier export at `path` is replaced. A folder that holds anything else never is.
 
     Returns:
@@ -111,7 +117,6 @@ def export(
     from timm.utils.model import unwrap_model
 
     from tt_ray.models.export import is_export, write_model
-    from tt_ray.models.pretrained import timm_preprocessing
 
     plain: Any = unwrap_model(model)
     plain = getattr(plain, "_orig_mod", plain)
@@ -125,11 +130,27 @@ def export(
         raise UserError(f"{path} exists, and holds something else than an export: choose another path")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: choose another path, or overwrite=True to replace the earlier export")
+    given = {"size": image_size, "mean": mean, "std": std, "crop_pct": crop_pct}
+    preprocessing = _preprocessing(plain, {name: value for name, value in given.items() if value is not None})
     try:
-        write_model(plain, classes, preprocessing or timm_preprocessing(plain), path)
+        write_model(plain, classes, preprocessing, path)
+    except (RuntimeError, AssertionError) as error:  # of the forward pass that counts its operations
+        fails = f"does not run on images of {preprocessing.size} px ({one_line(error)})"
+        raise UserError(f"the model {fails}: pass image_size=") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}: choose another path") from None
+    size, crop_pct = preprocessing.size, preprocessing.crop_pct
+    print(f"exported to {path}: its images are {size} px, crop_pct {crop_pct:g}, mean {preprocessing.mean}")
     return path
+
+
+def _preprocessing(model: Any, given: Mapping[str, Any]) -> "Preprocessing":
+    """What is given, the rest as timm has it; a model with position embeddings for one size knows its own."""
+    from tt_ray.models.pretrained import timm_preprocessing
+
+    own_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    own = {"size": own_size[0]} if isinstance(own_size, tuple) else {}
+    return replace(timm_preprocessing(model), **{**own, **given})
 
 
 @overload

@@ -71,6 +71,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             ValueError: There are fewer than two classes, a class has no row to fit on, there is no row to choose C on,
                 or a feature is not finite.
         """
+        if (X_val is None) != (y_val is None):
+            raise ValueError("LinearProbe chooses C on X_val and y_val: pass both, or neither")
         X, y = validate_data(self, _array(X), _array(y), dtype=np.float32)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)

@@ -54,8 +54,11 @@ def test_kept_images_are_the_same_bytes_under_the_same_ids(source: Source, tmp_p
 def test_larger_images_are_shrunk_to_the_short_side(source: Source, tmp_path: Path) -> None:
     rows = packed(source, tmp_path / "train-00000.tar", short_side=10, quality=95)
     sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows if not row["bad"]}
+    small = next(row for row in range(len(source)) if source.ids[row].as_py() == "dog/1.jpg")
     assert sizes["dog/0.jpg"] == (15, 10) and sizes["dog/1.jpg"] == (8, 90) and sizes["dog/2.jpg"] == (10, 10)
     again = read_back(rows, tmp_path)
+    kept = again.encoded(again.ids.to_pylist().index("dog/1.jpg"))
+    assert kept == source.encoded(small), "what need not be shrunk is not encoded again"
     for row, name in enumerate(again.ids.to_pylist()):
         assert again.read(row).size == sizes[name]
     expected = Image.open(io.BytesIO(jpeg(0, SIZES[0]))).convert("RGB").resize((15, 10), Image.Resampling.BICUBIC)

@@ -142,11 +142,24 @@ def test_a_head_leaves_the_random_numbers_alone_and_is_all_that_is_kept(store: E
 
 
 def test_ids_and_rows_find_the_same_embeddings(store: EmbeddingStore) -> None:
-    teacher = TextTeacher(WIDTH, store)
+    teacher, by_row = TextTeacher(WIDTH, store), TextTeacher(WIDTH, store, by_row=True)
     rows = store.rows_of(NAMES)
     assert rows.tolist() == list(range(ROWS))[::-1]
-    for ids in (NAMES, tuple(NAMES), np.array(NAMES), rows, torch.from_numpy(rows), rows.tolist()):
+    for ids in (NAMES, tuple(NAMES), np.array(NAMES)):
         assert teacher.rows_of(ids).tolist() == rows.tolist()
+        with pytest.raises(UserError, match="pass store.rows_of"):
+            by_row.rows_of(ids)
+    for ids in (rows, torch.from_numpy(rows), rows.tolist()):
+        assert by_row.rows_of(ids).tolist() == rows.tolist()
+        with pytest.raises(UserError, match="by_row=True .an index in your data set is no row"):
+            teacher.rows_of(ids)
+    for wrong, words in (
+        ([0, -1], "no embedding"),
+        ([0, ROWS], "no embedding"),
+        (np.arange(2) / 2, "rows of the store"),
+    ):
+        with pytest.raises(UserError, match=words):
+            by_row.rows_of(wrong)
 
 
 def test_the_epoch_may_be_left_out_where_the_weight_is_constant(store: EmbeddingStore) -> None:
@@ -197,7 +210,7 @@ def test_in_mixed_precision_the_losses_are_in_full(store: EmbeddingStore) -> Non
 
 
 def _on_a_worker(rank: int, path: str, loss: str, epoch: int) -> list[Tensor]:
-    teacher = TextTeacher(WIDTH, open_store(path), loss=loss, schedule="lin", epochs=2)
+    teacher = TextTeacher(WIDTH, open_store(path), loss=loss, schedule="jump-0-2-0", epochs=3)
     net, taught = DistributedDataParallel(Net()), DistributedDataParallel(teacher)
     images, labels = (part.split(SHARES)[rank] for part in _batch())
     names = [NAMES[: SHARES[0]], NAMES[SHARES[0] :]][rank]
@@ -211,7 +224,7 @@ def test_processes_with_unequal_parts_have_the_gradient_of_the_whole_batch(
     store: EmbeddingStore, loss: str, epoch: int, tmp_path: Path
 ) -> None:
     """Also in epoch 2, when the weight has fallen to 0 and the head still has to take part."""
-    teacher, net = TextTeacher(WIDTH, store, loss=loss, schedule="lin", epochs=2), Net()
+    teacher, net = TextTeacher(WIDTH, store, loss=loss, schedule="jump-0-2-0", epochs=3), Net()
     images, labels = _batch()
     teacher(*net(images), labels, NAMES, epoch).loss.backward()
     for found in on_two(tmp_path, _on_a_worker, str(store.path), loss, epoch):
@@ -231,6 +244,7 @@ def test_processes_with_unequal_parts_have_the_gradient_of_the_whole_batch(
         ({"loss": "l2", "temperature": 0.5}, "no text.temperature"),
         ({"out_dim": DIM + 1}, "out_dim"),
         ({"store": None}, "needs a store"),
+        ({"store": "STORE"}, "open_store"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(options: dict[str, Any], words: str, store: EmbeddingStore) -> None:
@@ -242,9 +256,13 @@ def test_arguments_that_cannot_be_used_are_refused(options: dict[str, Any], word
     ("change", "words"),
     [
         ({"image_ids": [*NAMES[:-1], "gone.png"]}, "1 of 6 images have no embedding.*gone.png"),
-        ({"image_ids": [0, 1, 2, 3, 4, -1]}, "no embedding"),
-        ({"image_ids": [0, 1, 2, 3, 4, ROWS]}, "no embedding"),
-        ({"image_ids": np.arange(ROWS) / 2}, "strings or rows"),
+        ({"image_ids": list(range(ROWS))}, "by_row=True"),
+        ({"epoch": -1}, "counted from 0"),
+        ({"epoch": 3}, "epoch is 3, but epochs=3"),
+        ({"labels": [0] * ROWS}, "not a list"),
+        ({"shares": 0.3}, "not float"),
+        ({"shares": torch.full((ROWS, ROWS), 1 / ROWS)}, "label_smoothing=0"),
+        ({"shares": torch.zeros(ROWS, ROWS)}, "must be 1 in each row"),
         ({"image_ids": NAMES[:-1]}, "as many of each"),
         ({"labels": torch.full((ROWS, CLASSES), 1 / CLASSES)}, "shares="),
         ({"shares": torch.eye(CLASSES)}, r"must be \(6, 6\)"),
@@ -261,7 +279,7 @@ def test_batches_that_would_give_a_wrong_loss_are_refused(
     features, logits = Net()(images)
     given = {"features": features, "logits": logits, "labels": labels, "image_ids": NAMES, "epoch": 0}
     with pytest.raises(UserError, match=words):
-        TextTeacher(WIDTH, store)(**{**given, **change})
+        TextTeacher(WIDTH, store, epochs=3)(**{**given, **change})
 
 
 def test_it_teaches_models_of_timm_with_pooled_features(store: EmbeddingStore) -> None:

@@ -84,15 +84,18 @@ def encode(source: Source, row: int, options: ImageOptions) -> tuple[str, bytes,
         raise
     except UserError as error:
         raise UnreadableImage(str(error)) from None
-    buffer = io.BytesIO()
-    if options.keep:
-        if (content := source.encoded(row)) is not None:
-            with Image.open(io.BytesIO(content)) as original:
+    buffer, content = io.BytesIO(), source.encoded(row)
+    small = min(image.size) <= options.short_side
+    if content is not None and (options.keep or small):
+        with Image.open(io.BytesIO(content)) as original:
+            # JPEGs that need not be shrunk stay as they are: encoding them again would only lose.
+            if options.keep or original.format == "JPEG":
                 return _ENDS.get(original.format or "", (original.format or "img").lower()), content, original.size
+    if options.keep:
         image.save(buffer, "PNG")
         return "png", buffer.getvalue(), image.size
-    if (shorter := min(image.size)) > options.short_side:
-        width, height = (max(1, round(side * options.short_side / shorter)) for side in image.size)
+    if not small:
+        width, height = (max(1, round(side * options.short_side / min(image.size))) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     image.save(buffer, "JPEG", quality=options.quality)
     return "jpg", buffer.getvalue(), image.size

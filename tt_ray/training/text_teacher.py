@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -62,6 +63,7 @@ class TextTeacher(nn.Module):
         out_dim: Components to which a PCA, fitted on the store, reduces embeddings; 0 takes them as they are.
         normalize_mean: Whether the store's mean is subtracted from embeddings.
         normalize_std: Divide embeddings by nothing, by the average standard deviation, or by each dimension's own.
+        by_row: `image_ids` are rows of the store, as `store.rows_of(ids)` returns them, which is faster than ids.
         on_device: Hold the embeddings on the device of the features, from the first step on.
         seed: Seed of the head.
 
@@ -91,6 +93,7 @@ class TextTeacher(nn.Module):
         out_dim: int = 0,
         normalize_mean: bool = True,
         normalize_std: Literal["none", "mean", "full"] = "none",
+        by_row: bool = False,
         on_device: bool = False,
         seed: int = 0,
     ) -> None:
@@ -114,6 +117,7 @@ class TextTeacher(nn.Module):
         )
         _check(config, store, epochs)
         super().__init__()
+        self._by_row = by_row
         targets = targets_of_rows(store, config) if store is not None and config.teaches else None
         built = build_head(config, num_features, targets.dim) if targets else None
         self._num_features = num_features
@@ -154,18 +158,20 @@ class TextTeacher(nn.Module):
             features: Input of the classifier, (B, d), of which `logits` were computed.
             logits: (B, C).
             labels: Class numbers (B,).
-            image_ids: Ids of the batch's images, or their rows in the store (faster, on the CPU), length B.
+            image_ids: Ids of the batch's images, length B; with `by_row` their rows in the store, on the CPU.
             epoch: Epoch, counted from 0; may be left out with schedule const, whose weight is the same in all epochs.
             shares: After mixup or cutmix: how much of image j is in image i, (B, B). Mixing the numbers 0 to B - 1 in
                 the place of classes returns it, as in `Mixup(num_classes=B, label_smoothing=0)(images, arange(B))`.
 
         Raises:
-            UserError: An image has no embedding, labels are no class numbers, the schedule needs an epoch, or the
-                balance cannot be computed.
+            UserError: An image has no embedding, labels are no class numbers, the epoch is missing or not one of
+                `epochs`, shares are none of images, or the balance cannot be computed.
         """
         self._check_batch(features, logits, labels, len(image_ids), shares)
         if epoch is None and self._schedule[0] != "const":
             raise UserError(f"schedule {self._schedule[0]!r} changes the weight over epochs: pass epoch=")
+        if not 0 <= (epoch or 0) < self._schedule[2]:
+            raise UserError(f"epoch is {epoch}, but epochs={self._schedule[2]}: epochs are counted from 0")
         weight, text = self.weight(epoch or 0), None
         if weight and self.targets is not None:
             rows, held = self.rows_of(image_ids), self.hold(features.device)
@@ -178,7 +184,7 @@ class TextTeacher(nn.Module):
         outputs = self._project(features, logits)
         counts = rows_of_workers(len(features))
         objective = self.objective._replace(shares=() if len(set(counts)) == 1 else counts)
-        if weight and objective.balance and not features.requires_grad:
+        if weight and objective.balance and not (features.requires_grad and torch.is_grad_enabled()):
             raise UserError(
                 "the balance needs the gradient at the features, which have none: in a validation take the "
                 "cross-entropy alone; with a frozen backbone pass balance=False"
@@ -218,7 +224,15 @@ class TextTeacher(nn.Module):
             UserError: One has no embedding.
         """
         assert self.targets is not None, "nothing is looked up where the weight is 0"
-        if len(image_ids) and isinstance(image_ids[0], str):
+        named = len(image_ids) > 0 and isinstance(image_ids[0], str)
+        if named == self._by_row:
+            raise UserError(
+                "by_row=True takes rows of the store: pass store.rows_of(ids)"
+                if named
+                else "image_ids must be ids as in the store: to pass its rows, which store.rows_of(ids) returns, make "
+                "the TextTeacher with by_row=True (an index in your data set is no row of the store)"
+            )
+        if named:
             if not self._row_of:
                 self._row_of = {name: row for row, name in enumerate(self.targets.store.ids.to_pylist())}
             rows = np.array([self._row_of.get(str(name), -1) for name in image_ids])
@@ -237,6 +251,8 @@ class TextTeacher(nn.Module):
     def _check_batch(self, features: Tensor, logits: Tensor, labels: Tensor, count: int, shares: Tensor | None) -> None:
         """Raises UserError for what would give an error that says less, or a wrong loss."""
         rows = len(features)
+        if not isinstance(labels, Tensor):
+            raise UserError(f"labels must be a tensor of class numbers (B,), not a {type(labels).__name__}")
         if logits.ndim != 2 or features.ndim != 2:
             raise UserError(
                 f"features must be (B, d) and logits (B, C), not {tuple(features.shape)} and {tuple(logits.shape)}: "
@@ -255,17 +271,33 @@ class TextTeacher(nn.Module):
                 "labels must be class numbers (B,): where images are mixed pass the numbers before, and shares=, which "
                 "mixes labels and captions as the images were (see TextTeacher.forward)"
             )
-        if shares is not None and shares.shape != (rows, rows):
-            raise UserError(
-                f"shares must be ({rows}, {rows}) for a batch of {rows}, not {tuple(shares.shape)}: mix the numbers "
-                "0 to B - 1 in the place of classes, with num_classes=B and drop the last, smaller batch"
-            )
+        if shares is not None:
+            _check_shares(shares, rows)
+
+
+def _check_shares(shares: Tensor, rows: int) -> None:
+    """Raises UserError unless they are the shares of images in a batch."""
+    if not isinstance(shares, Tensor) or shares.shape != (rows, rows):
+        given = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
+        raise UserError(
+            f"shares must be ({rows}, {rows}) for a batch of {rows}, not {given}: mix the numbers 0 to B - 1 in the "
+            "place of classes, with num_classes=B and drop the last, smaller batch"
+        )
+    if shares.device.type != "cpu":  # there it would wait for the device
+        return
+    if ((shares != 0).sum(1) > 2).any() or (shares.sum(1) - 1).abs().max() > 1e-2:
+        raise UserError(
+            "shares must be 1 in each row, of at most two images: mix the numbers 0 to B - 1 with label_smoothing=0 "
+            "(the TextTeacher smooths labels itself)"
+        )
 
 
 def _check(config: Config, store: EmbeddingStore | None, epochs: int | None) -> None:
     """Raises UserError where arguments contradict each other, or ask for what a loop of one's own has not."""
     if not config.teaches:
         return
+    if isinstance(store, str | Path):
+        raise UserError(f"store is a path: pass tt_ray.open_store({str(store)!r})")
     if store is None:
         raise UserError("a TextTeacher needs a store of embeddings, as tt_ray.open_store returns, unless weight is 0")
     if epochs is None and config.text.schedule in set(SHAPES) - {"const"}:

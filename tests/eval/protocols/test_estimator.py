@@ -61,6 +61,8 @@ def test_given_validation_rows_choose_and_are_fitted_too() -> None:
     both, rows = np.concatenate([x, val_x]), np.arange(800)
     found = select(both, labels, rows[:400], rows[400:], top1, classes=4, options=Options((0.01, 1.0)))
     assert found.best.fit.strength == given.C_ and np.array_equal(given.predict_proba(x), found.predict(x))
+    with pytest.raises(ValueError, match="pass both, or neither"):
+        probe(x, y, X_val=val_x)
     with pytest.raises(ValueError, match="y_val has labels that y lacks: gnu"):
         probe(x, y, X_val=val_x, y_val=np.where(val_y == "cat", "gnu", val_y))
 
