@@ -84,9 +84,9 @@ def encode(source: Source, row: int, options: ImageOptions) -> tuple[str, bytes,
         raise
     except UserError as error:
         raise UnreadableImage(str(error)) from None
-    buffer, content = io.BytesIO(), source.encoded(row)
-    small = min(image.size) <= options.short_side
-    if content is not None and (options.keep or small):
+    buffer, small = io.BytesIO(), min(image.size) <= options.short_side
+    # Read again only where the bytes may stay.
+    if (options.keep or small) and (content := source.encoded(row)) is not None:
         with Image.open(io.BytesIO(content)) as original:
             # JPEGs that need not be shrunk stay as they are: encoding them again would only lose.
             if options.keep or original.format == "JPEG":

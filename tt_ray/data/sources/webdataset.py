@@ -71,23 +71,22 @@ def find_shards(config: DataConfig) -> tuple[Path, list[str]]:
     return folder, found
 
 
-def make_index(folder: Path, shards: Sequence[str], config: DataConfig, processes: int = 0) -> pa.Table:
-    """Scans all shards, in parallel, and writes the folder's index.
+def make_index(folder: Path, shards: Sequence[str], config: DataConfig) -> pa.Table:
+    """Scans all shards, on all CPUs, and writes the folder's index.
 
     Args:
         folder: Folder of the shards.
         shards: Their paths in it.
         config: Names the fields of `.json` that hold label and caption.
-        processes: How many scan at once; 0 takes one for each CPU.
 
     Raises:
         UserError: A shard cannot be read, or the folder cannot be written.
     """
     calls = [(folder / shard, shard, config.label_column, config.caption_column) for shard in shards]
-    if len(calls) == 1 or processes == 1:
+    if len(calls) == 1:
         found = [scan(*call) for call in calls]
     else:
-        with ProcessPoolExecutor(processes or None, mp_context=get_context("forkserver")) as pool:
+        with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
             found = list(pool.map(_scan, calls))
     table = index_table([row for rows in found for row in rows])
     try:
