@@ -31,8 +31,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Files that take longest, by `--durations 0`: a process of pytest-xdist must not be left alone with one at the end.
 LONGEST = [
     *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
-    *("io/test_storage", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),
-    *("test_packaging", "cluster/test_ray_internals", "cluster/test_messages", "test_caption_images"),
+    *("test_pack", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),
+    *("io/test_storage", "test_library", "cluster/test_messages", "test_caption_images"),
 ]
 
 

@@ -53,6 +53,7 @@ def test_each_fits_on_a_screen_and_says_how_to_run_it(path: Path) -> None:
     assert f"python examples/{path.name}" in str(about.value) and "pip install" in str(about.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of frameworks: few steps, few workers, no accelerator
 @pytest.mark.parametrize("name", ["plain_timm", "lightning_module", "hf_trainer"])
 def test_frameworks_train_with_text_and_export_the_model_alone(
@@ -77,6 +78,7 @@ def test_frameworks_train_with_text_and_export_the_model_alone(
         assert all(torch.equal(value, deployed[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_notebook_ends_in_a_picture(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one process of torchrun, which trains in this process: Ray is started in test_train_command.py."""
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "1", "RANK": "0", "MPLBACKEND": "agg"}.items():

@@ -51,10 +51,12 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     yield out
 
 
-WITH_RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Ray Data, in its own settings
+]
 
 
-@WITH_RAY
 def test_a_packed_set_is_the_set_itself(images: Path, packed: Path) -> None:
     assert len(list(packed.glob("train-*.tar"))) == 5 and len(list(packed.glob("test-*.tar"))) == 2
     assert not packed.with_name("out.unfinished").exists()
@@ -69,7 +71,6 @@ def test_a_packed_set_is_the_set_itself(images: Path, packed: Path) -> None:
         assert [after.encoded(row) for row in range(len(after))] == [before.encoded(row) for row in range(len(after))]
 
 
-@WITH_RAY
 def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, tmp_path: Path) -> None:
     ends = []
     for source, root in (("imagefolder", images), ("webdataset", packed)):
@@ -80,7 +81,6 @@ def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, t
     assert ends[0].keys() == ends[1].keys() and all((ends[0][name] == ends[1][name]).all() for name in ends[0])
 
 
-@WITH_RAY
 def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
@@ -108,7 +108,6 @@ def test_arguments_that_cannot_be_used_are_refused(
     assert not list(tmp_path.glob("OUT*"))
 
 
-@pytest.mark.slow
 def test_killed_it_continues_and_nothing_is_lost_or_doubled(images: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tt_ray.pack", "--data.root", str(images), "--out", str(out), "--keep"]

@@ -78,6 +78,7 @@ def run(tmp_path: Path, mark: str) -> tuple[dict[str, Any], set[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
 def test_the_real_trainer_starts_no_helpers_and_the_public_one_gives_the_same(
     mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

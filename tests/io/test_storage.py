@@ -296,6 +296,7 @@ def shapes_table(rows: int) -> pa.Table:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_command_killed_on_one_machine_ends_on_another(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
