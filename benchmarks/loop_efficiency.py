@@ -26,7 +26,7 @@ import torch
 from benchmarks.step_cost import RESULTS, Side, compare, report, synchronize
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize
-from tt_ray.data.loader import Batch, TrainBatches
+from tt_ray.data.loader import Batch, TrainBatches, loader_processes
 from tt_ray.data.prepare import Data, join, open_images
 from tt_ray.data.sources.base import Source
 from tt_ray.embeddings.build import write_store
@@ -141,7 +141,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         data = open_data(config, given.embedding_dim, Path(folder))
         trainer = Trainer(config, data, LocalContext(0, 1, device))
         batches = TrainBatches(data.train, data.targets, trainer.order, config)
-        fetched = 0 if batches.pixels is not None else config.data.num_loaders * _PREFETCH
+        loaders = loader_processes(config.data.num_loaders, given.gpu)
+        fetched = 0 if batches.pixels is not None else loaders * _PREFETCH
         settle = given.settle if given.settle >= 0 else fetched
         bare = bare_steps(trainer, batches[0])
         blocks = Blocks(given.steps, settle, given.repeats, config.train.batch_size, bare)

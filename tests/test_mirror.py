@@ -71,7 +71,6 @@ COVERED_BY = {
     "tt_ray/recipes/imagenet": "recipes/test_registry",
     "tt_ray/recipes/shapes": "recipes/test_registry",
     "tt_ray/terminal/command": "test_cli",
-    "tt_ray/terminal/progress": "test_train_command",
     "tt_ray/train": "test_train_command",
     "tt_ray/training/async_validation": "test_train_command",
     "tt_ray/training/checkpoint_manager": "io/test_storage",

@@ -12,14 +12,13 @@ import numpy.typing as npt
 import torch
 from timm.data import create_transform
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from eval.contract import EvalConfig
 from eval.features.backbone import Backbone
 from tt_ray.data.augment import channels_first, normalize
+from tt_ray.data.loader_processes import prepared
 from tt_ray.data.sources.base import Source
 from tt_ray.models.pretrained import Preprocessing, pooled
-from tt_ray.terminal.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -78,22 +77,6 @@ class Decoder:
         return out
 
 
-class _ReportsMistakes:
-    """A decoder that returns the user's mistakes as results: loader processes would wrap them in a traceback."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-
-    def __len__(self) -> int:
-        return len(self.decoder)
-
-    def __getitem__(self, index: int) -> Tensor | UserError:
-        try:
-            return self.decoder[index]
-        except UserError as error:
-            return error
-
-
 def transform(preprocessing: Preprocessing) -> Any:
     """timm's evaluation transform up to uint8 (3, size, size); `normalize` then does its last steps, bit for bit."""
     return create_transform(
@@ -145,11 +128,7 @@ def _ahead(decoder: Decoder, num_loaders: int, device: torch.device) -> Iterator
     """Batches in order, decoded by loader processes, or by threads while the caller works on the one before."""
     pin = device.type == "cuda"
     if num_loaders:
-        reporting: Any = _ReportsMistakes(decoder)
-        for images in DataLoader(reporting, batch_size=None, num_workers=num_loaders, pin_memory=pin):
-            if isinstance(images, UserError):
-                raise images
-            yield images
+        yield from prepared(decoder, range(len(decoder)), num_loaders, pin)
         return
 
     def load(index: int) -> Tensor:

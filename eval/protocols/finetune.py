@@ -153,7 +153,7 @@ class Tuned(NamedTuple):
         self.model.eval()
         batches = EvalBatches(source, self.run, 0, 1, self.config.batch_size)
         parts: list[Tensor] = []
-        for batch in load(batches, range(len(batches)), data.num_loaders, device.type == "cuda"):
+        for batch in load(batches, range(len(batches)), self.run, device):
             images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
             parts.append(self.model(images).logits.float().softmax(1).cpu())
         return torch.cat(parts).numpy()

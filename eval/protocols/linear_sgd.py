@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -31,6 +31,7 @@ from eval.metrics import expected_calibration_error, score
 from eval.protocols.finetune_data import joined
 from eval.tasks.registry import Task, split_rows
 from tt_ray.data.augment import normalize, seeded
+from tt_ray.data.loader_processes import prepared
 from tt_ray.data.sources.base import Source
 from tt_ray.stateless_random import seed_of, uniform
 from tt_ray.terminal.errors import UserError
@@ -149,7 +150,7 @@ def train(backbone: Backbone, source: Source, classes: int, options: Options, co
     rates = torch.tensor(options.rates, device=config.device) * (options.batch_size / 256)
     batches = Views(source, backbone.preprocessing.size, options, config.seed)
     heads: dict[str, Heads] = {}
-    loader: Any = DataLoader(batches, batch_size=None, sampler=range(options.steps), num_workers=config.num_loaders)
+    loader = prepared(batches, range(options.steps), config.num_loaders, config.device.startswith("cuda"))
     for step, (images, labels) in enumerate(loader):
         share = (1 + math.cos(math.pi * step / options.steps)) / 2
         labels = labels.to(config.device)
@@ -225,8 +226,8 @@ def predict(
 def _test_batches(source: Source, preprocessing: Preprocessing, config: EvalConfig) -> Iterator[Tensor]:
     rows = np.arange(len(source))
     batches = np.array_split(rows, range(config.batch_size, len(rows), config.batch_size))
-    decoder: Any = Decoder(source, preprocessing, batches, config.threads)
-    yield from DataLoader(decoder, batch_size=None, num_workers=config.num_loaders)
+    decoder = Decoder(source, preprocessing, batches, config.threads)
+    yield from prepared(decoder, range(len(decoder)), config.num_loaders, config.device.startswith("cuda"))
 
 
 @torch.inference_mode()

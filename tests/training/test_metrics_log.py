@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tt_ray.training.metrics_log import STEP_COLUMNS, MetricsLog, keep_rows, read_rows
+from tt_ray.training.metrics_log import STEP_COLUMNS, LoaderWatch, MetricsLog, keep_rows, read_rows
 
 ROWS = [
     {"kind": "step", "step": 0, "loss": 3.0},
@@ -100,3 +100,21 @@ def test_tensorboard_gets_the_last_of_the_rows(tmp_path: Path) -> None:
     assert values["optim/lr"] == [(1, 0.125)]
     assert values["val/top1"] == [(2, 50.0)]
     assert values["text/weight"] == [(1, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("readings", "told"),
+    [
+        ([(9.0, 0.9)] * 4 + [(9.0, 0.0)] * 30, "waits for its images 68% of the time"),
+        ([(40.0, 1.0), *[(9.0, 0.05)] * 9], ""),
+        ([(40.0, 0.9), (20.0, 0.9)], ""),
+        ([(1.0, 0.0), (31.0, 0.11)], "waits for its images 11% of the time, with 3 loader processes"),
+    ],
+    ids=["seen once, kept", "only at the start", "too early to say", "just above"],
+)
+def test_loaders_that_keep_a_run_waiting_are_named_once(readings: list[tuple[float, float]], told: str) -> None:
+    watch, said = LoaderWatch(3), set[str]()
+    for seconds, share in readings:
+        watch.add(seconds, share)
+        said |= {watch.note} - {""}
+    assert len(said) == bool(told) and told in watch.note

@@ -51,7 +51,7 @@ def _stepper(config: Config, folder: Path) -> Callable[[], float]:
     trainer.model.train()
     targets = None if trainer.text_teacher.held else data.targets
     batches = TrainBatches(data.train, targets, trainer.order, config)
-    loaded = load(batches, range(trainer.steps), config.data.num_loaders, cuda)
+    loaded = iter(load(batches, range(trainer.steps), config, context.device))
     steps = count()
 
     def run() -> float:

@@ -94,8 +94,8 @@ class DataConfig:
     """Unreadable image: stop and name it, or leave it out and count it."""
     cache_gb: Annotated[float, Range(0)] = 1.0
     """Decoded images of a split stay in memory if they fit in this many GiB (augment none, crop, crop_flip)."""
-    num_loaders: Annotated[int, Range(0)] = 4
-    """Loader processes per worker; a split held in memory needs none."""
+    num_loaders: Annotated[int, Range(0)] = 0
+    """Loader processes per worker; 0 takes the worker's CPUs less one. A split held in memory needs none."""
     shapes: ShapesConfig = ShapesConfig()
 
 

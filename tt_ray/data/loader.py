@@ -1,12 +1,13 @@
 """Batches by step number: which images, how augmented, depends on (seed, epoch, sample) and (seed, step) alone."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tt_ray.config import Config
 from tt_ray.data.augment import (
@@ -18,6 +19,7 @@ from tt_ray.data.augment import (
     seeded,
     train_transform,
 )
+from tt_ray.data.loader_processes import prepared
 from tt_ray.data.sampling import Order, Rows
 from tt_ray.data.sources.base import NOBODY, Pixels, Source
 from tt_ray.data.text_targets import TextTargets
@@ -61,6 +63,9 @@ class TrainBatches(Dataset[Batch]):
             torch.from_numpy(rows),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": self.source.images_alone()}
+
     def _images(self, rows: Rows, copies: Rows, epoch: int) -> Tensor:
         if self.transform is None:
             pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
@@ -89,7 +94,12 @@ class EvalBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.batches
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": self.source.images_alone()}
+
     def __getitem__(self, index: int) -> Batch:
+        if index >= self.batches:
+            raise IndexError(index)
         rows = self.share[index * self.batch_size : (index + 1) * self.batch_size]
         if not len(rows):
             batch = self._batch(np.zeros(1, np.int64))
@@ -105,18 +115,39 @@ class EvalBatches(Dataset[Batch]):
         return Batch(images, torch.from_numpy(self.source.labels[rows]), None, torch.from_numpy(rows))
 
 
-def hold_pixels(source: Source, config: Config) -> Pixels | None:
-    """All images of the split, decoded, if the preset starts from resized pixels and they fit in `data.cache_gb`."""
+def fits_in_memory(source: Source, config: Config) -> bool:
+    """Whether the preset starts from resized pixels, and those of the split fit in `data.cache_gb`."""
     size = config.data.image_size
-    if config.data.augment not in VECTORISED or len(source) * size * size * 3 > config.data.cache_gb * 2**30:
-        return None
-    return source.pixels(np.arange(len(source)), size)
+    return config.data.augment in VECTORISED and len(source) * size * size * 3 <= config.data.cache_gb * 2**30
 
 
-def load(batches: TrainBatches | EvalBatches, steps: range, num_loaders: int, pin: bool) -> Iterator[Batch]:
-    """Batches of `steps` in order, prepared by loader processes unless the split is in memory."""
-    held = batches.pixels is not None
-    kwargs: dict[str, Any] = {} if held or not num_loaders else {"num_workers": num_loaders, "prefetch_factor": 4}
-    # Without a batch size, collate_fn gets what the data set returns: a whole batch, to be left as it is.
-    as_is = cast(Any, lambda batch: batch)
-    return iter(DataLoader(batches, batch_size=None, sampler=steps, collate_fn=as_is, pin_memory=pin, **kwargs))
+def hold_pixels(source: Source, config: Config) -> Pixels | None:
+    """All images of the split, decoded, if they fit in memory."""
+    return source.pixels(np.arange(len(source)), config.data.image_size) if fits_in_memory(source, config) else None
+
+
+def load(
+    batches: TrainBatches | EvalBatches, steps: range, config: Config, device: torch.device, kept: bool = False
+) -> Iterable[Batch]:
+    """Batches of `steps` in order, prepared ahead by loader processes unless the split is in memory.
+
+    Those that are `kept` serve each iteration, and live until what is returned is gone.
+    """
+    cuda = device.type == "cuda"
+    processes = 0 if batches.pixels is not None else loader_processes(config.data.num_loaders, cuda)
+    return prepared(batches, steps, processes, cuda, kept)
+
+
+def loader_processes(given: int, cuda: bool) -> int:
+    """`data.num_loaders`, or for 0 one for each of the worker's CPUs but that of the training itself.
+
+    On a CPU where there is no other this is 0: the worker prepares its batches itself.
+    """
+    return given or max(worker_cpus() - 1, int(cuda))
+
+
+def worker_cpus() -> int:
+    """CPUs of this worker: torch's threads, or with torchrun, which sets one, its part of the machine's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return torch.get_num_threads()

@@ -74,7 +74,7 @@ class Teacher:
         order = uniform(np.arange(len(split)), 1, config.train.seed, _SAMPLE_KEY)[:, 0].argsort(kind="stable")
         batches = EvalBatches(split.select(order[:_SAMPLE]), config, 0, 1)
         found = list[Tensor]()
-        for batch in load(batches, range(len(batches)), config.data.num_loaders, pin=False):
+        for batch in load(batches, range(len(batches)), config, self.device):
             found.append(self(normalize(batch.images.to(self.device), config.data.mean, config.data.std)))
         spread, mean = torch.std_mean(torch.cat(found).double(), 0, correction=0)
         if text.normalize_mean:

@@ -23,6 +23,8 @@ class Standing:
     eta_s: float
     loss: float
     top1: float | None
+    note: str = ""
+    """What is to be said once; it stays in all that is sent later, of which any may be the one that is read."""
 
 
 class Display:
@@ -41,6 +43,7 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self._task, self._what, self._began, self._logged = None, "", 0.0, 0.0
+        self._noted = ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -85,6 +88,9 @@ class Display:
         """Shows the progress of a run."""
         top1 = "" if standing.top1 is None else f", top-1 {standing.top1:.1f} %"
         detail = f"{standing.images_per_s:.0f} images/s, {standing.eta_s:.0f} s left, loss {standing.loss:.3f}{top1}"
+        if standing.note != self._noted:
+            self._noted = standing.note
+            self.notes([standing.note])
         self.show("training", standing.step, standing.steps, detail)
 
 

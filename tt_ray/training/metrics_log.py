@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +138,10 @@ def keep_rows(path: Path, first_step: int) -> None:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
+# A share of waiting that is worth a word, and the seconds of training that show it.
+_MUCH, _JUDGED_AFTER_S = 0.1, 30.0
+
+
 class Stopwatch:
     """Time and images since the last reading, and the share of the time that went into waiting for data."""
 
@@ -217,12 +221,39 @@ class StepMetrics:
         return Reading(self.first, rows, rate, wait, [bool(value) for value in total.tolist()])
 
 
-def timed(batches: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch, float]]:
+@dataclass
+class LoaderWatch:
+    """Says once that a run's loaders keep it waiting."""
+
+    processes: int
+    """Loader processes of a worker; 0 where it prepares batches itself."""
+    note: str = ""
+    """What there is to say; empty as long as there is nothing."""
+    _readings: int = 0
+    _seconds: float = 0.0
+    _waited: float = 0.0
+
+    def add(self, seconds: float, share: float) -> None:
+        """Share of the seconds since the last reading that went into waiting; the first, of the start, counts not."""
+        self._readings += 1
+        if self.note or self._readings == 1:
+            return
+        self._seconds += seconds
+        self._waited += seconds * share
+        if self._seconds >= _JUDGED_AFTER_S and self._waited > _MUCH * self._seconds:
+            self.note = (
+                f"training waits for its images {self._waited / self._seconds:.0%} of the time, with {self.processes} "
+                "loader processes per worker: give it more (--data.num_loaders, --run.cpus_per_worker), pack the "
+                "images (python -m tt_ray.pack), or hold them in memory (--data.cache_gb)"
+            )
+
+
+def timed(batches: Iterable[Batch], first: int) -> Iterator[tuple[int, Batch, float]]:
     """Steps with their batches and the seconds that each was waited for."""
-    step = first
+    step, coming = first, iter(batches)
     while True:
         start = perf_counter()
-        batch = next(batches, None)
+        batch = next(coming, None)
         if batch is None:
             return
         yield step, batch, perf_counter() - start

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from tt_ray.config import Config
-from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, load
+from tt_ray.data.loader import Batch, EvalBatches, TrainBatches, fits_in_memory, load, loader_processes
+from tt_ray.data.loader_processes import start_server
 from tt_ray.data.prepare import Data
 from tt_ray.io.checkpoint_folder import checkpoint_name
 from tt_ray.io.files import new_file
@@ -26,7 +27,7 @@ from tt_ray.training.checkpoint_manager import CheckpointManager
 from tt_ray.training.collectives import sum_over_workers
 from tt_ray.training.context import REQUESTS, Context
 from tt_ray.training.interrupts import Interrupts
-from tt_ray.training.metrics_log import MetricsLog, Reading, StepMetrics, timed
+from tt_ray.training.metrics_log import LoaderWatch, MetricsLog, Reading, StepMetrics, timed
 from tt_ray.training.optim import learning_rate
 from tt_ray.training.samples import first_of, samples
 from tt_ray.training.step import Learner
@@ -61,6 +62,9 @@ class Trainer(Learner):
     """One worker's run: its steps, and what happens between them."""
 
     def __init__(self, config: Config, data: Data, context: Context, until: int = 0) -> None:
+        self.loaders = LoaderWatch(loader_processes(config.data.num_loaders, context.device.type == "cuda"))
+        if self.loaders.processes and not fits_in_memory(data.train, config):
+            start_server()  # its imports take seconds, while the model is built
         super().__init__(config, data, context)
         self.steps = config.train.epochs * self.order.steps_per_epoch
         self.stop = min(until * self.order.steps_per_epoch or self.steps, self.steps)
@@ -79,8 +83,8 @@ class Trainer(Learner):
         loaded_targets = None if self.text_teacher.held else self.data.targets
         batches = TrainBatches(self.data.train, loaded_targets, self.order, config)
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
-        cuda = context.device.type == "cuda"
-        loaded = load(batches, range(start, self.stop), config.data.num_loaders, pin=cuda)
+        loaded = load(batches, range(start, self.stop), config, context.device)
+        validated = load(held_out, range(len(held_out)), config, context.device, kept=True)
         with ExitStack() as files:
             log = tracker = None
             if context.rank == 0:
@@ -89,14 +93,14 @@ class Trainer(Learner):
             if log is not None and start and not log.validated(start):
                 # The checkpoint was written, but the command ended before its validation came back.
                 self.validations.start(self.checkpoints.folder / checkpoint_name(start))
-            self._steps(start, loaded, held_out, log)
+            self._steps(start, loaded, validated, log)
             if tracker is not None:
                 tracker.summarise({**self.scores, "train_seconds": self.seconds})
         if tracker is not None and tracker.problem:
             self.warnings.append(tracker.problem)
         return self._finish()
 
-    def _steps(self, start: int, loaded: Iterator[Batch], held_out: EvalBatches, log: MetricsLog | None) -> None:
+    def _steps(self, start: int, loaded: Iterable[Batch], held_out: Iterable[Batch], log: MetricsLog | None) -> None:
         """All steps from `start` on. `log` is None on all workers but 0.
 
         Whatever is decided here is decided alike on all workers, from the step's number or from an exchange: each
@@ -174,10 +178,12 @@ class Trainer(Learner):
         done = reading.first + len(rows)
         eta = (self.steps - done) * self.order.batch_size / rate
         top1 = self.scores.get("top1")
-        self.context.progress(Standing(done, self.steps, done // per_epoch, rate, eta, rows[-1]["loss"], top1))
+        self.loaders.add(len(rows) * self.order.batch_size / rate, reading.data_wait_share)
+        note = self.loaders.note
+        self.context.progress(Standing(done, self.steps, done // per_epoch, rate, eta, rows[-1]["loss"], top1, note))
         self._collect(log)
 
-    def _validate(self, held_out: EvalBatches, done: int, log: MetricsLog | None) -> None:
+    def _validate(self, held_out: Iterable[Batch], done: int, log: MetricsLog | None) -> None:
         epoch, last = done // self.order.steps_per_epoch, done == self.steps
         if (epoch % self.config.train.eval_every or self.validations.on) and not last:
             return
@@ -243,6 +249,7 @@ class Trainer(Learner):
     def _finish(self) -> dict[str, Any]:
         """Exports and writes result.json, whose presence means that the run is complete."""
         config = self.config
+        found = filter(None, [average_note(config.train.ema, self.steps), self.loaders.note])
         result = {
             **self.scores,
             "steps": self.steps,
@@ -250,7 +257,7 @@ class Trainer(Learner):
             "train_seconds": self.seconds,
             "first_step_at": self.first_step_at,
             "versions": versions() if self.context.rank == 0 else {},
-            "notes": [*self.data.notes, *self.warnings, *filter(None, [average_note(config.train.ema, self.steps)])],
+            "notes": [*self.data.notes, *self.warnings, *found],
         }
         if self.context.rank == 0:
             run_dir = config.run_dir

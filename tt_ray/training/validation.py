@@ -1,5 +1,6 @@
 """Exact validation: every image counts once, whatever the number of workers and the batch size."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize
-from tt_ray.data.loader import EvalBatches, load
+from tt_ray.data.loader import Batch, EvalBatches, load
 from tt_ray.data.prepare import open_images
 from tt_ray.data.sources.base import NOBODY
 from tt_ray.io.storage import Storage
@@ -21,7 +22,7 @@ from tt_ray.training.collectives import sum_over_workers
 @torch.inference_mode()
 def validate(
     model: TaughtClassifier,
-    batches: EvalBatches,
+    batches: Iterable[Batch],
     config: Config,
     device: torch.device,
     autocast: AbstractContextManager[object],
@@ -30,7 +31,7 @@ def validate(
     model.eval()
     # correct, correct among five, summed loss; float64 counts images exactly.
     totals, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
-    for batch in load(batches, range(len(batches)), config.data.num_loaders, device.type == "cuda"):
+    for batch in batches:
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         with autocast:
@@ -56,4 +57,5 @@ def validate_checkpoint(config_tree: dict[str, Any], checkpoint: str) -> dict[st
     device = torch.device("cuda" if cuda else "cpu")
     model = TaughtClassifier(load_backbone(folder, config, len(split.classes)), None).to(device)
     autocast = mixed_precision(device, config.train.precision)
-    return validate(model, EvalBatches(split, config, 0, 1), config, device, autocast)
+    batches = EvalBatches(split, config, 0, 1)
+    return validate(model, load(batches, range(len(batches)), config, device), config, device, autocast)

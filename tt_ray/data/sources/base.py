@@ -66,6 +66,10 @@ class Source:
             **changes,
         )
 
+    def images_alone(self) -> Self:
+        """The split for processes that only read images and labels."""
+        return replace(self, ids=self.ids[:0], captions=None, tasks=None, groups=None)
+
 
 class Unlabelled(NamedTuple):
     """A split without its labels."""
