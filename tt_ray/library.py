@@ -50,9 +50,7 @@ class Run:
 
 
 def recipe(name: str) -> Config:
-    """A complete configuration by name, as `python -m tt_ray.train` takes it; `override` changes a field.
-
-    Those for shapes make half of the training labels wrong: with another `data.source` set `data.label_noise` too.
+    """A complete configuration by name, as `python -m tt_ray.train` takes it; `override` changes fields.
 
     Raises:
         UserError: There is no such recipe.

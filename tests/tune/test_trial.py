@@ -63,7 +63,7 @@ def job(name: str, values: dict[str, Any], seeds: tuple[int, ...] = (0,), report
 
 
 def plan(config: Config, *meetings: int) -> TrialPlan:
-    return TrialPlan(config.to_dict(), meetings or (config.train.epochs,), config.text.embeddings)
+    return TrialPlan(config, meetings or (config.train.epochs,), config.text.embeddings)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class Search:
         epochs, budget = self.base.train.epochs, self.given.time_budget or None
         several = len(self.given.seeds) > 1
         meets = meetings(self.scheduler, self.options, epochs) if several else (epochs,)
-        plan = TrialPlan(self._selection().to_dict(), meets, self.store, hands_over=self.scheduler == "pbt")
+        plan = TrialPlan(self._selection(), meets, self.store, hands_over=self.scheduler == "pbt")
         past = self.journal.of("search")
         scheduler = search_scheduler(self.space, self.scheduler, self.options, epochs, past)
         began = time.monotonic()
@@ -193,7 +193,7 @@ class Search:
         from tt_ray.tune.runner import run_trials
 
         base, epochs = self._on(self.base), self.base.train.epochs
-        trials = self._trials(TrialPlan(base.to_dict(), (epochs,), self.store), self._pixels(base, display))
+        trials = self._trials(TrialPlan(base, (epochs,), self.store), self._pixels(base, display))
         of = len(self.journal.of("final"))
         with SearchTable(self.journal, "final", of, epochs, self.space, display) as table:
             run_trials(trials, finals, FIFOScheduler(), self.journal, table, stop)
@@ -234,9 +234,7 @@ class Search:
         run |= {"use_gpu": given.gpus_per_trial > 0, "async_validation": False, "overwrite": False}
         run |= {"checkpoint_every": 0, "keep_checkpoints": 4 if self.scheduler == "pbt" else 2}
         run |= {"cpus_per_worker": base.run.cpus_per_worker or 1}
-        for name, value in run.items():
-            base = base.override(f"run.{name}", value)
-        return base.override("data.val_share", 0.0)
+        return base.override({**{f"run.{name}": value for name, value in run.items()}, "data.val_share": 0.0})
 
     def _prepare(self, display: Display) -> dict[str, Pixels]:
         """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""

@@ -35,7 +35,7 @@ _LOOKS = 10
 class TrialPlan:
     """Settings that the trials of a search share."""
 
-    base: dict[str, Any]
+    base: Config
     """Base configuration, which the trials' values change; its `run` says where and on what they run."""
     meetings: tuple[int, ...]
     """Epochs that all seeds must have reached before any continues; the last is the end of training."""
@@ -79,7 +79,7 @@ class _Trial:
         self.name, self.values, self.seeds = job["name"], job["values"], job["seeds"]
         self.reported: int = job["reported"]
         self.plan, self.pixels, self.report = plan, pixels, report
-        self.base = Config.from_dict(plan.base)
+        self.base = plan.base
         self.scores: dict[int, dict[int, dict[str, float]]] = {seed: {} for seed in self.seeds}
         self._began, self._spent = 0.0, 0.0
 
