@@ -275,7 +275,7 @@ def _raise(error: BaseException) -> Callable[[list[str]], None]:
         (RuntimeError("it\nbroke"), 1, "error: it broke (--debug shows more)"),
         (ValueError("odd"), 1, "error: odd (--debug shows more)"),
         (AssertionError(), 1, "error: AssertionError (--debug shows more)"),
-        (KeyboardInterrupt(), 130, "error: interrupted; the same command resumes from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what is finished is kept: the same command does the rest"),
     ],
 )
 def test_errors_are_one_line_on_stderr_with_a_code(

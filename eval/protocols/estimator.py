@@ -22,6 +22,7 @@ from eval.metrics import top1
 from eval.protocols.linear import Options, Selection, describe, select, spaced
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE
 from eval.tasks.origins import mark_share
+from tt_ray.terminal.python_calls import from_python
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
@@ -50,6 +51,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         n_features_in_: d.
     """
 
+    @from_python()
     def __init__(
         self,
         Cs: int | Sequence[float] = 45,

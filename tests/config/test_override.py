@@ -90,7 +90,7 @@ def test_a_field_that_does_not_exist_has_a_nearest_one_in_every_form(path: str) 
         with pytest.raises(UserError, match=f"no field {path}; did you mean train.epochs"):
             call()
     with pytest.raises(UserError, match=f"no field {path}; did you mean train.epochs"):
-        config.override(**dict([(path, 1)]))
+        config.override(None, **{path: 1})
 
 
 TWO_TEXTS = {"text.embeddings": "STORE", "text.captions": "captions.parquet"}

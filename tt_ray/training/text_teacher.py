@@ -17,6 +17,7 @@ from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead, build_head
 from tt_ray.schedules import SHAPES, build_schedule
 from tt_ray.terminal.errors import UserError, some
+from tt_ray.terminal.python_calls import from_python
 from tt_ray.training.collectives import rows_of_workers
 from tt_ray.training.objective import Objective, check_labels
 
@@ -74,6 +75,7 @@ class TextTeacher(nn.Module):
     head: TextHead | None
     """The projection from features (B, d) to embeddings (B, D); None with weight 0."""
 
+    @from_python()
     def __init__(
         self,
         num_features: int,

@@ -18,6 +18,7 @@ from tt_ray.io.one_writer import INSIDE
 from tt_ray.io.storage import is_uri
 from tt_ray.terminal.errors import UserError, nearest, reason
 from tt_ray.terminal.progress import Display
+from tt_ray.training.run_folder import differences
 from tt_ray.training.same_data import check_data, keep_data
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import SearchTable, winner
@@ -137,7 +138,18 @@ class Search:
         before = json.loads(path.read_text())
         changed = [name for name, value in self.settings.items() if before.get(name) != value]
         if changed:
-            raise UserError(f"{self.out} holds a search with another {', '.join(changed)}: choose another --out")
+            other = f"{', '.join(changed)}{self._other_base(before)}"
+            raise UserError(f"{self.out} holds a search with another {other}: choose another --out")
+
+    def _other_base(self, before: Mapping[str, Any]) -> str:
+        """Fields of the base configuration that an earlier command has searched with other values."""
+        try:
+            base = Config.from_dict(before["base"])
+        except (KeyError, UserError):  # of another version
+            return ""
+        fields = [path for path in Config.paths() if not path.startswith("run.")]
+        found = differences(base, self.base, [path for path in fields if base.get(path) != self.base.get(path)])
+        return found and f" ({found})"
 
     # --- the search -----------------------------------------------------------------------------------------------
 
