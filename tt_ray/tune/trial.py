@@ -45,14 +45,19 @@ class TrialPlan:
     """Whether trials may continue from each other's checkpoints (population-based training)."""
 
 
-def run_trial(config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels]) -> None:
+def run_trial(
+    config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], tracker: Mapping[str, str] | None = None
+) -> None:
     """Trains as `config["job"]` says: the trial's name, values and seeds, and the epochs it has reported already.
 
     Reports the means over seeds after every validation. A failure is a last report with the reason under `failed`,
-    so that Ray does not try again.
+    so that Ray does not try again. `tracker` has the command's environment variables for run.logger.
     """
     from ray import tune
 
+    from tt_ray.training.tracker import take_environment
+
+    take_environment(tracker or {})
     trial = _Trial(config["job"], plan, pixels, tune.report)
     try:
         if checkpoint := tune.get_checkpoint():
