@@ -36,8 +36,6 @@ def options(changes: str) -> str:
 
 
 SHAPES, IMAGES, RESNET = map(options, (_SHAPES, _IMAGES, _RESNET))
-SETS = {"tt_ray.compare": _SHAPES, "eval.text_until": _SHAPES}
-"""Words that are added to --set, which would replace the page's if it were given again."""
 AGAIN = "--run.overwrite True"
 SEARCH = "--num-samples 2 --seeds 100 --final-seeds 0"
 EVALUATE = "python eval --models base=runs/shapes_baseline text=runs/shapes_textteacher"
@@ -76,10 +74,10 @@ RUN = {
         "--tasks digits --set finetune.steps=1 finetune.rates=[0.001] --out finetuned"
     ),
     "python eval.report results": "",
-    "python eval.similarity": "",
+    "python eval.similarity": "--images 64",
     "python eval.why runs/base runs/taught": "--images 16 --batches 1",
     "python eval.why RUN1": "--images 16 --batches 1",
-    "python eval.efficiency": "--batch-sizes 1",
+    "python eval.efficiency": "--models a=RUN b=random:test_vit --batch-sizes 1",
     "python eval.text_until": "--seeds 0",
     "python tt_ray.compare --out compare": "--seeds 0 --tasks none",
     "python tt_ray.compare --arms base=": "--seeds 0 --out compare-mine",
@@ -136,6 +134,19 @@ def test_each_command_runs_or_has_a_reason_not_to() -> None:
     assert sorted(chosen + left) == sorted(COMMANDS)
 
 
+def with_more_set(module: str, words: list[str]) -> list[str]:
+    """The words, and after those of their --set further ones, which make the trainings of a comparison small."""
+    if module not in ("tt_ray.compare", "eval.text_until"):
+        return words
+    sizes = {"data.root=ROOT": _RESNET, "data.root=EMOJI": _IMAGES}
+    more = shlex.split(next((each for root, each in sizes.items() if root in words), _SHAPES))
+    if "--set" not in words:
+        return [*words, "--set", *more]
+    start = words.index("--set") + 1
+    stop = next((n for n in range(start, len(words)) if words[n].startswith("--")), len(words))
+    return [*words[:stop], *more, *words[stop:]]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of few images, steps and values
 def test_every_command_runs_with_the_pages_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,13 +155,7 @@ def test_every_command_runs_with_the_pages_words(tmp_path: Path, monkeypatch: py
     for start, smaller in RUN.items():
         (text,) = begun(start)
         shell = COMMANDS[text]
-        words = shell.arguments
-        if more := SETS.get(shell.module):
-            at = words.index("--set") + 1 if "--set" in words else len(words)
-            mine = shlex.split(
-                _RESNET if "data.root=ROOT" in words else _IMAGES if "data.root=EMOJI" in words else more
-            )
-            words[at:at] = mine if "--set" in words else ["--set", *mine]
+        words = with_more_set(shell.module, shell.arguments)
         try:
             here.run(shell.module, [*words, *shlex.split(smaller)])
         except BaseException as error:
