@@ -84,8 +84,7 @@ def configure(setting: str, arm: str, seed: int, data: Data, storage: Path) -> C
 def _override(recipe: str, changes: Overrides, name: str, seed: int, storage: Path) -> Config:
     config = RECIPES[recipe]()
     last = {"train.seed": seed, "run.storage": str(storage), "run.name": name, "run.overwrite": True}
-    for path, value in {**changes, **last}.items():
-        config = config.override(path, value)
+    config = config.override({**changes, **last})
     return config.override("train.eval_every", config.train.epochs)
 
 

@@ -91,10 +91,7 @@ def configure(given: argparse.Namespace, weight: float) -> Config:
         "train.compile": given.compile,
         "train.epochs": 1_000_000,
     }
-    config = Config()
-    for path, value in settings.items():
-        config = config.override(path, value)
-    return config
+    return Config().override(settings)
 
 
 def random_data(images: int, size: int, classes: int, dim: int) -> Data:

@@ -103,9 +103,7 @@ def run(config: Config, probes: bool) -> dict[str, float]:
 
 def configure(study: Study, arm: str, rate: float, seed: int, extra: Overrides, storage: Path) -> Config:
     """The configuration of one run."""
-    config = RECIPES[study.recipe]()
-    for path, value in {**study.base, **extra, **study.arms[arm]}.items():
-        config = config.override(path, value)
+    config = RECIPES[study.recipe]().override({**study.base, **extra, **study.arms[arm]})
     name = f"{arm.replace(' ', '-')}-{rate:g}-{seed}"
     settings = {"optim.lr": rate, "train.seed": seed, "run.storage": str(storage), "run.name": name}
     if config.data.source == "shapes" and seed == TUNING_SEED:
@@ -113,9 +111,7 @@ def configure(study: Study, arm: str, rate: float, seed: int, extra: Overrides, 
     elif seed == TUNING_SEED:
         settings["data.root"] = str(_tuning_split(Path(config.data.root).absolute(), storage / "tuning"))
     settings |= {"run.overwrite": True, "train.eval_every": config.train.epochs}
-    for path, value in settings.items():
-        config = config.override(path, value)
-    return config
+    return config.override(settings)
 
 
 def _tuning_split(root: Path, folder: Path) -> Path:

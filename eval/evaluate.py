@@ -14,6 +14,7 @@ from tt_ray.io.storage import is_uri
 from tt_ray.terminal.command import program
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
+from tt_ray.terminal.python_calls import from_python
 
 if TYPE_CHECKING:  # they import much
     import pyarrow as pa
@@ -58,6 +59,7 @@ class Arguments:
     """Only check protocols, tasks and models (--models may be left out), and run nothing."""
 
 
+@from_python({"task_root": "task_roots", "set": "options"})
 def evaluate(
     models: Mapping[str, str | Path],
     tasks: str | Sequence[str] = ("builtin",),

@@ -30,18 +30,15 @@ probe = tt_ray.probe(tt_ray.embed([image["caption"] for image in images]), [imag
 print(f"labels that follow from captions: {probe.scores_[probe.C_]:.0f} %")
 
 # %% Train without and with text; a run that is there already is not trained again.
-changes = {"data.source": "imagefolder", "data.root": str(ROOT), "data.label_noise": 0.0, "data.augment": "none"}
-config = tt_ray.recipe("shapes_textteacher")
-for path, value in {**changes, "train.epochs": EPOCHS, "train.batch_size": 32}.items():
-    config = config.override(path, value)
-base = tt_ray.train(config.override("text.weight", 0.0).override("run.name", "base"))
-text = tt_ray.train(config.override("text.embeddings", str(ROOT / "store")).override("run.name", "text"))
+changes = {"data.source": "imagefolder", "data.root": str(ROOT), "data.augment": "none"}
+config = tt_ray.recipe("shapes_textteacher").override({**changes, "train.epochs": EPOCHS, "train.batch_size": 32})
+base = tt_ray.train(config.override({"text.weight": 0.0, "run.name": "base"}))
+text = tt_ray.train(config.override({"text.embeddings": str(ROOT / "store"), "run.name": "text"}))
 
 # %% The answer: accuracy over epochs, and features of test images, which a fresh probe reads, in two dimensions.
 figure, (left, *others) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 for axis, run in zip(others, (base, text), strict=True):
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    left.plot([row["top1"] for row in rows if row["kind"] == "validation"], label=run.config.run.name)
+    left.plot(run.history("validation")["top1"].to_numpy(), label=run.config.run.name)
     model: Any = timm.create_model(f"local-dir:{run.export}", pretrained=True).eval()
     data: dict[str, Any] = {**resolve_model_data_config(model), "batch_size": 64, "use_prefetcher": False}
     batches = list(create_loader(ImageDataset(str(ROOT / "test")), **data))

@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LONGEST = [
     *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
     *("test_pack", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),
-    *("io/test_storage", "test_library", "cluster/test_messages", "test_caption_images"),
+    *("test_page_runs", "io/test_storage", "test_library", "cluster/test_messages", "test_caption_images"),
 ]
 
 

@@ -172,7 +172,9 @@ def test_a_finished_run_is_refused(command: Command) -> None:
     folder = started(command, finished=True)
     text = command.mistake(command.baseline)
     assert str(folder) in text and "is finished (top-1 71.25 %)" in text
-    assert "--run.name" in text and "--run.overwrite" in text
+    assert "--run.name" in text and "--run.overwrite" in text and "trained with" not in text
+    text = command.mistake([*command.baseline, "--optim.lr", "0.1", "--run.log_every", "7"])
+    assert "(top-1 71.25 %, trained with optim.lr 0.0005 (now 0.1)): choose another --run.name" in text
 
 
 def test_an_unfinished_run_of_another_configuration_is_refused(command: Command) -> None:

@@ -89,19 +89,6 @@ def test_a_configuration_as_words_reads_as_itself(config: Config, words: list[st
     assert replace(_read(*found), run=config.run) == config
 
 
-def test_label_noise_of_a_recipe_is_for_its_own_data_alone(tmp_path: Path) -> None:
-    own = ["--data.source", "imagefolder", "--data.root", "mine"]
-    for name, recipe in RECIPES.items():
-        meant = recipe().data.label_noise if recipe().data.source == "imagefolder" else 0
-        assert _read(name, *own).data.label_noise == meant
-    assert _read(*own).data.label_noise == _read("--data.source=imagefolder").data.label_noise == 0
-    assert _read("--data.source", "shapes").data.label_noise == _read().data.label_noise == 0.5
-    asked = ["--data.label_noise", "0.25"]
-    assert _read(*own, *asked).data.label_noise == _read(*asked, *own).data.label_noise == 0.25
-    (tmp_path / "mine.yaml").write_text("data: {label_noise: 0.125}")
-    assert _read(str(tmp_path / "mine.yaml"), *own).data.label_noise == 0.125, "a file means what it says"
-
-
 def test_several_overrides() -> None:
     config = _read("shapes_baseline", "--run.num_workers", "3", "--train.batch_size", "33", "--data.cutmix", "0")
     assert (config.run.num_workers, config.train.batch_size) == (3, 33)
@@ -288,7 +275,7 @@ def _raise(error: BaseException) -> Callable[[list[str]], None]:
         (RuntimeError("it\nbroke"), 1, "error: it broke (--debug shows more)"),
         (ValueError("odd"), 1, "error: odd (--debug shows more)"),
         (AssertionError(), 1, "error: AssertionError (--debug shows more)"),
-        (KeyboardInterrupt(), 130, "error: interrupted; the same command resumes from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what is finished is kept: the same command does the rest"),
     ],
 )
 def test_errors_are_one_line_on_stderr_with_a_code(

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 import tt_ray
-from tests.toy import stop_ray, toy_config
+from tests.toy import run_toy, stop_ray, toy_config
 from tt_ray.models.pretrained import timm_preprocessing
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError
+from tt_ray.training.metrics_log import read_rows
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -31,8 +32,67 @@ def test_importing_it_loads_neither_torch_nor_ray() -> None:
 def test_every_name_is_there_and_no_other() -> None:
     for name in tt_ray.__all__:
         assert callable(getattr(tt_ray, name)) and name in dir(tt_ray)
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        tt_ray.trian  # type: ignore[attr-defined]  # noqa: B018
+    for wrong, right in (("trian", "train"), ("emebd", "embed"), ("textteacher", "TextTeacher"), ("Congif", "Config")):
+        with pytest.raises(AttributeError, match=f"no attribute {wrong!r}; did you mean {right}") as error:
+            getattr(tt_ray, wrong)
+        assert "\n" not in str(error.value)
+    assert not hasattr(tt_ray, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "wrong", "right"),
+    [
+        ("TextTeacher", (8, None), "wieght", "weight"),
+        ("LinearProbe", (), "max_iters", "max_iter"),
+        ("probe", (np.eye(4), [0, 0, 1, 1]), "max_iters", "max_iter"),
+        ("embed", ([],), "encodr", "encoder"),
+        ("export", (None, "out"), "imagesize", "image_size"),
+        ("evaluate", ({},), "task_root", "task_roots"),
+        ("train", (), "cofnig", "config"),
+    ],
+)
+def test_a_misspelt_argument_has_a_nearest_one(
+    function: str, arguments: tuple[Any, ...], wrong: str, right: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"\(\) has no argument {wrong!r}; did you mean {right}"):
+        getattr(tt_ray, function)(*arguments, **{wrong: 1})
+
+
+def test_errors_in_python_speak_of_arguments_and_fields(tmp_path: Path) -> None:
+    """Those of commands speak of options: tests/eval/test_eval_command.py, tests/test_bad_input.py."""
+    models = {"a": "random:test_resnet"}
+    for options, words in (
+        ({"tasks": "mine"}, r"task_roots=\{'mine': 'DIR'\}"),
+        (
+            {"tasks": "digits", "task_roots": {"mine": tmp_path}},
+            r"^task_roots=\{'mine': .* is for a task that tasks lacks",
+        ),
+        ({"tasks": "mine", "task_roots": {"mine": "none"}}, r"^task_roots=\{'mine': 'none'\}: there is no such folder"),
+        ({"tasks": "digits", "options": {"linear.x": 1}}, r"^options=\{'linear.x': '1'\}: linear has no field"),
+        ({"gpus_per_job": 2}, "^gpus_per_job is 2"),
+        ({"tasks": ("digits", "digits")}, "^tasks has something twice"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            tt_ray.evaluate(models, **{"out": tmp_path / "out", **options})
+        assert "--" not in str(error.value)
+    run = tmp_path / "runs" / "r"
+    run.mkdir(parents=True)
+    (run / "thesis.tex").touch()
+    config = tt_ray.recipe("shapes_baseline").override({"run.storage": str(tmp_path / "runs"), "run.name": "r"})
+    with pytest.raises(UserError, match="choose another run.name or run.storage"):
+        tt_ray.train(config)
+
+
+def test_the_history_of_a_run_is_a_table_of_what_it_logged(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, text__weight=0.0)
+    run = tt_ray.Run(config, run_toy(config))
+    rows = read_rows(run.folder / "metrics.jsonl")
+    both = run.history()
+    assert [{name: row.get(name) for name in both.column_names} for row in rows] == both.to_pylist()
+    steps, validations = run.history("step"), run.history("validation")
+    assert steps["step"].to_pylist() == list(range(12)) and not steps["loss"].null_count
+    assert validations["epoch"].to_pylist() == [1, 2] and validations["top1"].to_pylist()[-1] == run.top1
+    assert tt_ray.Run(config.override("run.name", "none"), {}).history().num_rows == 0
 
 
 def test_types_and_names_are_those_of_one_table() -> None:

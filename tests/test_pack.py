@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.data.sources.test_webdataset import jpeg, write
@@ -17,8 +18,10 @@ from tt_ray.config import DataConfig
 from tt_ray.data.sources.registry import open_splits
 from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.io.files import sha256
-from tt_ray.pack import main
+from tt_ray.pack import _about_captions, main
 from tt_ray.terminal.errors import UserError
+
+HINT = "; without captions: where a table has them, pass it to the training, --text.captions TABLE"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,17 @@ def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFix
     for number in range(2):
         write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
     main(["--data.root", str(tmp_path), "--index-only"])
-    assert capsys.readouterr().out == f"{tmp_path / INDEX}: 2 images in 2 shards, 0 cannot be read\n"
+    assert capsys.readouterr().out == f"{tmp_path / INDEX}: 2 images in 2 shards, 0 cannot be read{HINT}\n"
+    for path in tmp_path.iterdir():
+        path.unlink()
+    write(tmp_path / "train-0.tar", {"0.jpg": jpeg(0), "0.cls": "0", "0.txt": "a cat"})
+    main(["--data.root", str(tmp_path), "--index-only"])
+    assert capsys.readouterr().out == f"{tmp_path / INDEX}: 1 images in 1 shards, 0 cannot be read\n"
+
+
+@pytest.mark.parametrize("captions", [None, pa.array([None, None], pa.string()), pa.array([None, "a cat"])])
+def test_shards_without_captions_say_where_captions_go(captions: pa.Array | None) -> None:
+    assert _about_captions(captions) == (HINT if captions is None or captions.null_count == 2 else "")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +110,7 @@ def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFix
         (["--out", "OUT", "--shard_size", "0"], "--shard_size is 0"),
         (["--out", "OUT", "--quality", "0"], "quality is 0, but must be between 1 and 100"),
         (["--out", "OUT", "--data.root", "none"], "none"),
+        (["--out", "OUT", "--text.captions", "x.csv"], "no option --text.captions: a table of captions is not packed"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(

@@ -51,7 +51,12 @@ _HOMES = {
 
 def _find(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        near = ""
+        if not name.startswith("_"):  # those are asked for by tools, not by people
+            from tt_ray.terminal.errors import nearest
+
+            near = f"; {nearest(name, __all__)}"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
     from importlib import import_module
 
     if _HOMES[name].startswith("eval."):

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from tt_ray.terminal.errors import UserError, nearest
 
 _OPTION = re.compile(r"^(--[^=\s]+)=")
 _KWARGS = "--model.kwargs"
+_SWITCHES = ("data.source", "model.name")
+"""Fields on which others depend: see `Config.override`."""
 
 
 def read_config(arguments: list[str], prog: str) -> Config:
@@ -35,17 +36,16 @@ def read_config(arguments: list[str], prog: str) -> Config:
     rest = _split_equals(arguments[named:])
     if not {"-h", "--help"} & set(rest):
         _check_names(rest)
-    base, rest = _take_kwargs(base, rest)
-    if name in RECIPES:
-        base = _keep_own_labels(base, rest)
+    base, rest = _take_kwargs(_switch(base, rest), rest)
     rest = _as_tyro(rest)
     parser = tyro.conf.configure(tyro.conf.FlagConversionOff)(Config)
     description = f"{prog} [RECIPE | FILE.yaml] [--dotted.path value ...]\n\nRecipes: {', '.join(RECIPES)}."
     try:
-        return parse(parser, args=rest, default=base, prog=prog, description=description, use_underscores=True)
+        read = parse(parser, args=rest, default=base, prog=prog, description=description, use_underscores=True)
     except TyroComplaint as complaint:
         _raise_wrong_value(base, rest)
         raise UserError(str(complaint)) from None
+    return read.naming([*base.named, *(word[2:].replace("-", "_") for word in rest if word.startswith("--"))])
 
 
 def as_words(config: Config) -> list[str]:
@@ -63,14 +63,12 @@ def _keeps_kwargs(config: Config, base: Config) -> bool:
 
 def _words(config: Config, name: str) -> list[str]:
     base = RECIPES[name]()
-    # As read_config drops them.
-    if config.model.name != base.model.name:
-        base = base.override("model.kwargs", {})
-    if config.data.source != base.data.source:
-        base = base.override("data.label_noise", 0.0)
+    switched = base.override({path: config.get(path) for path in _SWITCHES})  # without what read_config drops too
     words = [name]
     for path in Config.paths():
-        if not path.startswith("run.") and (value := config.get(path)) != base.get(path):
+        if not path.startswith("run.") and (value := config.get(path)) != (base if path in _SWITCHES else switched).get(
+            path
+        ):
             words += [f"--{path}", *_values(value)]
     return words
 
@@ -90,21 +88,25 @@ def _unliteral(value: Any) -> str:
 def _base(name: str) -> Config:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         config = Config.from_yaml(Path(name))
-        return config if config.run.name else replace(config, run=replace(config.run, name=Path(name).stem))
+        return config if config.run.name else config.override("run.name", Path(name).stem)
     if name not in RECIPES:
         raise UserError(f"no recipe {name!r}; {nearest(name, RECIPES)} (a file's name ends in .yaml)")
     return RECIPES[name]()
 
 
+def _switch(base: Config, arguments: list[str]) -> Config:
+    """The base with the data and the model that the options name, without what was meant for its own."""
+    given = {option[2:]: value for option, value in pairwise(arguments) if option[2:] in _SWITCHES}
+    given = {path: value for path, value in given.items() if not value.startswith("--")}  # else it has none
+    return base.override(given)
+
+
 def _take_kwargs(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """Adds `--model.kwargs key value ...` to the recipe's own, dropped where `--model.name` differs.
+    """Adds `--model.kwargs key value ...` to the recipe's own, as far as they are left.
 
     tyro would take only keys that the recipe has. A repeated option adds to the earlier ones, and the last value of
     a key counts, as for every option. `--model.kwargs.key value` means the same.
     """
-    names = [value for option, value in pairwise(arguments) if option == "--model.name"]
-    if names and names[-1] != base.model.name:
-        base = base.override("model.kwargs", {})
     added, rest = dict[str, Any](), list[str]()
     position = 0
     while position < len(arguments):
@@ -132,13 +134,6 @@ def _pairs(words: list[str]) -> dict[str, Any]:
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UserError(f"{_KWARGS} has {twice[0]} twice: leave out one of them")
     return {key: _literal(value) for key, value in zip(keys, values, strict=True)}
-
-
-def _keep_own_labels(recipe: Config, arguments: list[str]) -> Config:
-    """A recipe's label noise is for the data that it names: labels of another `--data.source` stay as they are."""
-    sources = [value for option, value in pairwise(arguments) if option == "--data.source"]
-    own = bool(sources) and sources[-1] != recipe.data.source
-    return recipe.override("data.label_noise", 0.0) if own else recipe
 
 
 def _literal(text: str) -> Any:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError, nearest, one_line, reason
+from tt_ray.terminal.python_calls import from_python
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
     from torch import nn
 
     from tt_ray.embeddings.store import EmbeddingStore
@@ -48,11 +50,24 @@ class Run:
         """Accuracy on the validation images, in per cent."""
         return float(self.result["top1"])
 
+    def history(self, kind: Literal["step", "validation"] | None = None) -> "pa.Table":
+        """What the run has logged, as a table: rows of its metrics.jsonl, with nulls where one has no such number.
+
+        Args:
+            kind: Rows of steps alone (step, epoch, loss, loss_cls, loss_text, balance, grad_norm, lr, ...), or of
+                validations (step, epoch, top1, val_loss, ...); None returns both, in their order.
+        """
+        import pyarrow as pa
+
+        from tt_ray.training.metrics_log import read_rows
+
+        rows = [row for row in read_rows(self.folder / "metrics.jsonl") if kind in (None, row["kind"])]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+
 
 def recipe(name: str) -> Config:
-    """A complete configuration by name, as `python -m tt_ray.train` takes it; `override` changes a field.
-
-    Those for shapes make half of the training labels wrong: with another `data.source` set `data.label_noise` too.
+    """A complete configuration by name, as `python -m tt_ray.train` takes it; `override` changes fields.
 
     Raises:
         UserError: There is no such recipe.
@@ -62,6 +77,7 @@ def recipe(name: str) -> Config:
     return RECIPES[name]()
 
 
+@from_python()
 def train(config: Config) -> Run:
     """Trains as `python -m tt_ray.train` does: on Ray, or as one of the processes that torchrun has started.
 
@@ -74,6 +90,11 @@ def train(config: Config) -> Run:
         UserError: The run, its data, its model or the cluster cannot be used as configured.
         Stopped: A signal has ended the run, after a checkpoint.
     """
+    return run_training(config)
+
+
+def run_training(config: Config) -> Run:
+    """`train`, for the command: its errors name options."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from tt_ray.training.torchrun import train_under_torchrun
 
@@ -83,6 +104,7 @@ def train(config: Config) -> Run:
     return Run(config, train_run(config))
 
 
+@from_python()
 def export(
     model: "nn.Module",
     path: str | Path,
@@ -163,6 +185,7 @@ def embed(
 ) -> "EmbeddingStore": ...
 
 
+@from_python()
 def embed(
     captions: Sequence[str] | Mapping[str, str],
     encoder: str = _ENCODER,

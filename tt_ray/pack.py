@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import tyro
 
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
@@ -43,7 +44,8 @@ class Images:
     label_column: str = "label"
     """Column, key or .json field of the label."""
     caption_column: str = "caption"
-    """Column, key or .json field of the caption; captions are packed where there are any."""
+    """Column, key or .json field of the caption; captions are packed where there are any. Those of a table of their own
+    stay there, for --text.captions of the training."""
     id_column: str = ""
     """datasets: column of the image id; empty takes the row number."""
 
@@ -130,7 +132,14 @@ def pack(given: Arguments, display: Display) -> str:
         do_missing(shards, items, make, given.pool, display, "shards packed")
         sentence = _finish(shards, out, splits[0].classes)
         shards.remove()
-    return sentence
+    return sentence + _about_captions(splits[0].captions)
+
+
+def _about_captions(captions: pa.Array | pa.ChunkedArray | None) -> str:
+    """What to do where no caption is in the shards."""
+    if captions is not None and captions.null_count < len(captions):
+        return ""
+    return "; without captions: where a table has them, pass it to the training, --text.captions TABLE"
 
 
 def _finish(shards: Shards, out: Path, classes: tuple[str, ...]) -> str:
@@ -155,11 +164,14 @@ def index(given: Arguments) -> str:
     folder, shards = find_shards(config)
     table = make_index(folder, shards, config)
     bad = table.num_rows - table["bad"].null_count
-    return f"{folder / INDEX}: {table.num_rows} images in {len(shards)} shards, {bad} cannot be read"
+    found = f"{table.num_rows} images in {len(shards)} shards, {bad} cannot be read"
+    return f"{folder / INDEX}: {found}{_about_captions(table['caption'])}"
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command; raises UserError when its arguments, or what they name, cannot be used."""
+    if about_text := [argument for argument in arguments if argument.startswith("--text.")]:
+        raise UserError(f"no option {about_text[0]}: a table of captions is not packed, pass it to the training")
     given = read_arguments(Arguments, arguments, program("tt_ray.pack"))
     check_ranges({"": given.images})
     if given.shard_size < 1:

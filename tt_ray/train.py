@@ -15,7 +15,7 @@ from tt_ray.terminal.command import program, run_command
 def main(arguments: list[str]) -> None:
     """Prepares the data, trains under Ray Train (or as a torchrun process), and sums up."""
     started = time.time()
-    run = library.train(read_config(arguments, program("tt_ray.train")))
+    run = library.run_training(read_config(arguments, program("tt_ray.train")))
     if run.result:
         print(summary(run.config, run.result, started))
 

@@ -1,18 +1,28 @@
 """The linear probe as an estimator of scikit-learn's, for features in memory: `tt_ray.probe`, `tt_ray.LinearProbe`."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    check_scalar,
+    column_or_1d,
+    validate_data,
+)
 
 from eval.metrics import top1
 from eval.protocols.linear import Options, Selection, describe, select, spaced
 from eval.protocols.logistic_solver import MAX_ITERATIONS, TOLERANCE
 from eval.tasks.origins import mark_share
+from tt_ray.terminal.python_calls import from_python
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
@@ -41,6 +51,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         n_features_in_: d.
     """
 
+    @from_python()
     def __init__(
         self,
         Cs: int | Sequence[float] = 45,
@@ -69,29 +80,35 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: There are fewer than two classes, a class has no row to fit on, there is no row to choose C on,
-                or a feature is not finite.
+                features are not finite or no table, there are more or fewer labels than rows, or a parameter is out of
+                range.
         """
+        options = self._options()
         if (X_val is None) != (y_val is None):
             raise ValueError("LinearProbe chooses C on X_val and y_val: pass both, or neither")
         X, y = validate_data(self, _array(X), _array(y), dtype=np.float32)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        try:
+            check_classification_targets(y)
+            self.classes_, labels = np.unique(y, return_inverse=True)
+        except TypeError:
+            raise ValueError("y has labels of several kinds, such as text and None: give all of them one") from None
         if len(self.classes_) < 2:
             raise ValueError(f"LinearProbe needs two classes, but the labels have one class: {self.classes_[0]!r}")
         if X_val is None:
             held_out = mark_share(labels, self.validation_share, self.random_state)
             fit, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         else:
-            X_val = validate_data(self, _array(X_val), dtype=np.float32, reset=False)
+            X_val = check_array(_array(X_val), dtype="float32", input_name="X_val", estimator=self)
+            X_val = validate_data(self, X_val, dtype=np.float32, reset=False)  # as many columns
+            y_val = column_or_1d(_array(y_val))
+            check_consistent_length(X_val, y_val)
             fit, val = np.arange(len(X)), np.arange(len(X), len(X) + len(X_val))
-            X, labels = np.concatenate([X, X_val]), np.concatenate([labels, self._numbers(_array(y_val))])
+            X, labels = np.concatenate([X, X_val]), np.concatenate([labels, self._numbers(y_val)])
         if not len(val):
             raise ValueError(
                 f"LinearProbe has no row to choose C on: a share of {self.validation_share:g} of {len(fit)} rows in "
                 f"{len(self.classes_)} classes leaves none; pass X_val and y_val, more rows, or a larger share"
             )
-        strengths = spaced(-6, 5, self.Cs) if isinstance(self.Cs, int) else tuple(self.Cs)
-        options = Options(strengths, tolerance=self.tol, max_iterations=self.max_iter)
         found = select(X, labels, fit, val, top1, classes=len(self.classes_), options=options, device=self.device)
         self._keep(found)
         return self
@@ -106,6 +123,25 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         """Labels (N,)."""
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def _options(self) -> Options:
+        """The protocol's options.
+
+        Raises:
+            TypeError, ValueError: A parameter has another type, or is out of range.
+        """
+        check_scalar(self.validation_share, "validation_share", Real, min_val=0, max_val=1, include_boundaries="left")
+        check_scalar(self.tol, "tol", Real, min_val=0, include_boundaries="neither")
+        check_scalar(self.max_iter, "max_iter", Integral, min_val=1)
+        check_scalar(self.random_state, "random_state", Integral)
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device is {self.device!r}, but must be cpu or cuda") from None
+        strengths = spaced(-6, 5, self.Cs) if isinstance(self.Cs, int) else tuple(self.Cs)
+        if not strengths or not all(isinstance(C, int | float | np.number) and 0 < C < np.inf for C in strengths):
+            raise ValueError(f"Cs is {self.Cs!r}, but must be positive numbers, or how many of them")
+        return Options(strengths, tolerance=self.tol, max_iterations=self.max_iter)
 
     def _numbers(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         places = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
@@ -137,5 +173,8 @@ def probe(features: Any, labels: Any, **options: Any) -> LinearProbe:
 
 
 def _array(values: Any) -> Any:
-    """Tensors as arrays, from any device."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    """Tensors as arrays, from any device; numpy has no bfloat16."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

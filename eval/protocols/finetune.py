@@ -211,10 +211,7 @@ class Tuner:
             "data.crop_pct": fields["data.crop_pct"] or prep.crop_pct,
             "optim.lr": self.rate,
         }
-        config = replace(Config(), model=model_config(backbone))
-        for path, value in settings.items():
-            config = config.override(path, value)
-        return config
+        return replace(Config(), model=model_config(backbone)).override(settings)
 
 
 def model_config(backbone: Backbone) -> ModelConfig:

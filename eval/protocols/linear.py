@@ -65,7 +65,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UserError for values that no fit could use."""
-        if not self.strengths or min(self.strengths) <= 0 or not self.tolerance > 0 or self.max_iterations < 1:
+        usable = bool(self.strengths) and all(0 < strength < np.inf for strength in self.strengths)
+        if not (usable and self.tolerance > 0 and self.max_iterations >= 1):
             raise UserError(f"linear: {self} must have positive strengths, tolerance and max_iterations")
         if self.past_peak < 0 or self.near_peak < 0:
             raise UserError(f"linear: past_peak {self.past_peak} and near_peak {self.near_peak} must not be negative")

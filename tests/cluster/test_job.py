@@ -1,9 +1,11 @@
 """`ray job submit` on a real cluster with token authentication: train, read logs, stop, submit again to go on."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,14 +38,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("ray")
     (folder / "token").write_text("a" * 64)
     (folder / "token").chmod(0o600)
-    port, dashboard, agent = free_ports(3)
+    port, dashboard, agent, metrics = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    environment |= {"TT_RAY_JOB_TEST": str(folder)}
+    environment |= {"TT_RAY_JOB_TEST": str(folder), "METRICS": f"http://127.0.0.1:{metrics}/metrics"}
+    environment["RAY_metrics_report_interval_ms"] = "500"
     # Ray's sockets lie below its folder, and their names must be short.
     temporary = f"/tmp/ray-job-{os.getpid()}"
     start = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--temp-dir={temporary}"]
     start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    start += [f"--metrics-export-port={metrics}"]
     log = (folder / "head.log").open("w")
     process = subprocess.Popen([RAY, *start, "--disable-usage-stats"], env=environment, stdout=log, stderr=log)
     try:
@@ -67,6 +71,17 @@ def ray_job(head: dict[str, str], *arguments: str) -> subprocess.CompletedProces
     return subprocess.run([RAY, "job", *arguments], env=head, cwd=REPOSITORY, capture_output=True, text=True)
 
 
+def exported(head: dict[str, str]) -> dict[str, float]:
+    """What the node's agent exports of runs, by metric."""
+    try:
+        with urllib.request.urlopen(head["METRICS"], timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return {}
+    found = [re.fullmatch(r'ray_tt_ray_(\w+)\{.*run="shapes_baseline".*\} (\S+)', line) for line in lines]
+    return {match[1]: float(match[2]) for match in found if match}
+
+
 def test_a_job_trains_is_stopped_and_goes_on(head: dict[str, str], tmp_path: Path) -> None:
     arguments = ["shapes_baseline", *TOY, "--train.epochs", "200", "--train.eval_every", "1000"]
     arguments += ["--run.storage", str(tmp_path), "--run.cpus_per_worker", "1"]
@@ -75,6 +90,8 @@ def test_a_job_trains_is_stopped_and_goes_on(head: dict[str, str], tmp_path: Pat
     submitted = ray_job(head, "submit", "--submission-id", "first", "--no-wait", *entry)
     assert submitted.returncode == 0, submitted.stderr
     wait_until(lambda: len(read_rows(config.run_dir / "metrics.jsonl")) > 100, 120)
+    wait_until(lambda: {"loss", "grad_norm", "lr", "images_per_s", "data_wait_share"} <= exported(head).keys(), 60)
+    assert exported(head)["workers"] == 1 and 0 < exported(head)["step"] < 800
     assert ray_job(head, "stop", "first").returncode == 0
     log = ray_job(head, "logs", "first").stdout
     assert "starting run" in log and "stopped after step" in log

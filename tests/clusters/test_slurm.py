@@ -78,6 +78,19 @@ def test_bash_and_shellcheck_have_nothing_to_say() -> None:
         assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+def test_the_page_makes_the_script_for_nodes_without_gpus(tmp_path: Path) -> None:
+    """Nothing but requests for GPUs is left out."""
+    page = (SCRIPT.parent / "README.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("grep ")]
+    (tmp_path / "clusters").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "clusters")
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    before, made = SCRIPT.read_text().splitlines(), (tmp_path / "cpu.sbatch").read_text().splitlines()
+    gone = [line for line in before if line not in made]
+    assert gone and all(line.startswith("#SBATCH --") and "gpu" in line for line in gone)
+    assert made == [line for line in before if line not in gone] and "cpu.sbatch python -m tt_ray.train" in page
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_job_starts_ray_on_its_nodes_trains_and_leaves_nothing_running(

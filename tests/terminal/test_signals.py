@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tt_ray.terminal import signals
-from tt_ray.terminal.signals import ENDED, stop_on_signals
+from tt_ray.terminal.signals import ended, say_at_end, stop_on_signals
 
 # As in native code: signals come, and Python does nothing about them.
 STUCK = """
@@ -44,7 +44,15 @@ def test_a_signal_ends_the_command_with_one_line(script: str, number: signal.Sig
     assert command.stdout is not None and command.stdout.readline()
     command.send_signal(number)
     _, err = command.communicate(timeout=30)
-    assert (command.returncode, err) == (128 + number, f"error: {ENDED[number]}\n")
+    assert (command.returncode, err) == (128 + number, f"error: {ended(number)}\n")
+
+
+def test_the_last_line_says_what_the_same_command_would_do_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_next_time", signals._next_time[:1])
+    assert ended(signal.SIGTERM) == "terminated; what is finished is kept: the same command does the rest"
+    for says in ("first", "second"):  # as of the trainings of a comparison, one after the other
+        say_at_end(lambda says=says: says)
+        assert ended(signal.SIGINT) == f"interrupted; {says}"
 
 
 def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

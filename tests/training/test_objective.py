@@ -9,7 +9,8 @@ from tests.test_losses import extras
 from tt_ray.config import Config, HeadConfig, OptimConfig, TeacherConfig, TextConfig
 from tt_ray.losses import ALIGNMENT_LOSSES
 from tt_ray.models.classifier import Outputs, TaughtClassifier, TextHead
-from tt_ray.training.objective import PARTS, Objective
+from tt_ray.terminal.errors import UserError
+from tt_ray.training.objective import PARTS, Objective, check_labels
 
 BATCH, WIDTH, CLASSES, DIM = 6, 5, 4, 3
 
@@ -315,3 +316,18 @@ def test_a_run_takes_its_temperature(loss: str) -> None:
             expected = (expected + F.cross_entropy(logits.T, rows)) / 2
     _, parts = Objective.of(config)(outputs, labels, text, 0.5)
     assert parts[PARTS.index("loss_text")].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_labels_that_are_no_classes_are_named_and_none_is_looked_at_on_a_device() -> None:
+    images, labels, text = _batch()
+    outputs = _model()(images)
+    whole, some = _objective(), _objective()._replace(labelled=(BATCH - 1,))
+    for objective, least in ((whole, 0), (some, -1)):
+        for wrong in (least - 1, CLASSES, -100):
+            spoilt = torch.cat([labels[:-1], torch.tensor([wrong])])
+            with pytest.raises(
+                UserError, match=f"1 of 6 labels, such as {wrong}, .* from {least} to 3 for logits of 4"
+            ):
+                objective(outputs, spoilt, text, 0.5)
+    assert some(outputs, torch.cat([labels[:-1], torch.tensor([-1])]), text, 0.5)[0].isfinite()
+    check_labels(torch.full((3,), 99, device="meta"), CLASSES)  # which has no values to look at

@@ -7,7 +7,7 @@ import pytest
 
 from tt_ray.config import Config, RunConfig
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.run_folder import check_run, read_result, start_run, starts_over
+from tt_ray.training.run_folder import check_run, next_time, read_result, start_run, starts_over
 
 
 def _config(tmp_path: Path, **changes: object) -> Config:
@@ -123,6 +123,17 @@ def test_a_run_without_a_checkpoint_may_start_again_with_other_settings(tmp_path
     _checkpoint(other)
     with pytest.raises(UserError, match="was started with"):
         check_run(first)
+
+
+def test_what_the_same_command_would_do_is_said_as_it_is(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    assert "no checkpoint yet: the same command starts it from the beginning" in next_time(config)
+    start_run(config)
+    (config.run_dir / "checkpoints" / "step-00000004").mkdir(parents=True)  # torn: it has no manifest
+    assert "no checkpoint yet" in next_time(config)
+    (config.run_dir / "checkpoints" / "step-00000004" / "manifest.json").write_text("{}")
+    assert next_time(config) == f"the same command resumes run {config.run.name} from its last checkpoint"
+    assert next_time(config.override("run.storage", "s3://bucket/runs")).endswith("if it has one")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -154,8 +154,11 @@ def test_ids_and_rows_find_the_same_embeddings(store: EmbeddingStore) -> None:
         with pytest.raises(UserError, match="by_row=True .an index in your data set is no row"):
             teacher.rows_of(ids)
     for wrong, words in (
-        ([0, -1], "no embedding"),
-        ([0, ROWS], "no embedding"),
+        (
+            store.rows_of([NAMES[0], "gone.png"]),
+            r"1 of 2 images have no.*: image 1 of the batch \(row -1, not 0 to 5\);",
+        ),
+        ([0, ROWS], r"image 1 of the batch \(row 6, not 0 to 5\)"),
         (np.arange(2) / 2, "rows of the store"),
     ):
         with pytest.raises(UserError, match=words):
@@ -260,6 +263,11 @@ def test_arguments_that_cannot_be_used_are_refused(options: dict[str, Any], word
         ({"epoch": -1}, "counted from 0"),
         ({"epoch": 3}, "epoch is 3, but epochs=3"),
         ({"labels": [0] * ROWS}, "not a list"),
+        *(
+            ({"labels": torch.tensor([0, 1, 2, 3, 0, wrong]), **more}, f"1 of 6 labels, such as {wrong}, .* 0 to 3 for")
+            for wrong in (CLASSES, -1, -100, 255)
+            for more in ({}, {"shares": torch.eye(ROWS)})
+        ),
         ({"shares": 0.3}, "not float"),
         ({"shares": torch.full((ROWS, ROWS), 1 / ROWS)}, "label_smoothing=0"),
         ({"shares": torch.zeros(ROWS, ROWS)}, "must be 1 in each row"),

@@ -1,6 +1,7 @@
 """What an experiment tracker gets of a run, and that no tracker holds a run up: both packages are played."""
 
 import json
+import os
 import sys
 import threading
 from importlib.machinery import ModuleSpec
@@ -17,7 +18,7 @@ from tt_ray.config import Config, RunConfig
 from tt_ray.terminal.errors import UserError
 from tt_ray.training import tracker
 from tt_ray.training.metrics_log import read_rows, scalars
-from tt_ray.training.tracker import Tracker, check_tracker, tracker_environment
+from tt_ray.training.tracker import Tracker, check_tracker, take_environment, tracker_environment
 
 ROW = {"step": 4, "epoch": 0, "loss": 2.0, "lr": 0.5}
 VALIDATION = {"step": 2, "epoch": 0, "top1": 50.0}
@@ -179,7 +180,11 @@ def test_the_project_is_that_of_the_environment(
     monkeypatch.setenv(variable, "pets")
     log(config)
     assert next(iter(server.runs.values()))["settings"]["project"] == "pets"
-    assert tracker_environment()[variable] == "pets" and "PATH" not in tracker_environment()
+    found = tracker_environment("wandb")
+    assert found[variable] == "pets" and "PATH" not in found and tracker_environment("none") == {}
+    monkeypatch.setenv(variable, "of this machine")
+    take_environment({variable: "pets", "MLFLOW_OTHER": "1"})
+    assert os.environ[variable] == "of this machine" and os.environ.pop("MLFLOW_OTHER") == "1"
 
 
 @pytest.mark.parametrize("what", ["start", "log"])

@@ -1,9 +1,12 @@
 """A trial without Ray: what it reports, where it goes on, and how it hands over checkpoints."""
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +19,10 @@ from tt_ray.data.prepare import open_data, open_images
 from tt_ray.terminal.errors import Interrupted
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import start_run
+from tt_ray.training.tracker import tracker_environment
 from tt_ray.training.trainer import train
-from tt_ray.tune.trial import Held, TrialPlan, run_trial, takeovers
+from tt_ray.tune.runner import TrialResources, Trials, run_trials
+from tt_ray.tune.trial import Held, TrialPlan, _Trial, run_trial, takeovers
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +68,7 @@ def job(name: str, values: dict[str, Any], seeds: tuple[int, ...] = (0,), report
 
 
 def plan(config: Config, *meetings: int) -> TrialPlan:
-    return TrialPlan(config.to_dict(), meetings or (config.train.epochs,), config.text.embeddings)
+    return TrialPlan(config, meetings or (config.train.epochs,), config.text.embeddings)
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -96,6 +101,34 @@ def test_seeds_are_trained_side_by_side_and_reported_by_their_mean(
         assert row["top1"] == pytest.approx(np.mean([row["seeds"][seed]["top1"] for seed in ("1", "2")]))
     alone = toy_config(tmp_path, train__seed=2, text__weight=0.3, run__name="alone")
     assert run_toy(alone)["val_loss"] == tune.rows[-1]["seeds"]["2"]["val_loss"], "it is the real loop"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_elsewhere_has_the_trackers_variables_of_the_command(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own process before it trains, or asks its workers to, who get them from there."""
+    tune, seen = Tune(monkeypatch), dict[str, str]()
+    look = lambda *_: seen.update(tracker_environment("wandb"))  # noqa: E731
+    monkeypatch.setattr(_Trial, "_by_workers" if workers > 1 else "_here", look)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    config = toy_config(tmp_path, run__num_workers=workers, run__logger="wandb")
+    run_trial(job("t", {}), plan(config), {}, {"WANDB_PROJECT": "pets"})
+    assert tune.rows == [] and seen["WANDB_PROJECT"] == os.environ.pop("WANDB_PROJECT") == "pets"
+
+
+@pytest.mark.parametrize("logger", ["none", "wandb"])
+def test_a_search_sends_the_trackers_variables_to_its_trials(
+    logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr("ray.tune.with_parameters", lambda function, **parameters: sent.append(parameters))
+    monkeypatch.setattr("ray.tune.with_resources", lambda *_: None)
+    monkeypatch.setattr("ray.tune.Tuner", lambda *_, **__: SimpleNamespace(fit=lambda: None))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://here")
+    trials = Trials(plan(toy_config(tmp_path, run__logger=logger)), TrialResources(1, 1, 0), 1, 0, {}, tmp_path)
+    run_trials(trials, [], None, cast(Any, None), cast(Any, None), threading.Event())
+    assert (sent[0]["tracker"].get("MLFLOW_TRACKING_URI") == "http://here") == (logger == "wandb")
 
 
 def test_all_seeds_are_as_far_when_the_scheduler_ends_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

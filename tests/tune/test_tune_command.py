@@ -145,6 +145,8 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
     assert (out / "journal.jsonl").read_bytes() == before
     with pytest.raises(UserError, match="holds a search with another seeds: choose another --out"):
         main([*arguments, "--seeds", "5"])
+    with pytest.raises(UserError, match=r"another base \(optim.lr 0.001 \(now 0.5\)\): choose another --out"):
+        main([*arguments, "--optim.lr", "0.5"])
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from tt_ray.io.storage import Storage
 from tt_ray.terminal.command import in_background
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, first_line, one_line
 from tt_ray.training.run_folder import disk_problems
-from tt_ray.training.tracker import tracker_environment
+from tt_ray.training.tracker import take_environment, tracker_environment
 
 _ROOM_LIMIT_S = 600.0
 
@@ -67,8 +67,8 @@ def train_on_ray(
 
     arguments = {"config": config.to_dict(), "store": store and str(store), "until": until, "notes": list(notes)}
     arguments |= {"threads": cpus_per_worker(config, ray.cluster_resources()), "messages": messages}
-    if config.run.logger != "none":  # by messages: Ray shows what is in `arguments` on its dashboard
-        messages.put("tracker", tracker_environment())
+    if tracker := tracker_environment(config.run.logger):  # by messages: Ray's dashboard shows what is in `arguments`
+        messages.put("tracker", tracker)
     trainer = _trainer(config, arguments)
     try:
         # Not in the main thread, where Ray would take Ctrl-C for itself and end the run without a checkpoint.
@@ -201,8 +201,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     if context.rank == 0:
         times = 1 + (messages.get("started") or {"times": 0})["times"]
         messages.put("started", {"times": times, "workers": context.world})
-    for name, value in (messages.get("tracker") or {} if config.run.logger != "none" else {}).items():
-        os.environ.setdefault(name, value)
+    take_environment(messages.get("tracker") or {})
     try:
         with process_group():
             data = open_data(config, store and Path(store))

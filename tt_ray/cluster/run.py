@@ -10,9 +10,9 @@ from tt_ray.config import Config
 from tt_ray.terminal.command import in_background
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
-from tt_ray.terminal.signals import stop_on_signals, stopped
+from tt_ray.terminal.signals import say_at_end, stop_on_signals, stopped
 from tt_ray.training.preflight import begin_run, prepare, try_model
-from tt_ray.training.run_folder import check_run, discard_run, sole_writer
+from tt_ray.training.run_folder import check_run, discard_run, next_time, sole_writer
 
 
 def train_run(config: Config) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def train_run(config: Config) -> dict[str, Any]:
     """
     with Display() as display, sole_writer(config, display.say):
         resumes = check_run(config)
+        say_at_end(partial(next_time, config))
         from tt_ray.cluster.launch import start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)

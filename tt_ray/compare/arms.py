@@ -97,7 +97,6 @@ def try_models(arms: Sequence[Arm]) -> None:
 
 def configure(arm: Arm, seed: int, epochs: int, out: Path) -> Config:
     """The configuration of one run, whose name has arm, epochs and seed in it."""
-    config = arm.config
     settings = {
         "train.seed": seed,
         "train.epochs": epochs,
@@ -105,6 +104,4 @@ def configure(arm: Arm, seed: int, epochs: int, out: Path) -> Config:
         "run.name": f"{arm.name}-{epochs}-{seed}",
         "run.overwrite": False,
     }
-    for path, value in settings.items():
-        config = config.override(path, value)
-    return config
+    return arm.config.override(settings)

@@ -9,7 +9,7 @@ from tt_ray.compare.arms import Arm, configure
 from tt_ray.compare.table import FinishedRun
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.run_folder import changed_paths, read_result
+from tt_ray.training.run_folder import differences, read_result
 from tt_ray.training.same_data import check_data, open_record
 
 
@@ -37,9 +37,8 @@ def _finished(config: Config) -> bool:
     """Raises UserError where the run of that name was of another configuration, or trained on other data."""
     if not (config.run_dir / "result.json").exists():
         return False
-    changed = changed_paths(Config.from_yaml(config.run_dir / "config.yaml"), config)
-    if changed:
-        raise UserError(f"finished run {config.run_dir} differs in {', '.join(changed[:5])}: choose another --out")
+    if changed := differences(Config.from_yaml(config.run_dir / "config.yaml"), config):
+        raise UserError(f"finished run {config.run_dir} was trained with {changed}: choose another --out")
     # Runs of one table are trained one after the other, perhaps by several commands: all of them on the same data.
     check_data(config.run_dir, open_record(config), config.run.accept_changed_data)
     return True

@@ -45,8 +45,8 @@ def _stepper(config: Config, folder: Path) -> Callable[[], float]:
     context = LocalContext(0, 1, torch.device("cuda" if cuda else "cpu"))
     store = find_store(config, open_images(config)[0])
     data = open_data(config, store)
-    config = config.override("train.batch_size", config.train.batch_size // config.workers[1])
-    config = config.override("train.epochs", 1_000_000)  # batches without end
+    batch = config.train.batch_size // config.workers[1]
+    config = config.override({"train.batch_size": batch, "train.epochs": 1_000_000})  # batches without end
     trainer = Trainer(config.override("run.storage", str(folder)), data, context)
     trainer.model.train()
     targets = None if trainer.text_teacher.held else data.targets

@@ -119,6 +119,15 @@ def check_teachers(text: TextConfig, teacher: TeacherConfig, head: HeadConfig, d
         raise UserError(f"teacher.target logits has a loss of its own: leave out --text.loss {text.loss}")
 
 
+def check_text(text: TextConfig) -> None:
+    """Raises UserError where a run that reads text has two sources of it, of which one would not be read."""
+    if text.captions and text.embeddings:
+        raise UserError(
+            f"text.embeddings {text.embeddings} are of captions already, and text.captions {text.captions} would not "
+            "be read: leave out one of them"
+        )
+
+
 def check_batch(train: TrainConfig, data: DataConfig, most_workers: int) -> None:
     """Raises UserError when a batch cannot be divided among so many workers, in pairs where images are mixed."""
     size, mixes = train.batch_size, bool(data.mixup or data.cutmix)

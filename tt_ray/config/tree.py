@@ -3,6 +3,8 @@
 Nothing changes after parsing: what follows from a field is a property, and `override` returns a new tree.
 """
 
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, reduce
 from pathlib import Path
@@ -17,6 +19,7 @@ from tt_ray.config.checks import (
     check_ranges,
     check_schedule,
     check_teachers,
+    check_text,
     first_problem,
     workers_range,
 )
@@ -41,6 +44,8 @@ class Config:
     """Everything that defines a run."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    named: ClassVar[frozenset[str]] = frozenset()
+    """Of an instance: paths that a user has set, rather than a recipe; see `override`. They play no part in ==."""
 
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -58,6 +63,8 @@ class Config:
         check_schedule(self.text, self.train.epochs)
         if self.teaches:
             check_teachers(self.text, self.teacher, self.head, self.data)
+        if self.reads_text:
+            check_text(self.text)
         check_batch(self.train, self.data, self.workers[1])
 
     @property
@@ -102,25 +109,47 @@ class Config:
         """The value at a dotted path."""
         return reduce(getattr, path.split("."), self)
 
-    def override(self, path: str, value: Any) -> Self:
-        """A copy with another value at one path.
+    def override(self, path: str | Mapping[str, Any] | None = None, value: Any = None, **values: Any) -> Self:
+        """A copy with other values: `override("optim.lr", 0.1)`, or several, `override({"optim.lr": 0.1, ...})`.
+
+        What a recipe says of its own data or model goes with them: another `data.source` than the built-in shapes has
+        no `data.label_noise`, and another `model.name` no `model.kwargs`, unless they have been set too, in whichever
+        order.
 
         Args:
-            path: Dotted path of a field, such as "optim.lr".
-            value: The new value.
+            path: Dotted path of a field, such as "optim.lr", or a mapping of paths to values.
+            value: The new value at one path.
+            **values: Further paths and values, as in `override(**{"optim.lr": 0.1})`.
 
         Raises:
-            UserError: There is no such path, or the value does not fit it or the rest.
+            UserError: There is no such path, or a value does not fit it or the rest.
         """
+        changes = {**(path if isinstance(path, Mapping) else {} if path is None else {path: value}), **values}
+        for each in changes:
+            if each not in self.paths():
+                raise UserError(f"no field {each}; {nearest(str(each), self.paths())}")
+        named = self.named | changes.keys()
         tree = self.to_dict()
-        if path not in self.paths():
-            raise UserError(f"no field {path}; {nearest(path, self.paths())}")
-        *groups, name = path.split(".")
-        node = tree
-        for group in groups:
-            node = node[group]
-        node[name] = value
-        return self.from_dict(tree)
+        for each, new in {**self._left_behind(changes, named), **changes}.items():
+            *groups, name = each.split(".")
+            reduce(dict.__getitem__, groups, tree)[name] = new
+        return self.from_dict(tree).naming(named)
+
+    def _left_behind(self, changes: Mapping[str, Any], named: frozenset[str]) -> dict[str, Any]:
+        """Values of fields that were meant for data or a model which the changes replace."""
+        source, model = self.data.source, self.model.name
+        left: dict[str, Any] = {}
+        if source == "shapes" and changes.get("data.source", source) != source:
+            left["data.label_noise"] = 0.0
+        if changes.get("model.name", model) != model:
+            left["model.kwargs"] = {}
+        return {path: value for path, value in left.items() if path not in named}
+
+    def naming(self, paths: Iterable[str]) -> Self:
+        """A copy of which a user has set the fields at these paths too; see `override`."""
+        copied = copy(self)
+        object.__setattr__(copied, "named", self.named | frozenset(paths))
+        return copied
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars."""
@@ -148,7 +177,7 @@ class Config:
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        """Reads a YAML file; missing fields take their defaults.
+        """Reads a YAML file; missing fields take their defaults. Its label noise is meant, whatever the data.
 
         Raises:
             UserError: The file cannot be read, or has unknown keys or bad values.
@@ -162,7 +191,7 @@ class Config:
         if not isinstance(tree, dict):
             groups = ", ".join(item.name for item in fields(cls))
             raise UserError(f"{path} must hold a mapping with keys such as {groups}")
-        return cls.from_dict(tree, where=f"{path}: ")
+        return cls.from_dict(tree, where=f"{path}: ").naming(["data.label_noise"])
 
     @classmethod
     def paths(cls) -> list[str]:

@@ -1,6 +1,7 @@
 """How a recipe is made from another one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tt_ray.config import Config
 
@@ -13,6 +14,5 @@ def change(config: Config, name: str, values: Mapping[str, object]) -> Config:
         name: The new recipe's name.
         values: New values by dotted path, such as "optim.lr".
     """
-    for path, value in {**values, "run.name": name}.items():
-        config = config.override(path, value)
-    return config
+    # Copied, as it is a recipe again: nothing in it was set by a user (see Config.override).
+    return replace(config.override({**values, "run.name": name}))

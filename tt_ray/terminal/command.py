@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from tt_ray.terminal.errors import Stopped, UserError, shown
-from tt_ray.terminal.signals import ENDED, end_at_once
+from tt_ray.terminal.signals import end_at_once, ended
 
 _LONGEST = 3000
 """Characters of an error, whatever it quotes."""
@@ -71,14 +71,14 @@ def run_command(main: Callable[[list[str]], None]) -> None:
                 raise UserError(f"the argument {shown(argument)} is not UTF-8: rename the file, or write it in UTF-8")
         main(arguments)
     except KeyboardInterrupt:
-        _fail(ENDED[signal.SIGINT], 128 + signal.SIGINT, alone)
+        _fail(ended(signal.SIGINT), 128 + signal.SIGINT, alone)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(stop.code) from None
     except SystemExit as end:
         # Status on SIGTERM: the first is of signals_act_soon, the second of Ray once it runs.
         if end.code in (128 + signal.SIGTERM, signal.SIGTERM):
-            _fail(ENDED[signal.SIGTERM], 128 + signal.SIGTERM, alone)
+            _fail(ended(signal.SIGTERM), 128 + signal.SIGTERM, alone)
         raise
     except Exception as error:
         if debug:

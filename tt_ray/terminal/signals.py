@@ -12,18 +12,26 @@ from typing import NoReturn
 
 from tt_ray.terminal.errors import Stopped
 
-ENDED = {
-    signal.SIGINT: "interrupted; the same command resumes from the last checkpoint",
-    signal.SIGTERM: "terminated; the same command resumes from the last checkpoint",
-}
-"""Last line of a command that a signal has ended, by signal; its exit status is 128 plus the signal's number."""
+ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""What has happened to a command, by signal; its exit status is 128 plus the signal's number."""
 # Python acts between two of its instructions; Ray's C++ may keep it from them for much longer.
 _PATIENCE_S = 1.0
 _SAME_SIGNAL_S = 1.0
 _SHOW_CURSOR = "\x1b[?25h"
 
+_next_time: "list[Callable[[], str]]" = [lambda: "what is finished is kept: the same command does the rest"]
 at_end: "list[Callable[[], None]]" = []
 """Functions that `end_at_once` calls before the end: short, and unable to fail."""
+
+
+def ended(number: int) -> str:
+    """Last line of a command that a signal has ended: what has happened, and what the same command would do next."""
+    return f"{ENDED[signal.Signals(number)]}; {_next_time[-1]()}"
+
+
+def say_at_end(next_time: Callable[[], str]) -> None:
+    """Has `ended` say what `next_time` returns, from here to the end of the process or to the next call."""
+    _next_time[1:] = [next_time]
 
 
 @contextmanager
@@ -53,10 +61,10 @@ def signals_act_soon() -> Iterator[None]:
 def _watch(heard: socket.socket, left: threading.Event) -> None:
     with heard:
         while numbers := heard.recv(64):
-            for number, text in ENDED.items():
+            for number in ENDED:
                 if number in numbers and not left.wait(_PATIENCE_S):
                     cursor = _SHOW_CURSOR * sys.stderr.isatty()  # a live line has hidden it
-                    print(f"{cursor}error: {text}", file=sys.stderr)
+                    print(f"{cursor}error: {ended(number)}", file=sys.stderr)
                     end_at_once(128 + number)
 
 

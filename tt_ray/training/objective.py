@@ -10,6 +10,7 @@ from tt_ray.config import Config
 from tt_ray.data.sources.base import NOBODY
 from tt_ray.losses import Loss, distillation, find_loss
 from tt_ray.models.classifier import Outputs
+from tt_ray.terminal.errors import UserError
 from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
 
 PARTS = ("loss", "loss_cls", "loss_text", "balance")
@@ -57,7 +58,12 @@ class Objective(NamedTuple):
             text: what the text head is to reach, (B, D), or None without one.
             weight: lambda.
             teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with besides `text`.
+
+        Raises:
+            UserError: Labels on the CPU are no class numbers. On a GPU none is looked at, which would wait for it.
         """
+        if labels.ndim == 1:
+            check_labels(labels, outputs.logits.shape[1], NOBODY if self.labelled else 0)
         loss_cls = self._classification(outputs.logits, labels)
         if weight == 0 or (text is None and teacher is None):
             # A weight that fell to 0: the head gets zero gradients, which DDP waits for, and the rest is the baseline.
@@ -107,6 +113,21 @@ class Objective(NamedTuple):
         # Each worker's gradient is `world` times its share of the global loss's (see gather_rows).
         norm_cls, norm_text = (squares.sqrt() / (rows * world_size())).unbind()
         return (norm_cls + self.eps) / (norm_text + self.eps)
+
+
+def check_labels(labels: Tensor, classes: int, least: int = 0) -> None:
+    """Raises UserError where labels (B,) on the CPU are not between `least` and the last class; elsewhere does nothing.
+
+    torch would fail with less to say; on other devices looking at them would wait for the device.
+    """
+    if labels.device.type != "cpu" or not labels.numel():
+        return
+    wrong = labels[(labels < least) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(
+            f"{len(wrong)} of {len(labels)} labels, such as {int(wrong[0])}, are no class numbers from {least} to "
+            f"{classes - 1} for logits of {classes} classes: number the classes from 0, or give the model more of them"
+        )
 
 
 def _parts(total: Tensor, loss_cls: Tensor, loss_text: Tensor | None, ratio: Tensor | None) -> Tensor:

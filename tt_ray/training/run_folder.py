@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from tt_ray.config import Config
 from tt_ray.io.checkpoint_folder import checkpoints, newest_intact
 from tt_ray.io.files import new_file
 from tt_ray.io.one_writer import beside, one_writer
-from tt_ray.io.storage import Storage
-from tt_ray.terminal.errors import UserError, one_line, reason
+from tt_ray.io.storage import Storage, is_uri
+from tt_ray.terminal.errors import UserError, one_line, reason, some
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -60,7 +60,8 @@ def check_run(config: Config) -> bool:
     if (folder / "result.json").exists():
         top1 = read_result(folder)["top1"]
         raise UserError(
-            f"run {folder} is finished (top-1 {top1:.2f} %): choose another --run.name, or --run.overwrite True"
+            f"run {folder} is finished (top-1 {top1:.2f} %{_other(folder, config)}): choose another --run.name, or "
+            "--run.overwrite True"
         )
     if not (folder / "config.yaml").exists():
         if any(folder.iterdir()):
@@ -73,11 +74,40 @@ def check_run(config: Config) -> bool:
     if changed and not has_checkpoint(config):
         return False
     if changed:
-        values = ", ".join(f"{path} {before.get(path)} (now {config.get(path)})" for path in changed[:5])
         raise UserError(
-            f"unfinished run {folder} was started with {values}: choose another --run.name, or --run.overwrite True"
+            f"unfinished run {folder} was started with {differences(before, config)}: choose another --run.name, or "
+            "--run.overwrite True"
         )
     return True
+
+
+def differences(before: Config, now: Config, paths: Sequence[str] | None = None) -> str:
+    """The first few of these fields, or of `changed_paths`, with both values; empty where there are none."""
+    chosen = changed_paths(before, now) if paths is None else paths
+    return some([f"{path} {_shown(before.get(path))} (now {_shown(now.get(path))})" for path in chosen])
+
+
+def _shown(value: object) -> object:
+    return "empty" if value == "" else value
+
+
+def _other(folder: Path, config: Config) -> str:
+    """What a finished run has been trained with that is asked for otherwise now."""
+    try:
+        before = Config.from_yaml(folder / "config.yaml")
+    except UserError:  # of another version, or gone: it is finished all the same
+        return ""
+    found = differences(before, config)
+    return f", trained with {found}" if found else ""
+
+
+def next_time(config: Config) -> str:
+    """What the same command would do with the run after this one has been ended."""
+    if any((path / "manifest.json").exists() for path in checkpoints(config.run_dir / "checkpoints")):
+        return f"the same command resumes run {config.run.name} from its last checkpoint"
+    if is_uri(config.run.storage):  # to look there could take long
+        return f"the same command resumes run {config.run.name} from its last checkpoint, if it has one"
+    return f"run {config.run.name} has no checkpoint yet: the same command starts it from the beginning"
 
 
 def has_checkpoint(config: Config) -> bool:

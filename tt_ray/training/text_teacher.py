@@ -17,8 +17,9 @@ from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead, build_head
 from tt_ray.schedules import SHAPES, build_schedule
 from tt_ray.terminal.errors import UserError, some
+from tt_ray.terminal.python_calls import from_python
 from tt_ray.training.collectives import rows_of_workers
-from tt_ray.training.objective import Objective
+from tt_ray.training.objective import Objective, check_labels
 
 ImageIds = Sequence[str] | Sequence[int] | np.ndarray | Tensor
 """Image ids, or their rows in the store as `EmbeddingStore.rows_of` returns them."""
@@ -74,6 +75,7 @@ class TextTeacher(nn.Module):
     head: TextHead | None
     """The projection from features (B, d) to embeddings (B, D); None with weight 0."""
 
+    @from_python()
     def __init__(
         self,
         num_features: int,
@@ -157,7 +159,7 @@ class TextTeacher(nn.Module):
         Args:
             features: Input of the classifier, (B, d), of which `logits` were computed.
             logits: (B, C).
-            labels: Class numbers (B,).
+            labels: Class numbers (B,), from 0 to C - 1.
             image_ids: Ids of the batch's images, length B; with `by_row` their rows in the store, on the CPU.
             epoch: Epoch, counted from 0; may be left out with schedule const, whose weight is the same in all epochs.
             shares: After mixup or cutmix: how much of image j is in image i, (B, B). Mixing the numbers 0 to B - 1 in
@@ -241,10 +243,13 @@ class TextTeacher(nn.Module):
         if rows.dtype.kind not in "iu" or rows.ndim != 1:
             raise UserError(f"image_ids must be strings or rows of the store, not {rows.dtype} of shape {rows.shape}")
         if len(wrong := np.flatnonzero((rows < 0) | (rows >= len(self.targets)))):
-            store, names = self.targets.store.path, [str(image_ids[int(place)]) for place in wrong]
+            names = [str(image_ids[int(place)]) for place in wrong]
+            if self._by_row:  # a row that is none has no name
+                last = len(self.targets) - 1
+                names = [f"image {place} of the batch (row {rows[place]}, not 0 to {last})" for place in wrong]
             raise UserError(
-                f"{len(wrong)} of {len(rows)} images have no embedding in {store}: {some(names)}; embed their "
-                "captions, or leave these images out (store.rows_of(ids) >= 0)"
+                f"{len(wrong)} of {len(rows)} images have no embedding in {self.targets.store.path}: {some(names)}; "
+                "embed their captions, or leave these images out (store.rows_of(ids) >= 0)"
             )
         return rows
 
@@ -272,6 +277,7 @@ class TextTeacher(nn.Module):
                 "mixes labels and captions as the images were (see TextTeacher.forward)"
             )
         if shares is not None:
+            check_labels(labels, logits.shape[1])  # those of an image alone are checked with the loss
             _check_shares(shares, rows)
 
 

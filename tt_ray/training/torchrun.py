@@ -9,9 +9,9 @@ from typing import Any
 from tt_ray.config import Config
 from tt_ray.terminal.errors import Interrupted
 from tt_ray.terminal.progress import Display
-from tt_ray.terminal.signals import stop_on_signals, stopped
+from tt_ray.terminal.signals import say_at_end, stop_on_signals, stopped
 from tt_ray.training.preflight import begin_run, prepare, try_model
-from tt_ray.training.run_folder import check_run, disk_problems, sole_writer
+from tt_ray.training.run_folder import check_run, disk_problems, next_time, sole_writer
 
 
 def train_under_torchrun(config: Config) -> dict[str, Any] | None:
@@ -36,6 +36,7 @@ def train_under_torchrun(config: Config) -> dict[str, Any] | None:
         if context.rank == 0:
             alone.enter_context(sole_writer(config, display.say))
             resumes = check_run(config)
+            say_at_end(partial(next_time, config))
             prepared = prepare(config, display)
             try_model(config, prepared.classes)
             changes = begin_run(config, prepared, resumes, display)

@@ -32,9 +32,20 @@ def check_tracker(logger: str) -> None:
         )
 
 
-def tracker_environment() -> dict[str, str]:
-    """The environment variables that say where and as whom trackers' packages log, for workers elsewhere."""
+def tracker_environment(logger: str) -> dict[str, str]:
+    """The environment variables that say where and as whom trackers' packages log, for processes elsewhere.
+
+    They may hold keys: none where nothing is tracked.
+    """
+    if logger == "none":
+        return {}
     return {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+
+
+def take_environment(variables: Mapping[str, str]) -> None:
+    """Sets what `tracker_environment` has found elsewhere; what a process has of its own stays."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 class Service(Protocol):

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError
+from tt_ray.training.tracker import tracker_environment
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.space import METRICS, Space, Values
 from tt_ray.tune.trial import TrialPlan, run_trial
@@ -114,7 +115,14 @@ def run_trials(
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(run_trial, plan=trials.plan, pixels=trials.pixels), trials.resources.bundles()
+            # These are kept as objects, which Ray shows nobody: the tracker's variables may hold keys.
+            tune.with_parameters(
+                run_trial,
+                plan=trials.plan,
+                pixels=trials.pixels,
+                tracker=tracker_environment(trials.plan.base.run.logger),
+            ),
+            trials.resources.bundles(),
         ),
         param_space={} if suggestions else {"job": tune.grid_search(names)},
         tune_config=tune.TuneConfig(

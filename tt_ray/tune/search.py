@@ -18,6 +18,7 @@ from tt_ray.io.one_writer import INSIDE
 from tt_ray.io.storage import is_uri
 from tt_ray.terminal.errors import UserError, nearest, reason
 from tt_ray.terminal.progress import Display
+from tt_ray.training.run_folder import differences
 from tt_ray.training.same_data import check_data, keep_data
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import SearchTable, winner
@@ -137,7 +138,18 @@ class Search:
         before = json.loads(path.read_text())
         changed = [name for name, value in self.settings.items() if before.get(name) != value]
         if changed:
-            raise UserError(f"{self.out} holds a search with another {', '.join(changed)}: choose another --out")
+            other = f"{', '.join(changed)}{self._other_base(before)}"
+            raise UserError(f"{self.out} holds a search with another {other}: choose another --out")
+
+    def _other_base(self, before: Mapping[str, Any]) -> str:
+        """Fields of the base configuration that an earlier command has searched with other values."""
+        try:
+            base = Config.from_dict(before["base"])
+        except (KeyError, UserError):  # of another version
+            return ""
+        fields = [path for path in Config.paths() if not path.startswith("run.")]
+        found = differences(base, self.base, [path for path in fields if base.get(path) != self.base.get(path)])
+        return found and f" ({found})"
 
     # --- the search -----------------------------------------------------------------------------------------------
 
@@ -173,7 +185,7 @@ class Search:
         epochs, budget = self.base.train.epochs, self.given.time_budget or None
         several = len(self.given.seeds) > 1
         meets = meetings(self.scheduler, self.options, epochs) if several else (epochs,)
-        plan = TrialPlan(self._selection().to_dict(), meets, self.store, hands_over=self.scheduler == "pbt")
+        plan = TrialPlan(self._selection(), meets, self.store, hands_over=self.scheduler == "pbt")
         past = self.journal.of("search")
         scheduler = search_scheduler(self.space, self.scheduler, self.options, epochs, past)
         began = time.monotonic()
@@ -193,7 +205,7 @@ class Search:
         from tt_ray.tune.runner import run_trials
 
         base, epochs = self._on(self.base), self.base.train.epochs
-        trials = self._trials(TrialPlan(base.to_dict(), (epochs,), self.store), self._pixels(base, display))
+        trials = self._trials(TrialPlan(base, (epochs,), self.store), self._pixels(base, display))
         of = len(self.journal.of("final"))
         with SearchTable(self.journal, "final", of, epochs, self.space, display) as table:
             run_trials(trials, finals, FIFOScheduler(), self.journal, table, stop)
@@ -234,9 +246,7 @@ class Search:
         run |= {"use_gpu": given.gpus_per_trial > 0, "async_validation": False, "overwrite": False}
         run |= {"checkpoint_every": 0, "keep_checkpoints": 4 if self.scheduler == "pbt" else 2}
         run |= {"cpus_per_worker": base.run.cpus_per_worker or 1}
-        for name, value in run.items():
-            base = base.override(f"run.{name}", value)
-        return base.override("data.val_share", 0.0)
+        return base.override({**{f"run.{name}": value for name, value in run.items()}, "data.val_share": 0.0})
 
     def _prepare(self, display: Display) -> dict[str, Pixels]:
         """Makes the embedding store, opens both pairs of splits, and holds the images of the first."""

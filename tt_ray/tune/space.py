@@ -219,9 +219,7 @@ def _not_a_domain(path: Any, given: Any) -> str:
 
 def apply(config: Config, values: Values) -> Config:
     """`config` with `values` over it; raises UserError on an unknown path or a bad value."""
-    for path, value in values.items():
-        config = config.override(path, value)
-    return config
+    return config.override(values)
 
 
 def check_space(space: Space, base: Config) -> None:

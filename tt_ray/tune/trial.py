@@ -35,7 +35,7 @@ _LOOKS = 10
 class TrialPlan:
     """Settings that the trials of a search share."""
 
-    base: dict[str, Any]
+    base: Config
     """Base configuration, which the trials' values change; its `run` says where and on what they run."""
     meetings: tuple[int, ...]
     """Epochs that all seeds must have reached before any continues; the last is the end of training."""
@@ -45,14 +45,19 @@ class TrialPlan:
     """Whether trials may continue from each other's checkpoints (population-based training)."""
 
 
-def run_trial(config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels]) -> None:
+def run_trial(
+    config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], tracker: Mapping[str, str] | None = None
+) -> None:
     """Trains as `config["job"]` says: the trial's name, values and seeds, and the epochs it has reported already.
 
     Reports the means over seeds after every validation. A failure is a last report with the reason under `failed`,
-    so that Ray does not try again.
+    so that Ray does not try again. `tracker` has the command's environment variables for run.logger.
     """
     from ray import tune
 
+    from tt_ray.training.tracker import take_environment
+
+    take_environment(tracker or {})
     trial = _Trial(config["job"], plan, pixels, tune.report)
     try:
         if checkpoint := tune.get_checkpoint():
@@ -79,7 +84,7 @@ class _Trial:
         self.name, self.values, self.seeds = job["name"], job["values"], job["seeds"]
         self.reported: int = job["reported"]
         self.plan, self.pixels, self.report = plan, pixels, report
-        self.base = Config.from_dict(plan.base)
+        self.base = plan.base
         self.scores: dict[int, dict[int, dict[str, float]]] = {seed: {} for seed in self.seeds}
         self._began, self._spent = 0.0, 0.0
 

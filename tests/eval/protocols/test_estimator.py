@@ -76,3 +76,48 @@ def test_it_lives_in_pipelines_and_takes_tensors() -> None:
 
 def test_it_is_the_librarys() -> None:
     assert tt_ray.LinearProbe is LinearProbe and tt_ray.probe is probe
+
+
+X, Y = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32), np.arange(40) % 3
+HOLED = np.where(np.arange(200).reshape(40, 5) == 7, np.nan, X)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": HOLED}, "X contains NaN"),
+        ({"features": np.where(np.isnan(HOLED), -np.inf, X)}, "X contains infinity"),
+        ({"features": torch.from_numpy(HOLED)}, "X contains NaN"),
+        ({"features": X[:, 0]}, "Expected 2D array, got 1D"),
+        ({"features": X[None]}, "dim 3"),
+        ({"features": X[:0], "labels": Y[:0]}, "0 sample"),
+        ({"labels": Y[:-1]}, r"inconsistent numbers of samples: \[40, 39\]"),
+        ({"labels": np.eye(3)[Y]}, "1d array"),
+        ({"labels": np.where(Y == 0, np.nan, Y)}, "y contains NaN"),
+        ({"labels": np.array(["a", None] * 20, object)}, "several kinds"),
+        ({"labels": X[:, 0]}, "continuous"),
+        ({"X_val": HOLED, "y_val": Y}, "X_val contains NaN"),
+        ({"X_val": X[:, 0], "y_val": Y}, "got 1D"),
+        ({"X_val": X[:, :3], "y_val": Y}, "3 features, but LinearProbe is expecting 5"),
+        ({"X_val": X, "y_val": Y[:-1]}, r"\[40, 39\]"),
+        ({"X_val": X, "y_val": np.eye(3)[Y]}, "1d array"),
+        ({"X_val": X, "y_val": None}, "pass both"),
+        ({"Cs": 0}, "Cs is 0"),
+        ({"Cs": [1.0, float("nan")]}, "positive numbers"),
+        ({"Cs": [1.0, -1.0]}, "positive numbers"),
+        ({"Cs": "a"}, "positive numbers"),
+        ({"validation_share": 2.0}, "validation_share"),
+        ({"tol": 0.0}, "tol"),
+        ({"max_iter": 0}, "max_iter"),
+        ({"device": "gpu"}, "cpu or cuda"),
+    ],
+)
+def test_what_cannot_be_fitted_is_a_value_error_that_says_why(change: dict[str, Any], words: str) -> None:
+    given = {"features": X, "labels": Y, "Cs": 3, **change}
+    with pytest.raises(ValueError, match=words):
+        probe(**given)
+
+
+def test_half_precision_as_backbones_give_it() -> None:
+    half = torch.from_numpy(X).bfloat16()
+    assert np.array_equal(probe(half, Y, Cs=3).predict(half), probe(half.float().numpy(), Y, Cs=3).predict(half))
