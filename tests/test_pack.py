@@ -92,7 +92,6 @@ def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "words"),
     [
         ([], "pass --out"),
-        (["--index-only", "--out", "OUT"], "leave out --out"),
         (["--index-only", "--data.root", "none"], r"no folder of \.tar files"),
         (["--out", "OUT", "--shard_size", "0"], "--shard_size is 0"),
         (["--out", "OUT", "--quality", "0"], "quality is 0, but must be between 1 and 100"),

@@ -99,7 +99,7 @@ def test_what_is_not_there_is_refused_at_once(bucket: Bucket, tmp_path: Path, mo
 def test_what_was_damaged_in_the_store_is_refused_by_name(where: str, bucket: Bucket, tmp_path: Path) -> None:
     wrong = Piece(NAMES[2], 3) if where == "size" else Piece(NAMES[2], len(CONTENT[NAMES[2]]), "0" * 64)
     copy = LocalCopy(Remote.open(bucket.uri("set"), "data.root"), tmp_path, pieces() | {NAMES[2]: wrong})
-    with pytest.raises(UserError, match=rf"s3://bucket/set/a/2.tar has .*(instead of 3|another checksum).*damaged"):
+    with pytest.raises(UserError, match=r"s3://bucket/set/a/2.tar has .*(instead of 3|another checksum).*damaged"):
         copy.pull()
     assert not (tmp_path / NAMES[2]).exists()
 

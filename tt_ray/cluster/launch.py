@@ -204,8 +204,10 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     for name, value in (messages.get("tracker") or {} if config.run.logger != "none" else {}).items():
         os.environ.setdefault(name, value)
     try:
+        # Before the workers form a group: pulling shards may take one node longer than the group waits for it.
+        show = context.preparing if context.rank == 0 else None
+        data = open_data(config, store and Path(store), show)
         with process_group():
-            data = open_data(config, store and Path(store))
             data = replace(data, notes=(*data.notes, *arguments["notes"]))
             check_model(config, len(data.train.classes))
             with disk_problems(config.run_dir):

@@ -122,7 +122,7 @@ def test_the_index_is_made_once_and_must_fit_the_shards(tmp_path: Path) -> None:
     opened(tmp_path)
     before = (tmp_path / INDEX).stat().st_mtime_ns
     assert len(opened(tmp_path)) == 1 and (tmp_path / INDEX).stat().st_mtime_ns == before
-    table = read_index(tmp_path)
+    table, _ = read_index(tmp_path / INDEX)
     assert table.select(["width", "height"]).to_pylist() == [{"width": 12, "height": 8}]
     assert table["label"].type == pa.int64()
     write(tmp_path / "train-1.tar", {"b.jpg": jpeg(1), "b.cls": "1"})
