@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
@@ -39,10 +40,12 @@ CLASSES = b"classes"
 """Metadata of an index: names of the classes in their order, as JSON; an empty list where they follow from labels."""
 _SHARDS = b"shards"
 _NUMBERS = b"labels are numbers"
-_ROWS = 2**16
-"""Rows that are read together: what memory is needed for besides the result."""
+_ROW_GROUP, _ROWS = 2**16, 2**13
+"""Rows that are written together, and those that are read together: memory that is needed besides the result."""
 _FEW = ["label", "shard", "bad"]
-"""Columns of few different values."""
+"""Columns of few different texts."""
+_TEXTS = ("image_id", "caption")
+"""Columns of many."""
 
 
 class ShardFile(NamedTuple):
@@ -89,7 +92,7 @@ def write_index(table: pa.Table, path: Path) -> None:
     """Writes an index, whole or not at all. Raises OSError when the disk is full."""
     with new_file(path) as partial:
         few: Any = _FEW  # pyarrow's types know only True and False
-        pq.write_table(table, partial, compression="zstd", row_group_size=_ROWS, use_dictionary=few)
+        pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP, use_dictionary=few)
 
 
 def shards_of(path: Path) -> dict[str, ShardFile]:
@@ -117,7 +120,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = True) -> tuple[pa.Table, pa.Table]:
-    """Rows of an index in their order, each column one array; `label` is int64 where labels are class numbers.
+    """Rows of an index in their order, each column one array, those of few different texts a dictionary.
 
     Reads a part at a time: at no time is much more in memory than the result.
 
@@ -132,72 +135,66 @@ def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = Tr
     Raises:
         UserError: It cannot be read, or is none.
     """
-    wanted = None if shards is None else pa.array(sorted(shards), pa.string())
-    left: list[pa.RecordBatch] = []
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for batch in file.iter_batches(_ROWS, columns=FIELDS.names):
-            if wanted is not None:
-                batch = batch.filter(pc.is_in(batch["shard"].cast(pa.string()), wanted))
-            if batch["bad"].null_count < len(batch):
-                left.append(batch.filter(pc.is_valid(batch["bad"])))
-                batch = batch if bad else batch.filter(pc.is_null(batch["bad"]))
-            yield batch
-
     with _opened(path) as file:
-        schema, metadata = (
-            pa.schema([file.schema_arrow.field(name) for name in FIELDS.names]),
-            file.schema_arrow.metadata,
-        )
-        parts: dict[str, list[pa.Array]] = {name: [] for name in FIELDS.names}
-        texts = {name: Texts() for name in ("image_id", "caption")}
-        for batch in batches():
-            for name in FIELDS.names:
-                texts[name].add(batch[name]) if name in texts else parts[name].append(batch[name])
-    columns = [
-        texts[name].array() if name in texts else _one(parts[name], schema.field(name).type) for name in FIELDS.names
-    ]
-    table = pa.table(columns, names=FIELDS.names).replace_schema_metadata(metadata)
-    if (metadata or {}).get(_NUMBERS) == b"True":
-        place = table.column_names.index("label")
-        table = table.set_column(place, "label", table["label"].cast(pa.string()).cast(pa.int64()))
+        # A column of texts at a time, by small parts: together they would need twice the memory.
+        few = file.read(columns=[name for name in FIELDS.names if name not in _TEXTS])
+        keep = np.ones(len(few), bool)
+        if shards is not None:
+            wanted = pa.array(sorted(shards), pa.string())
+            few = few.unify_dictionaries()
+            keep = _marked(few["shard"], pc.is_in(_one(few["shard"]).dictionary, wanted))
+        readable = np.asarray(few["bad"].is_null())
+        whole = keep if bad else keep & readable
+        columns = {name: _one(few[name].filter(pa.array(whole))) for name in few.column_names}
+        broken = few.filter(pa.array(keep & ~readable))
+        del few
+        columns |= {name: _texts(file, name, whole) for name in _TEXTS}
+        if len(broken):
+            broken = broken.append_column("image_id", _texts(file, "image_id", keep & ~readable))
+        metadata = file.schema_arrow.metadata
+    table = pa.table({name: columns[name] for name in FIELDS.names}).replace_schema_metadata(metadata)
     pa.default_memory_pool().release_unused()
-    return table, pa.Table.from_batches(left, None if left else schema)
+    return table, broken
 
 
-def _one(parts: list[pa.Array], kind: pa.DataType) -> pa.Array:
-    return pa.chunked_array(parts, kind).unify_dictionaries().combine_chunks()
+def _marked(column: pa.ChunkedArray, of_value: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which rows of a dictionary column have a value that is marked."""
+    return np.asarray(of_value)[_one(column).indices.to_numpy()]
 
 
-class Texts:
-    """Grows a column of texts in place: joining parts at the end would hold all of them twice."""
+def _texts(file: pq.ParquetFile, name: str, keep: npt.NDArray[np.bool_]) -> pa.StringArray:
+    """The kept rows of a column of texts, which grows in place: joining its parts at the end would hold it twice.
 
-    def __init__(self) -> None:
-        self._data, self._ends, self._valid, self._nulls = bytearray(), [np.zeros(1, np.int64)], [np.zeros(0, bool)], 0
+    Raises:
+        UserError: It is longer than Arrow's texts can be.
+    """
+    count, data = int(keep.sum()), bytearray()
+    ends, valid = np.zeros(count + 1, np.int64), np.ones(count, bool)
+    done = first = 0
+    for batch in file.iter_batches(_ROWS, columns=[name], use_threads=False):
+        part = batch[0].filter(pa.array(keep[first : first + len(batch)])).cast(pa.large_string())
+        first += len(batch)
+        stop = done + len(part)
+        bounds = np.frombuffer(part.buffers()[1], np.int64, len(part) + 1, 8 * part.offset)
+        ends[done + 1 : stop + 1] = bounds[1:] - bounds[0] + len(data)
+        if bounds[-1] > bounds[0]:
+            data += memoryview(part.buffers()[2])[bounds[0] : bounds[-1]]
+        valid[done:stop] = part.is_valid()
+        done = stop
+    if len(data) >= 2**31:
+        raise UserError(
+            f"{name} of {len(data):,} bytes is more than an index can hold (2 GiB): leave captions out of it, and pass "
+            "a caption table with --text.captions"
+        )
+    bitmap = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.StringArray.from_buffers(count, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data), bitmap)
 
-    def add(self, part: pa.Array) -> None:
-        """Appends texts, null where there is none."""
-        part = part.cast(pa.large_string())
-        ends = np.frombuffer(part.buffers()[1], np.int64, len(part) + 1, 8 * part.offset)
-        start, stop = int(ends[0]), int(ends[-1])
-        self._ends.append(ends[1:] - start + len(self._data))
-        if stop > start:
-            self._data += memoryview(part.buffers()[2])[start:stop]
-        self._valid.append(np.asarray(part.is_valid()))
-        self._nulls += part.null_count
 
-    def array(self) -> pa.StringArray:
-        """The column. Raises UserError where it is longer than Arrow's texts can be."""
-        ends = np.concatenate(self._ends)
-        if ends[-1] >= 2**31:
-            raise UserError(
-                f"ids or captions of {ends[-1]:,} bytes are more than an index can hold (2 GiB): leave captions out of "
-                "it, and pass a caption table with --text.captions"
-            )
-        valid = np.packbits(np.concatenate(self._valid), bitorder="little") if self._nulls else None
-        buffers = [
-            valid if valid is None else pa.py_buffer(valid),
-            pa.py_buffer(ends.astype(np.int32)),
-            pa.py_buffer(self._data),
-        ]
-        return pa.StringArray.from_buffers(len(ends) - 1, buffers[1], buffers[2], buffers[0], self._nulls)
+def labels_are_numbers(index: pa.Table) -> bool:
+    """Whether the labels of an index are class numbers, written as text."""
+    return (index.schema.metadata or {}).get(_NUMBERS) == b"True"
+
+
+def _one(column: pa.ChunkedArray) -> Any:
+    """A column as one array."""
+    return column.unify_dictionaries().combine_chunks()

@@ -20,11 +20,11 @@ import pyarrow.compute
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import DataSource, Source, Split, Unlabelled, split_name
+from tt_ray.data.sources.base import NOBODY, DataSource, Source, Split, Unlabelled, split_name
 from tt_ray.data.sources.decoding import ImageReader
-from tt_ray.data.sources.labels import LabelPlace, match_numbers, number_classes, text_labels
+from tt_ray.data.sources.labels import LabelPlace, Labels, match_numbers, number_classes, text_labels
 from tt_ray.data.sources.shard_files import ShardFiles, find_shards
-from tt_ray.data.sources.tar_index import CLASSES, ShardFile, index_table, read_index, shards_of
+from tt_ray.data.sources.tar_index import CLASSES, ShardFile, index_table, labels_are_numbers, read_index, shards_of
 from tt_ray.data.sources.tar_scan import scan
 from tt_ray.io.local_copy import LocalCopy, Show
 from tt_ray.terminal.errors import UserError, absent, some
@@ -176,9 +176,9 @@ def split_images(config: DataConfig, split: Split, bad: bool) -> tuple[pa.Table,
         names,
         tuple(shards.file(name, known[name]) for name in names),
         copy,
-        column.indices.to_numpy().astype(np.int32),
-        rows["offset"].to_numpy(),
-        rows["length"].to_numpy(),
+        column.indices.to_numpy().astype(np.int32, copy=False),
+        _one(rows["offset"]).to_numpy(),
+        _one(rows["length"]).to_numpy(),
         _one(rows["image_id"]),
     )
     return rows, unreadable, images
@@ -212,11 +212,7 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
             "--data.caption_column, or pass a caption table with --text.captions"
         )
     place = LabelPlace(images.place, f"label (.cls, or {config.label_column!r} in .json)", images.name)
-    if declared := json.loads((rows.schema.metadata or {}).get(CLASSES, b"[]")):
-        found = pc.index_in(text_labels(rows["label"]), value_set=pa.array(declared))
-        labels, classes = match_numbers(found, [declared], np.zeros(len(found), np.int64), place)
-    else:
-        labels, classes = number_classes(rows["label"], place)
+    labels, classes = _classes(rows, place)
     return Source(
         ids=images.ids,
         labels=labels,
@@ -228,6 +224,29 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
         left_out=left_out,
         copy=images.copy,
     )
+
+
+def _classes(rows: pa.Table, place: LabelPlace) -> tuple[Labels, tuple[str, ...]]:
+    """Class numbers (N,) and names of an index's rows, found for each different label once.
+
+    Raises:
+        UserError: An image has no label, or one that its index does not declare.
+    """
+    column = _one(rows["label"])
+    codes = column.indices.fill_null(NOBODY).to_numpy()
+    used = np.flatnonzero(np.bincount(codes + 1)) - 1  # in the dictionary, NOBODY for none
+    texts = text_labels(column.dictionary.take(pa.array(used, mask=used == NOBODY)))
+    if texts.null_count:
+        place.refuse_missing(np.isin(codes, used[np.asarray(texts.is_null())]))
+    by_label = dataclasses.replace(place, row=lambda number: place.row(int(np.argmax(codes == used[number]))))
+    if declared := json.loads((rows.schema.metadata or {}).get(CLASSES, b"[]")):
+        found = pc.index_in(texts, value_set=pa.array(declared))
+        numbers, classes = match_numbers(found, [declared], np.zeros(len(found), np.int64), by_label)
+    else:
+        numbers, classes = number_classes(texts.cast(pa.int64()) if labels_are_numbers(rows) else texts, by_label)
+    to_class = np.full(len(column.dictionary), NOBODY, np.int64)
+    to_class[used] = numbers
+    return to_class[codes], classes
 
 
 def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
