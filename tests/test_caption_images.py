@@ -13,9 +13,11 @@ from PIL import Image
 from tests.command_here import one_line
 from tests.embedding_here import WITH_RAY, Recorder, cluster, do_here, one_thread
 from tests.text.test_captioner import IMAGES, llava
-from tt_ray import caption_images
+from tt_ray import caption_images, pack
 from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption
 from tt_ray.cluster.actor_pool import PoolOptions
+from tt_ray.config import DataConfig
+from tt_ray.data.sources.registry import open_source, without_labels
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
@@ -109,6 +111,31 @@ def test_a_folder_without_splits_and_labels(tmp_path: Path, captioner: str, no_r
     given = replace(arguments(out, tmp_path, captioner), data=Images(root=str(tmp_path), train_split="."))
     caption(given, Recorder())
     assert set(written(out)) == {f"{number}.png" for number in range(len(IMAGES))}
+
+
+def test_shards_without_labels(
+    tmp_path: Path, root: Path, captioner: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed of images without labels, in a folder and behind a URI; training refuses them, captioning does not."""
+    monkeypatch.setattr(pack, "do_missing", do_here)
+    shards = tmp_path / "shards"
+    flat = ["--data.root", str(root / "train"), "--data.train_split", ".", "--data.val_split", ""]
+    pack.main([*flat, "--out", str(shards), "--keep", "--unlabelled", "--shard_size", "3"])
+    assert sorted(path.name for path in shards.glob("*.tar")) == [f"images-0000{number}.tar" for number in range(4)]
+    with pytest.raises(UserError, match="cannot read image dog/2.png"):
+        open_source(DataConfig("webdataset", str(shards), train_split="."), "train", False)
+    config = DataConfig("webdataset", str(shards), train_split=".", on_bad_image="skip")
+    with pytest.raises(UserError, match="9 images have no label .*big_cat/0.png in "):
+        open_source(config, "train", False)
+    assert without_labels(config, "train").ids.to_pylist() == NAMES
+    cache = tmp_path / "cache"
+    for number, place in enumerate((str(shards), f"file://{shards}", f"file://{shards}/images-{{00000..00003}}.tar")):
+        out = tmp_path / f"{number}.parquet"
+        data = Images("webdataset", place, train_split=".", local_cache=str(cache))
+        caption(replace(arguments(out, root, captioner), data=data), Recorder())
+        assert written(out) == expected(captioner, root)
+        assert Path(f"{out}.skipped.tsv").read_text().startswith("dog/2.png\tcannot read image dog/2.png in ")
+    assert len(list(cache.rglob("*.tar"))) == 4
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, root: Path, captioner: str, no_ray: None) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command_here import one_line
+from tests.data.sources.test_webdataset import jpeg, write
 from tests.embedding_here import CAPTIONS, SHARD, Recorder, arguments, contents, interrupted, spoil, table, unfinished
 from tests.embedding_here import cluster as cluster
 from tests.embedding_here import encoder as encoder
@@ -18,6 +19,9 @@ from tests.embedding_here import no_ray as no_ray
 from tests.embedding_here import one_thread as one_thread
 from tests.embedding_here import small_shards as small_shards
 from tt_ray import embed_captions
+from tt_ray.config import DataConfig
+from tt_ray.data.sources.registry import open_source
+from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.embed_captions import Arguments, embed
 from tt_ray.embeddings.store import open_store
 from tt_ray.terminal.command import run_command
@@ -36,6 +40,16 @@ def test_each_image_gets_the_embedding_of_its_caption(tmp_path: Path, encoder: s
     assert (about["id"], about["pooling"], about["max_tokens"], about["precision"]) == (encoder, "cls", 8, "float32")
     assert display.embedded[-1] == (60, 60), "each distinct caption once"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.parquet", "store"]
+
+
+def test_the_index_of_shards_is_a_caption_table(tmp_path: Path, encoder: str, no_ray: None) -> None:
+    files = {"a.jpg": jpeg(0), "a.cls": "0", "a.txt": "a dog", "b.jpg": jpeg(1), "b.cls": "1", "b.txt": "a cat"}
+    write(tmp_path / "train.tar", {**files, "c.jpg": jpeg(2), "c.cls": "1"})
+    source = open_source(DataConfig("webdataset", str(tmp_path)), "train", True)
+    display = Recorder()
+    embed(Arguments(tmp_path / INDEX, tmp_path / "store", encoder), display)
+    assert open_store(tmp_path / "store").ids.to_pylist() == source.ids.to_pylist()[:2]
+    assert "no caption for c" in display.said[0]
 
 
 @pytest.mark.parametrize(("average", "words"), [(False, ["a dog"]), (True, ["a dog", "red cat"])])

@@ -83,6 +83,8 @@ COVERED_BY = {
     "tt_ray/tune/results": "tune/test_search_direction",
     "tt_ray/tune/runner": "tune/test_tune_command",
     "tt_ray/tune/search": "tune/test_tune_command",
+    "tt_ray/data/shard_folder": "data/sources/test_shard_files",
+    "tt_ray/data/sources/tar_scan": "data/sources/test_webdataset",
 }
 MODULES = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix()

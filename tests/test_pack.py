@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 
 from tests.data.sources.test_webdataset import jpeg, write
-from tests.test_train_command import wait_until
+from tests.test_train_command import ONE_CPU, run, wait_until
 from tests.toy import run_toy, stop_ray, toy_config, weights
 from tt_ray.config import DataConfig
 from tt_ray.data.sources.registry import open_splits
 from tt_ray.data.sources.tar_index import INDEX
+from tt_ray.embeddings.build import write_store
 from tt_ray.io.files import sha256
 from tt_ray.pack import _about_captions, main
 from tt_ray.terminal.errors import UserError
@@ -84,6 +85,21 @@ def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, t
     assert ends[0].keys() == ends[1].keys() and all((ends[0][name] == ends[1][name]).all() for name in ends[0])
 
 
+def test_the_command_trains_from_shards_and_embeddings_behind_uris(packed: Path, tmp_path: Path) -> None:
+    config = DataConfig(source="webdataset", root=str(packed))
+    ids = open_splits(config, True)[0].ids
+    rows = np.random.default_rng(0).normal(1, 1, (len(ids), 8)).astype(np.float32)
+    write_store(tmp_path / "store", ids, [rows], 8, "float32", {"id": "random", "revision": "0"})
+    words = ["shapes_textteacher", "--data.source", "webdataset", "--data.root", f"file://{packed}"]
+    words += ["--text.embeddings", f"file://{tmp_path / 'store'}", "--data.local_cache", str(tmp_path / "cache")]
+    words += ["--train.epochs", "1", "--train.batch_size", "4", "--run.storage", str(tmp_path / "runs"), *ONE_CPU]
+    words += ["--model.kwargs", "depth", "1", "embed_dim", "24", "num_heads", "2", "--data.label_noise", "0"]
+    first = run(words)
+    assert first.code == 0, first.err
+    copies = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".tar", ".npy")]
+    assert len(copies) == 7 + 2 and "on 9 validation images" in first.out
+
+
 def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
@@ -105,7 +121,6 @@ def test_shards_without_captions_say_where_captions_go(captions: pa.Array | None
     ("arguments", "words"),
     [
         ([], "pass --out"),
-        (["--index-only", "--out", "OUT"], "leave out --out"),
         (["--index-only", "--data.root", "none"], r"no folder of \.tar files"),
         (["--out", "OUT", "--shard_size", "0"], "--shard_size is 0"),
         (["--out", "OUT", "--quality", "0"], "quality is 0, but must be between 1 and 100"),

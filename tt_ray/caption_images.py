@@ -43,9 +43,10 @@ class Images:
     """Where the images are; the fields are those of the same names in a training's configuration."""
 
     source: str = "imagefolder"
-    """imagefolder (split folders), datasets (Parquet, Arrow or hub data sets), torchvision, or MODULE:NAME."""
+    """imagefolder (split folders), datasets (Parquet, Arrow or hub data sets), torchvision, webdataset (tar shards), or
+    MODULE:NAME."""
     root: str = ""
-    """Folder, file or hub id of the images."""
+    """Folder, file, hub id or URI of the images, or a pattern of shards."""
     name: str = ""
     """torchvision: the data set's class name, such as CIFAR10; datasets: the configuration, if it has several."""
     train_split: str = "train"
@@ -56,6 +57,10 @@ class Images:
     """Column (or metadata.jsonl key) of the label; only --template needs labels."""
     id_column: str = ""
     """datasets: column of the image id; empty takes the row number."""
+    index: str = ""
+    """webdataset: file, folder or URI of the index; empty takes index.parquet next to the shards."""
+    local_cache: str = ""
+    """Folder of copies of what lies in object storage; empty takes tt-ray/data in the user's cache (~/.cache)."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def caption(given: Arguments, display: Display) -> str:
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}, but must be at least 1")
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
-    ids, read, left_out = open_unlabelled(config, "train")
+    ids, read, left_out, *_ = open_unlabelled(config, "train")
     display.notes(left_out)
     items = [range(start, min(start + _SHARD, len(ids))) for start in range(0, len(ids), _SHARD)]
     work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}

@@ -1,9 +1,8 @@
 """Any data source -> WebDataset shards, over Ray Data: `python -m tt_ray.pack --data.root ROOT --out OUT`."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -12,14 +11,18 @@ import tyro
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
 from tt_ray.config import DataConfig
 from tt_ray.config.checks import check_ranges
+from tt_ray.data.shard_folder import ShardFolder
 from tt_ray.data.shard_writer import ImageOptions, write_shard
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
-from tt_ray.data.sources.registry import open_source, open_splits
-from tt_ray.data.sources.tar_index import INDEX, index_table, write_index
-from tt_ray.data.sources.webdataset import find_shards, make_index
-from tt_ray.io.one_writer import beside, one_writer
-from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards
+from tt_ray.data.sources.registry import open_source, open_splits, without_labels
+from tt_ray.data.sources.shard_files import find_shards
+from tt_ray.data.sources.tar_index import FIELDS, INDEX, ShardFile, index_table
+from tt_ray.data.sources.webdataset import make_index
+from tt_ray.io.files import sha256
+from tt_ray.io.local_copy import Show
+from tt_ray.io.one_writer import one_writer
+from tt_ray.io.resumable import Shards, digest_of, open_shards
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
@@ -32,7 +35,7 @@ class Images:
     source: str = "imagefolder"
     """imagefolder (split folders), datasets (Parquet, Arrow, hub), torchvision, webdataset, or MODULE:NAME."""
     root: str = ""
-    """Folder, file or hub id of the images; with --index-only the folder of the shards."""
+    """Folder, file, hub id or URI of the images; with --index-only folder, URI or pattern of the shards."""
     name: str = ""
     """torchvision: the data set's class name, such as CIFAR10; datasets: the configuration, if it has several."""
     train_split: str = "train"
@@ -48,89 +51,104 @@ class Images:
     stay there, for --text.captions of the training."""
     id_column: str = ""
     """datasets: column of the image id; empty takes the row number."""
+    index: str = ""
+    """webdataset: file, folder or URI of the index; empty takes index.parquet next to the shards."""
+    local_cache: str = ""
+    """Folder of copies of what lies in object storage; empty takes tt-ray/data in the user's cache (~/.cache)."""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Any data source -> WebDataset shards with an index. Killed, the same command continues where it stopped."""
 
-    out: Path | None = None
-    """New folder of shards; <out>.unfinished next to it keeps what is done until all is."""
+    out: str = ""
+    """New folder of shards, or its URI (s3://, gs://). <out>.unfinished keeps what is done until all is; for a URI it
+    lies in data.local_cache. With --index-only: folder or URI to write the index to, instead of next to the shards."""
     data: Images = field(default_factory=Images)
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
     shard_size: int = 1000
     """Images of a shard."""
+    unlabelled: bool = False
+    """Pack the images without labels, whether they have any or not: for captioning and embedding."""
     index_only: bool = False
-    """Write nothing but the index of shards that exist, next to them."""
+    """Write nothing but the index of shards that exist, in a folder or behind a URI."""
     pool: Annotated[PoolOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: PoolOptions(device="cpu"))
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one shard."""
+    """Images of one shard: rows of a split."""
 
-    split: int
-    """0 for training, 1 for validation."""
-    number: int
-    """Of the shard in its split."""
-    start: int
-    stop: int
+    source: Source
+    shard: str
+    rows: range
 
 
 class Packer:
     """Writes shards; opens the source once in each actor. Returns the rows of the index as JSON."""
 
-    def __init__(self, config: DataConfig, out: Path, options: ImageOptions, pool: Pool) -> None:
-        self._splits, self._names, self._out, self._options = open_all(config), names(config), out, options
-        self.about: dict[str, Any] = asdict(options)
+    def __init__(self, given: Arguments, pool: Pool) -> None:
+        self._out, self._options = ShardFolder.open(given.out, given.data.local_cache), given.images
+        # By the first image of each.
+        self._parts = {items[0]: part for items, part in parts(open_all(given), given)}
+        self.about: dict[str, Any] = asdict(given.images)
 
-    def __call__(self, items: list[list[int]]) -> bytes:
-        """`items` is one `Part`, as a list."""
-        part = Part(*items[0])
-        path = self._out / f"{self._names[part.split]}-{part.number:05d}.tar"
-        with disk_problems(path):
-            found = write_shard(path, self._splits[part.split], range(part.start, part.stop), self._options)
-        return json.dumps(found).encode()
+    def __call__(self, items: list[int]) -> bytes:
+        """`items` are the images of a shard, counted over all splits."""
+        part = self._parts[items[0]]
+        with self._out.writing(part.shard) as path:
+            rows = write_shard(path, part.shard, part.source, part.rows, self._options)
+            about = ShardFile(path.stat().st_size, sha256(path))
+        return json.dumps([part.shard, about, rows]).encode()
 
 
-def names(config: DataConfig) -> list[str]:
+def names(given: Arguments) -> list[str]:
     """The splits that are packed."""
-    return [config.train_split, *([config.val_split] if config.val_split else [])]
+    return [given.data.train_split, *([given.data.val_split] if given.data.val_split else [])]
 
 
-def open_all(config: DataConfig) -> list[Source]:
+def open_all(given: Arguments) -> list[Source]:
     """The splits that are packed, with common classes and with their captions where there are any."""
+    config = DataConfig(**asdict(given.data))
+    if given.unlabelled:
+        return [without_labels(config, split) for split in ("train", "val")[: len(names(given))]]
     return list(open_splits(config, False)) if config.val_split else [open_source(config, "train", False)]
 
 
-def pack(given: Arguments, display: Display) -> str:
+def parts(splits: list[Source], given: Arguments) -> list[tuple[range, Part]]:
+    """The images of each shard, counted over all splits, and what the shard is."""
+    found: list[tuple[range, Part]] = []
+    before = 0
+    for source, name in zip(splits, names(given), strict=True):
+        name = "images" if name == "." else name  # shards of a folder without splits
+        for number, start in enumerate(range(0, len(source), given.shard_size)):
+            rows = range(start, min(start + given.shard_size, len(source)))
+            items = range(before + rows.start, before + rows.stop)
+            found.append((items, Part(source, f"{name}-{number:05d}.tar", rows)))
+        before += len(source)
+    return found
+
+
+def pack(given: Arguments, out: ShardFolder, display: Display) -> str:
     """Writes shards and index and returns a sentence for the user.
 
     Raises:
         UserError: An argument cannot be used, or the source cannot be read.
     """
-    assert given.out is not None
-    out, config = given.out.expanduser().absolute(), DataConfig(**asdict(given.data))
-    splits = open_all(config)
+    splits = open_all(given)
     for source in splits:
         display.notes(source.left_out)
-    parts = [
-        Part(split, number, start, min(start + given.shard_size, len(source)))
-        for split, source in enumerate(splits)
-        for number, start in enumerate(range(0, len(source), given.shard_size))
-    ]
-    work = {"images": [digest_of(source.ids) for source in splits], "splits": names(config), "decoding": DECODING}
-    work |= {"images per shard": given.shard_size}
-    if (out / INDEX).exists():
-        raise UserError(f"{out} holds packed images already: delete it or choose another --out")
-    with open_shards(out.with_name(f"{out.name}.unfinished"), work, len(parts)) as shards:
+    items = [items for items, _ in parts(splits, given)]
+    work = {"images": [digest_of(source.ids) for source in splits], "splits": names(given), "decoding": DECODING}
+    work |= {"images per shard": given.shard_size, "labels": not given.unlabelled}
+    if INDEX in out.sizes():
+        raise UserError(f"{out.place} holds packed images already: delete it or choose another --out")
+    with open_shards(out.unfinished, work, len(items)) as shards:
         if shards.done:
             shards.check(asdict(given.images))
             display.say(f"continuing {shards.folder}: {shards.done} of {shards.count} shards are done")
-        make = partial(Packer, config, out, given.images)
-        items = [[[part.split, part.number, part.start, part.stop]] for part in parts]
-        do_missing(shards, items, make, given.pool, display, "shards packed")
-        sentence = _finish(shards, out, splits[0].classes)
+        do_missing(shards, items, partial(Packer, given), given.pool, display, "images packed")
+        sentence = _finish(shards, out, () if given.unlabelled else splits[0].classes)
         shards.remove()
     return sentence + _about_captions(splits[0].captions)
 
@@ -142,30 +160,40 @@ def _about_captions(captions: pa.Array | pa.ChunkedArray | None) -> str:
     return "; without captions: where a table has them, pass it to the training, --text.captions TABLE"
 
 
-def _finish(shards: Shards, out: Path, classes: tuple[str, ...]) -> str:
-    rows = [row for shard in range(shards.count) for row in json.loads(shards.read(shard))]
-    for name, end in {row["shard"]: row["offset"] + row["length"] for row in rows}.items():
-        if not (out / name).is_file() or (out / name).stat().st_size < end:
+def _finish(shards: Shards, out: ShardFolder, classes: tuple[str, ...]) -> str:
+    """Writes the index of finished shards; returns a sentence on it."""
+    tables: list[pa.Table] = []
+    about: dict[str, ShardFile] = {}
+    for number in range(shards.count):
+        name, file, rows = json.loads(shards.read(number))
+        about[name] = ShardFile(*file)
+        tables.append(pa.Table.from_pylist(rows, schema=FIELDS))
+    there = out.sizes()
+    for name, file in about.items():
+        if there.get(name) != file.bytes:
             raise UserError(
-                f"{out / name} was written and is gone or cut: delete {shards.folder} and {out}, and pack again"
+                f"{out.place}/{name} was written and is gone or cut: delete {shards.folder} and {out.place}, and pack "
+                "again"
             )
-    with disk_problems(out / INDEX):
-        write_index(index_table(rows, classes), out)
-    bad = [row for row in rows if row["bad"]]
-    first = f"the first: {bad[0]['image_id']} ({bad[0]['bad']})" if bad else ""
-    noted = f"; {len(bad)} cannot be read and are marked in the index, {first}" if bad else ""
-    gib = sum(row["length"] for row in rows) / 2**30
-    return f"{len(rows) - len(bad)} images, {gib:.2f} GiB, in {shards.count} shards in {out}{noted}"
+    table = index_table(pa.concat_tables(tables), about, classes)
+    out.write_index(table)
+    bad = table.filter(table["bad"].is_valid())
+    first = f"the first: {bad['image_id'][0]} ({bad['bad'][0]})" if len(bad) else ""
+    noted = f"; {len(bad)} cannot be read and are marked in the index, {first}" if len(bad) else ""
+    gib = sum(file.bytes for file in about.values()) / 2**30
+    return f"{len(table) - len(bad)} images, {gib:.2f} GiB, in {shards.count} shards in {out.place}{noted}"
 
 
-def index(given: Arguments) -> str:
+def index(given: Arguments, show: Show) -> str:
     """Writes the index of shards that exist, and returns a sentence for the user."""
-    config = DataConfig(**asdict(given.data))
-    folder, shards = find_shards(config)
-    table = make_index(folder, shards, config)
+    data = replace(given.data, index=given.out or given.data.index)
+    config = DataConfig(**asdict(data))
+    shards = find_shards(config)
+    table = make_index(shards, config, show)
+    shards.write_index(table)
     bad = table.num_rows - table["bad"].null_count
-    found = f"{table.num_rows} images in {len(shards)} shards, {bad} cannot be read"
-    return f"{folder / INDEX}: {found}{_about_captions(table['caption'])}"
+    found = f"{table.num_rows} images in {len(shards.sizes)} shards, {bad} cannot be read"
+    return f"{shards.index}: {found}{_about_captions(table['caption'])}"
 
 
 def main(arguments: list[str]) -> None:
@@ -177,14 +205,17 @@ def main(arguments: list[str]) -> None:
     if given.shard_size < 1:
         raise UserError(f"--shard_size is {given.shard_size}, but must be at least 1")
     if given.index_only:
-        if given.out is not None:
-            raise UserError("--index-only writes the index next to the shards: leave out --out")
-        print(index(given))
+        with Display() as display:
+            sentence = index(given, display.show)
+        print(sentence)
         return
-    if given.out is None:
+    if not given.out:
         raise UserError("pass --out, the folder to write shards to, or --index-only")
-    with Display() as display, one_writer(beside(given.out), f"shards {given.out}", say=display.say):
-        print(pack(given, display))
+    out = ShardFolder.open(given.out, given.data.local_cache)
+    storage = given.out if out.remote is not None else ""
+    with Display() as display, one_writer(out.claims, f"shards {out.place}", storage=storage, say=display.say):
+        sentence = pack(given, out, display)
+    print(sentence)
 
 
 if __name__ == "__main__":

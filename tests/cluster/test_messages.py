@@ -59,6 +59,30 @@ def test_progress_is_shown_once_and_a_restart_is_said(ray_here: None) -> None:
     assert lines.said == ["workers were started again: 2 of them"]
 
 
+class Held:
+    """Messages without Ray."""
+
+    def __init__(self, **messages: Any) -> None:
+        self.held, self.asked = messages, threading.Event()
+
+    def get(self, name: str) -> Any:
+        if name == "progress":
+            self.asked.set()
+        return self.held.get(name)
+
+
+def test_what_a_worker_does_before_the_first_step_is_shown() -> None:
+    shown: list[Any] = []
+    lines, messages = Lines(), Held(preparing=["MB pulled", 3, 8])
+    lines.show = lambda *news: shown.append(news)  # type: ignore[attr-defined]
+    thread = ProgressThread(messages, lines, 0.001)  # type: ignore[arg-type]
+    with thread:
+        for _ in range(3):
+            messages.asked.clear()
+            assert messages.asked.wait(10)
+    assert shown == [("MB pulled", 3, 8)], "each piece of news once"
+
+
 # Pauses before a resize
 
 

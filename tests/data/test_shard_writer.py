@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -13,7 +14,9 @@ from tt_ray.config import DataConfig
 from tt_ray.data.shard_writer import ImageOptions, write_shard
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.registry import open_source
-from tt_ray.data.sources.tar_index import index_table, scan, write_index
+from tt_ray.data.sources.tar_index import FIELDS, INDEX, ShardFile, index_table, write_index
+from tt_ray.data.sources.tar_scan import scan
+from tt_ray.io.files import sha256
 
 SIZES = ((30, 20), (8, 90), (16, 16))
 
@@ -32,11 +35,12 @@ def source(tmp_path: Path) -> Source:
 
 
 def packed(source: Source, path: Path, **options: Any) -> list[dict[str, Any]]:
-    return write_shard(path, source, range(len(source)), ImageOptions(**options))
+    return write_shard(path, path.name, source, range(len(source)), ImageOptions(**options))
 
 
 def read_back(rows: list[dict[str, Any]], folder: Path) -> Source:
-    write_index(index_table(rows), folder)
+    shards = {path.name: ShardFile(path.stat().st_size, sha256(path)) for path in folder.glob("*.tar")}
+    write_index(index_table(pa.Table.from_pylist(rows, schema=FIELDS), shards), folder / INDEX)
     return open_source(DataConfig(source="webdataset", root=str(folder), on_bad_image="skip"), "train", False)
 
 
@@ -70,7 +74,9 @@ def test_an_index_made_anew_from_the_shard_is_the_same(source: Source, tmp_path:
     """But for images that have no bytes, of which nothing is in the shard."""
     path = tmp_path / "train-00000.tar"
     rows = [row for row in packed(source, path, keep=True) if not row["bad"]]
-    assert scan(path, path.name, "label", "caption") == rows
+    with path.open("rb") as stream:
+        table, file = scan(stream, str(path), path.name, "label", "caption")
+    assert table.to_pylist() == rows and file == (path.stat().st_size, sha256(path))
 
 
 def test_the_same_images_make_the_same_bytes(source: Source, tmp_path: Path) -> None:

@@ -70,6 +70,10 @@ class RayContext:
         """Sends where the run stands to the command."""
         self._messages.send("progress", asdict(standing))
 
+    def preparing(self, what: str, done: int, of: int) -> None:
+        """Sends to the command what this worker does before the first step, and how far it is."""
+        self._messages.send("preparing", [what, done, of])
+
     def measured(self, row: Mapping[str, float]) -> None:
         """Hands the row to Ray's metrics."""
         self._metrics.show(row)

@@ -203,8 +203,10 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         messages.put("started", {"times": times, "workers": context.world})
     take_environment(messages.get("tracker") or {})
     try:
+        # Before the workers form a group: pulling shards may take one node longer than the group waits for it.
+        show = context.preparing if context.rank == 0 else None
+        data = open_data(config, store and Path(store), show)
         with process_group():
-            data = open_data(config, store and Path(store))
             data = replace(data, notes=(*data.notes, *arguments["notes"]))
             check_model(config, len(data.train.classes))
             with disk_problems(config.run_dir):

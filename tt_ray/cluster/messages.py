@@ -66,13 +66,16 @@ class ProgressThread:
         self._thread.join()
 
     def _watch(self) -> None:
-        last, starts = None, None
+        last, starts, prepared = None, None, None
         while not self._stop.wait(self._interval_s):
             started, standing = self._messages.get("started"), self._messages.get("progress")
             if started is not None and started != starts:
                 starts = started
                 if started["times"] > 1:
                     self._display.say(f"workers were started again: {started['workers']} of them")
+            if standing is None and (preparing := self._messages.get("preparing")) not in (None, prepared):
+                prepared = preparing
+                self._display.show(*preparing)
             if standing is not None and standing != last:
                 last = standing
                 self._display.training(Standing(**standing))

@@ -47,7 +47,10 @@ class DataConfig:
     """Where images come from: shapes (built in), imagefolder (split folders), datasets (Parquet, Arrow, hub),
     torchvision, webdataset (tar shards), or MODULE:NAME of a DataSource of your own."""
     root: str = ""
-    """Folder, file, URI of Parquet or hub id of the data; for torchvision the folder that holds or receives the set."""
+    """Folder, file, URI of Parquet or hub id of the data; torchvision: the folder that holds or receives the set;
+    webdataset: folder, URI or pattern of shards, such as s3://bucket/train-{000000..001023}.tar."""
+    index: str = ""
+    """webdataset: file, folder or URI of the index; empty takes index.parquet next to the shards."""
     name: str = ""
     """torchvision: the data set's class name, such as CIFAR10; datasets: the configuration, if it has several."""
     train_split: str = "train"
@@ -92,6 +95,9 @@ class DataConfig:
     """Share of training images used without label, for text or teacher only; the rest is at least half of a batch."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Unreadable image: stop and name it, or leave it out and count it."""
+    local_cache: str = ""
+    """Folder of copies of shards and embeddings that lie in object storage, on a disk of each node; empty takes
+    tt-ray/data in the user's cache (~/.cache)."""
     cache_gb: Annotated[float, Range(0)] = 1.0
     """Decoded images of a split stay in memory if they fit in this many GiB (augment none, crop, crop_flip)."""
     num_loaders: Annotated[int, Range(0)] = 0

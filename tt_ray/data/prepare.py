@@ -10,11 +10,12 @@ import pyarrow as pa
 from tt_ray.config import Config
 from tt_ray.data.label_noise import replace_labels, stratified
 from tt_ray.data.sources.base import NOBODY, Source
-from tt_ray.data.sources.registry import drop_unreadable, open_splits
+from tt_ray.data.sources.registry import drop_unreadable, find_source, open_splits
 from tt_ray.data.text_targets import TextTargets, build_targets
 from tt_ray.embeddings.build import Show
 from tt_ray.embeddings.ensure import ensure_store, fetch_store
 from tt_ray.embeddings.store import EmbeddingStore, open_store
+from tt_ray.io.local_copy import pull_together
 from tt_ray.terminal.errors import UserError, some
 
 _CHECK_ROWS = 1024
@@ -31,11 +32,15 @@ class Data:
     """Sentences for the summary: what was left out, replaced or missing."""
 
 
-def open_data(config: Config, store_path: Path | None) -> Data:
-    """Opens the splits and joins them with the store; raises UserError on anything that is wrong with them."""
+def open_data(config: Config, store_path: Path | None, show: Show | None = None) -> Data:
+    """Opens the splits and joins them with the store; raises UserError on anything that is wrong with them.
+
+    What lies in object storage is on this machine when it returns; `show` is called meanwhile.
+    """
     train, val, notes = open_images(config)
-    if store_path is not None and not config.text.embeddings:
-        fetch_store(config.run.storage, store_path)
+    pull_together([train.copy, val.copy], show)
+    if store_path is not None:
+        store_path = fetch_store(config, store_path, show)
     return join(config, train, val, None if store_path is None else open_store(store_path), notes)
 
 
@@ -49,7 +54,7 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
         count, of = round(data.subset * len(train)), len(train)
         train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
         notes.append(f"{count} of {of} training images were kept (data.subset)")
-    if data.on_bad_image == "skip":
+    if data.on_bad_image == "skip" and not find_source(data.source).knows_unreadable:
         train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
     return train, val, notes + left_out(config, train, val)
 
@@ -71,7 +76,7 @@ def check_images(config: Config, train: Source, val: Source, show: Show | None =
     Larger splits would take minutes: their unreadable images stop the run when it reaches them.
     """
     data = config.data
-    if data.source == "shapes" or data.on_bad_image == "skip":
+    if data.source == "shapes" or data.on_bad_image == "skip" or find_source(data.source).knows_unreadable:
         return
     for split in (train, val):
         if len(split) * data.image_size**2 * 3 > data.cache_gb * 2**30:

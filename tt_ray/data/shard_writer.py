@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from PIL import Image
 
 from tt_ray.config.sections import Range
-from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.base import NOBODY, Source
 from tt_ray.data.sources.decoding import UnreadableImage
 from tt_ray.io.files import new_file
 from tt_ray.terminal.errors import UserError
@@ -32,11 +32,14 @@ class ImageOptions:
     """Keep the original bytes instead; images that have none, as those of torchvision's arrays, become PNG."""
 
 
-def write_shard(path: Path, source: Source, rows: Iterable[int], options: ImageOptions) -> list[dict[str, Any]]:
-    """Writes a shard, whole or not at all: for each image its bytes, `.cls`, `.txt` where there is a caption, `.json`.
+def write_shard(
+    path: Path, name: str, source: Source, rows: Iterable[int], options: ImageOptions
+) -> list[dict[str, Any]]:
+    """Writes a shard, whole or not at all: for each image its bytes, `.json`, and `.cls` and `.txt` where it has any.
 
     Args:
         path: The tar.
+        name: What the index calls it.
         source: The images' split.
         rows: The images, by row of the split.
         options: Their size and encoding.
@@ -50,10 +53,11 @@ def write_shard(path: Path, source: Source, rows: Iterable[int], options: ImageO
     found: list[dict[str, Any]] = []
     with new_file(path) as partial, partial.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
         for row in rows:
-            label = source.classes[source.labels[row]]
+            number = int(source.labels[row])
+            label = source.classes[number] if number != NOBODY else None
             caption = None if source.captions is None else source.captions[row].as_py()
             about = {"image_id": source.ids[row].as_py(), "label": label, "caption": caption}
-            entry = {**about, "shard": path.name, "offset": 0, "length": 0, "width": 0, "height": 0, "bad": None}
+            entry = {**about, "shard": name, "offset": 0, "length": 0, "width": 0, "height": 0, "bad": None}
             found.append(entry)
             try:
                 end, content, (entry["width"], entry["height"]) = encode(source, row, options)
@@ -65,7 +69,8 @@ def write_shard(path: Path, source: Source, rows: Iterable[int], options: ImageO
             # Data end with the last block that was written.
             entry["offset"] = file.tell() - -(-len(content) // _BLOCK) * _BLOCK
             entry["length"] = len(content)
-            _add(tar, f"{key}.cls", str(source.labels[row]).encode())
+            if label is not None:
+                _add(tar, f"{key}.cls", str(number).encode())
             if caption is not None:
                 _add(tar, f"{key}.txt", caption.encode())
             _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())

@@ -1,6 +1,7 @@
 """The embedding store of a run: the one that it names, or one that is made of its captions, once for all runs."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import pyarrow as pa
 
 from tt_ray.config import Config
 from tt_ray.embeddings.build import Show, embed_captions
-from tt_ray.embeddings.store import MANIFEST, open_store
+from tt_ray.embeddings.store import FILES, MANIFEST, open_store
+from tt_ray.io.files import new_file
+from tt_ray.io.local_copy import LocalCopy, Piece, cache_folder
+from tt_ray.io.remote import Remote, unreadable
+from tt_ray.io.resumable import disk_problems
 from tt_ray.io.storage import Storage, is_uri
 from tt_ray.terminal.errors import UserError, reason
 from tt_ray.text.caption_table import read_captions
@@ -46,7 +51,7 @@ def ensure_store(
     if not config.reads_text:
         return None
     if config.text.embeddings:
-        path = Path(config.text.embeddings).expanduser().absolute()
+        path = fetch_store(config, Path(config.text.embeddings).expanduser().absolute(), show)
         open_store(path, verify=True)
         return path
     ids, captions = _captions(config, ids, captions, say)
@@ -54,7 +59,7 @@ def ensure_store(
     encoder_name = config.text.encoder.rstrip("/").rsplit("/", 1)[-1]
     digest = _digest(config.text.encoder + local_revision(config.text.encoder), ids, captions)
     path = storage.root / "embeddings" / f"{encoder_name}-{digest}"
-    if fetch_store(config.run.storage, path):
+    if (fetch_store(config, path) / MANIFEST).exists():
         open_store(path, verify=True)
         return path
     if before is not None:
@@ -69,11 +74,44 @@ def ensure_store(
     return path
 
 
-def fetch_store(storage: str, path: Path) -> bool:
-    """Fetches the store from `storage` if it is not on this machine; returns whether it is now."""
-    if is_uri(storage):
-        Storage.open(storage).fetch(path)
-    return (path / MANIFEST).exists()
+def fetch_store(config: Config, path: Path, show: Show | None = None) -> Path:
+    """The folder of a run's store on this machine, fetched from object storage if it lies there and there is one.
+
+    Args:
+        config: The run.
+        path: The folder on the machine that has found or made the store.
+        show: Called while it is fetched.
+
+    Raises:
+        UserError: text.embeddings is a URI of something else, or cannot be read.
+    """
+    if is_uri(config.text.embeddings):
+        return pull_store(config.text.embeddings, config.data.local_cache, show)
+    if not config.text.embeddings and is_uri(config.run.storage):
+        Storage.open(config.run.storage).fetch(path)
+    return path
+
+
+def pull_store(uri: str, cache: str, show: Show | None = None) -> Path:
+    """Pulls a store in object storage to this machine, once for all its processes, and returns its folder."""
+    remote = Remote.open(uri, "text.embeddings")
+    try:
+        content = remote.read(MANIFEST)
+        files = json.loads(content)["files"]
+        pieces = {name: Piece(name, files[name]["bytes"], files[name]["sha256"]) for name in FILES}
+    except FileNotFoundError:
+        raise UserError(f"text.embeddings {uri} is no embedding store: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise unreadable("text.embeddings", remote.uri, error) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"text.embeddings {uri}: its {MANIFEST} cannot be read: write the store again") from None
+    # A store of other content gets another folder: a run keeps the one that it began with.
+    folder = cache_folder(cache, remote.uri) / hashlib.blake2b(content, digest_size=6).hexdigest()
+    LocalCopy(remote, folder, pieces, "text.embeddings").pull(show)
+    if not (folder / MANIFEST).exists():
+        with disk_problems(folder), new_file(folder / MANIFEST) as partial:
+            partial.write_bytes(content)
+    return folder
 
 
 def _captions(

@@ -46,7 +46,7 @@ class Storage:
         root = local_root(storage)
         if not is_uri(storage):
             return cls(root)
-        remote, base = _file_system(storage, "run.storage")
+        remote, base = file_system(storage, "run.storage")
         if not base.strip("/"):
             raise UserError(f"run.storage {storage} names no folder: add one, such as s3://bucket/runs")
         _own(root.parent)
@@ -139,7 +139,7 @@ def fetch_data(uri: str) -> Path:
 
     Raises UserError when there is nothing, or it cannot be read.
     """
-    remote, base = _file_system(uri, "data.root")
+    remote, base = file_system(uri, "data.root")
     storage = Storage(local_root(uri), remote, base)
     _own(storage.root.parent)
     try:
@@ -162,7 +162,8 @@ def fetch_data(uri: str) -> Path:
     return target
 
 
-def _file_system(uri: str, field: str) -> tuple[fs.FileSystem, str]:
+def file_system(uri: str, field: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI and the path in it; raises UserError, starting with `field`, when there is none."""
     try:
         return fs.FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:

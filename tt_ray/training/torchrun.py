@@ -46,7 +46,7 @@ def train_under_torchrun(config: Config) -> dict[str, Any] | None:
         ask = partial(setattr, context, "request", "stop")
         try:
             with disk_problems(config.run_dir), stop_on_signals(ask, signal.SIGTERM):
-                data = open_data(config, store)
+                data = open_data(config, store, display.show if context.rank == 0 else None)
                 result = train(config, replace(data, notes=(*data.notes, *changes)), context)
         except Interrupted as stop:
             raise stopped(stop.step, signal.SIGTERM) from None

@@ -214,10 +214,13 @@ class _Trial:
 
     def _store(self, config: Config, train: Source | None = None) -> Path | None:
         from tt_ray.data.prepare import find_store, open_images
+        from tt_ray.embeddings.ensure import fetch_store
 
         if not config.teaches:
             return None
-        return Path(self.plan.store) if self.plan.store else find_store(config, train or open_images(config)[0])
+        if self.plan.store:
+            return fetch_store(config, Path(self.plan.store))
+        return find_store(config, train or open_images(config)[0])
 
     def _data(self, config: Config) -> Any:
         from tt_ray.data.prepare import join

@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from tt_ray.config import DataConfig
+from tt_ray.io.local_copy import LocalCopy
 
 Pixels = npt.NDArray[np.uint8]
 # The label of an image that has none, or does not count.
@@ -41,6 +42,8 @@ class Source:
     """Sentences on what was found with the images, but is not used."""
     tasks: dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]] | None = None
     """Further labels of the same images, by name: class numbers and class names."""
+    copy: LocalCopy | None = None
+    """What pulls the images to this machine, where they lie in object storage: reading the first one does so too."""
     groups: pa.StringArray | None = None
     """The value of data.group_column for each image; None where that is empty."""
 
@@ -79,6 +82,10 @@ class Unlabelled(NamedTuple):
     """Reads the image of a row as `Source.read` does."""
     left_out: tuple[str, ...] = ()
     """Sentences on files that lie with the images and are not read."""
+    encoded: Callable[[int], bytes | None] = lambda row: None
+    """As `Source.encoded`."""
+    captions: pa.StringArray | None = None
+    """As `Source.captions`; None also where the source does not look for them without labels."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class DataSource:
     """The source lists its classes, so that one may have no training image."""
     takes_uris: bool = False
     """data.root may be a URI, such as s3://bucket/folder."""
+    knows_unreadable: bool = False
+    """The source says which images cannot be read without reading them again."""
 
 
 def split_name(config: DataConfig, split: Split) -> str:

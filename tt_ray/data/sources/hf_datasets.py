@@ -217,7 +217,9 @@ def _image_table(table: datasets.Dataset, column: str, where: str) -> datasets.D
 
 def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
     images = table_images(config, split_name(config, split))
-    return Unlabelled(images.ids, images.read)
+    table, where = _open(config, split_name(config, split), ())
+    captions = _captions(table.rows, config.caption_column, where)
+    return Unlabelled(images.ids, images.read, encoded=images.encoded, captions=captions)
 
 
 SOURCE = DataSource(

@@ -173,7 +173,7 @@ def caption_array(captions: list[str | None]) -> pa.StringArray:
 
 def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
     images = folder_images(config, split_name(config, split))
-    return Unlabelled(images.ids, images.read, images.left_out)
+    return Unlabelled(images.ids, images.read, images.left_out, images.encoded)
 
 
 SOURCE = DataSource(

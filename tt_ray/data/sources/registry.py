@@ -5,11 +5,12 @@ import importlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tt_ray.config import DataConfig
 from tt_ray.config.sources import SOURCES, check_source
-from tt_ray.data.sources.base import DataSource, Source, Split, Unlabelled, split_name
-from tt_ray.data.sources.decoding import in_threads
+from tt_ray.data.sources.base import NOBODY, DataSource, Pixels, Source, Split, Unlabelled, split_name
+from tt_ray.data.sources.decoding import in_threads, square
 from tt_ray.data.sources.labels import common_classes
 from tt_ray.data.sources.splits import hold_out
 from tt_ray.io.storage import is_uri
@@ -60,11 +61,23 @@ def open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
     kind = _find(config)
     if kind.open_unlabelled is None:  # these have labels anyway
         source = open_source(config, split, need_captions=False)
-        return Unlabelled(source.ids, source.read, source.left_out)
+        return Unlabelled(source.ids, source.read, source.left_out, source.encoded, source.captions)
     images = kind.open_unlabelled(config, split)
     if not len(images.ids):
         raise _empty(config, split, images.left_out)
     return images
+
+
+def without_labels(config: DataConfig, split: Split) -> Source:
+    """A split as `open_unlabelled` opens it, none of its images with a label."""
+    images = open_unlabelled(config, split)
+
+    def pixels(rows: npt.NDArray[np.int64], size: int) -> Pixels:
+        return np.stack([square(images.read(int(row)), size) for row in rows])
+
+    labels = np.full(len(images.ids), NOBODY, np.int64)
+    read, encoded, left_out = images.read, images.encoded, images.left_out
+    return Source(images.ids, labels, (), images.captions, read, pixels, encoded, left_out=left_out)
 
 
 def _find(config: DataConfig) -> DataSource:

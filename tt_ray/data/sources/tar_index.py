@@ -1,27 +1,26 @@
 """The index of WebDataset shards: one row for each image, which says where in which tar its bytes lie.
 
-A shard is an ordinary tar. Files whose names agree up to the first dot of their last part are one sample: an image,
-its class in `.cls`, its caption in `.txt`, and fields of both in `.json`. INDEX lies in the folder of the shards, is
-written last, and makes them random access: an image is read by its offset, whatever order the training wants.
+INDEX lies in the folder of the shards, is written last, and makes them random access: an image is read by its offset,
+whatever order the training wants.
 """
 
 import json
-import re
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
-from PIL import Image
 
 from tt_ray.io.files import new_file
 from tt_ray.terminal.errors import UserError, one_line
 
+pc: Any = pyarrow.compute
 INDEX = "index.parquet"
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "heic", "avif", "jxl", "jp2")
-"""Ends of names of images, in small letters."""
 FIELDS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -35,166 +34,167 @@ FIELDS = pa.schema(
         pa.field("bad", pa.string()),
     ]
 )
-"""Columns of an index. `shard` is a path in the folder of the index, empty where the image has no bytes; `offset` and
-`length` are bytes in it, `width` and `height` pixels, 0 where unknown; `bad` says why an image cannot be read."""
+"""Columns of an index. `shard` is a path in the folder of the shards; `offset` and `length` are bytes in it, `width`
+and `height` pixels, 0 where unknown; `label` is null where an image has none, `bad` says why it cannot be read."""
 CLASSES = b"classes"
 """Metadata of an index: names of the classes in their order, as JSON; an empty list where they follow from labels."""
+_SHARDS = b"shards"
 _NUMBERS = b"labels are numbers"
+_ROW_GROUP, _ROWS = 2**16, 2**13
+"""Rows that are written together, and those that are read together: memory that is needed besides the result."""
+_FEW = ["label", "shard", "bad"]
+"""Columns of few different texts."""
+_TEXTS = ("image_id", "caption")
+"""Columns of many."""
 
 
-class Sample(NamedTuple):
-    """The files of one sample in a tar, by the ends of their names."""
+class ShardFile(NamedTuple):
+    """A shard as it was when it was indexed."""
 
-    key: str
-    members: dict[str, tuple[int, int]]
-    """Offset and length of each, in bytes."""
-
-
-def samples(path: Path) -> Iterator[Sample]:
-    """The samples of a shard, in their order.
-
-    Raises:
-        UserError: It is no tar, it ends too early, or it is compressed, so that nothing can be read by its offset.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            found: Sample | None = None
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, end = name.partition(".")
-                key = f"{folder}{slash}{stem}"
-                if found is None or found.key != key:
-                    if found is not None:
-                        yield found
-                    found = Sample(key, {})
-                found.members[end.lower()] = member.offset_data, member.size
-                if member.offset_data + member.size > path.stat().st_size:
-                    raise tarfile.ReadError("unexpected end of data")
-            if found is not None:
-                yield found
-    except tarfile.TarError as error:
-        raise UserError(
-            f"cannot read shard {path}: {one_line(error)}; fetch or write it again (compressed tars must be unpacked)"
-        ) from None
+    bytes: int
+    sha256: str
 
 
-def scan(path: Path, name: str, label_field: str, caption_field: str) -> list[dict[str, Any]]:
-    """Index rows of a shard's images, in one pass over the file.
-
-    Args:
-        path: The shard.
-        name: Its path in the folder of the index.
-        label_field: Field of `.json` with the label; where there is none, `.cls` has it.
-        caption_field: Field of `.json` with the caption, where there is no `.txt`.
-
-    Raises:
-        UserError: The shard cannot be read, or a `.json` or `.cls` in it is damaged.
-    """
-    rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-
-        def read(place: tuple[int, int]) -> bytes:
-            file.seek(place[0])
-            return file.read(place[1])
-
-        for sample in samples(path):
-            image = next((end for end in sample.members if end.rpartition(".")[2] in IMAGES), None)
-            if image is None:
-                continue
-            fields = _json(path, sample.key, read(sample.members["json"])) if "json" in sample.members else {}
-            label = fields.get(label_field)
-            if label is None and "cls" in sample.members:
-                label = read(sample.members["cls"])
-            caption = read(sample.members["txt"]) if "txt" in sample.members else fields.get(caption_field)
-            offset, length = sample.members[image]
-            size, problem = _size(read((offset, length)))
-            name_in_set = str(fields.get("image_id") or sample.key)
-            row = {"image_id": name_in_set, "label": _text(label), "caption": _text(caption) or None, "shard": name}
-            row |= {"offset": offset, "length": length, "width": size[0], "height": size[1], "bad": problem}
-            rows.append(row)
-    return rows
-
-
-def _json(path: Path, key: str, content: bytes) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path}: {key}.json is not JSON ({one_line(error)}): write the shard again") from None
-    return fields if isinstance(fields, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    """A label or a caption as text; of several captions the first."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace").strip()
-    return None if value is None else str(value).strip()
-
-
-def _size(content: bytes) -> tuple[tuple[int, int], str | None]:
-    """Width and height, and why they cannot be told."""
-    from io import BytesIO
-
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return image.size, None
-    except Exception as error:  # decoders raise almost anything on damaged data
-        return (0, 0), one_line(error)
-
-
-def index_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str] = ()) -> pa.Table:
-    """Rows as a table of FIELDS, marked where labels are class numbers.
+def index_table(rows: pa.Table, shards: Mapping[str, ShardFile], classes: Sequence[str] | None = None) -> pa.Table:
+    """Rows of FIELDS as an index, marked where labels are class numbers.
 
     Ids that occur in several shards get the shard's name before them, all of them alike.
 
     Args:
-        rows: As `scan` returns them.
+        rows: Of all shards.
+        shards: Size and checksum of each, by its path.
         classes: Names of the classes in their order; without them it follows from the labels.
 
     Raises:
         UserError: An id occurs twice in one shard.
     """
-    table = pa.Table.from_pylist(list(rows), schema=FIELDS)
+    stem = pc.replace_substring_regex(rows["shard"], r"\.tar$", "")
     # Names of shards differ in their numbers alone within a split; another split may have the same keys.
-    splits = [re.sub(r"\d+$", "", row["shard"].removesuffix(".tar")) for row in rows]
-    if len({*zip(splits, table["image_id"].to_pylist(), strict=True)}) < len(rows):
-        named = [f"{row['shard'].removesuffix('.tar')}/{row['image_id']}" for row in rows]
-        table = table.set_column(0, FIELDS.field("image_id"), pa.array(named, pa.string()))
-        seen: set[str] = set()
-        if twice := [name for name in named if name in seen or seen.add(name)]:
-            raise UserError(
-                f"{len(twice)} images have the key of another one in their shard, such as {twice[0]}: rename them"
-            )
-    labels = [row["label"] for row in rows if row["label"]]
-    numbers = bool(labels) and not classes and all(label.isascii() and label.isdecimal() for label in labels)
-    return table.replace_schema_metadata({_NUMBERS: str(numbers), CLASSES: json.dumps(list(classes))})
+    if _distinct(pc.replace_substring_regex(stem, r"\d+$", ""), rows["image_id"]) < rows.num_rows:
+        named = pc.binary_join_element_wise(stem, rows["image_id"], "/")
+        rows = rows.set_column(0, FIELDS.field("image_id"), named)
+        if (count := rows.num_rows - _distinct(named)) > 0:
+            counts = pc.value_counts(named.combine_chunks())
+            first = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
+            raise UserError(f"{count} images have the key of another one in their shard, such as {first}: rename them")
+    labels = rows["label"].filter(pc.not_equal(rows["label"], ""))
+    numbers = bool(len(labels)) and not classes and pc.all(pc.match_substring_regex(labels, "^[0-9]+$")).as_py()
+    about = {_NUMBERS: str(numbers), CLASSES: json.dumps(list(classes or ()))}
+    return rows.replace_schema_metadata(about | {_SHARDS: json.dumps(shards)})
 
 
-def write_index(table: pa.Table, folder: Path) -> None:
-    """Writes INDEX of a folder, whole or not at all. Raises OSError when the disk is full."""
-    with new_file(folder / INDEX) as partial:
-        pq.write_table(table, partial, compression="zstd")
+def _distinct(*columns: pa.ChunkedArray) -> int:
+    names = [str(number) for number in range(len(columns))]
+    return pa.table(list(columns), names=names).group_by(names).aggregate([]).num_rows
 
 
-def read_index(folder: Path) -> pa.Table:
-    """The index of a folder; `label` is int64 where labels are class numbers.
+def write_index(table: pa.Table, path: Path) -> None:
+    """Writes an index, whole or not at all. Raises OSError when the disk is full."""
+    with new_file(path) as partial:
+        few: Any = _FEW  # pyarrow's types know only True and False
+        pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP, use_dictionary=few)
+
+
+def shards_of(path: Path) -> dict[str, ShardFile]:
+    """The shards that an index knows, and what each was. Raises UserError when it cannot be read."""
+    with _opened(path) as file:
+        about = json.loads((file.schema_arrow.metadata or {}).get(_SHARDS, b"{}"))
+    return {name: ShardFile(*each) for name, each in about.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens an index; what goes wrong with it is a UserError that says what to do."""
+    try:
+        # Buffered: a row group would be read whole otherwise. Dictionaries: no text is held for each row.
+        with pq.ParquetFile(path, read_dictionary=_FEW, buffer_size=2**16, pre_buffer=False) as file:
+            if lacking := set(FIELDS.names) - set(file.schema_arrow.names):
+                raise UserError(f"{path} is no index of shards: it has no column {', '.join(sorted(lacking))}")
+            yield file
+    except UserError:
+        raise
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): write it again with tt_ray.pack --index-only"
+        ) from None
+
+
+def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = True) -> tuple[pa.Table, pa.Table]:
+    """Rows of an index in their order, each column one array, those of few different texts a dictionary.
+
+    Reads a part at a time: at no time is much more in memory than the result.
+
+    Args:
+        path: The index.
+        shards: Takes the rows of these alone.
+        bad: Takes images that cannot be read too.
+
+    Returns:
+        The rows, and those of images that cannot be read.
 
     Raises:
         UserError: It cannot be read, or is none.
     """
-    path = folder / INDEX
-    try:
-        table = pq.read_table(path, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
+    with _opened(path) as file:
+        # A column of texts at a time, by small parts: together they would need twice the memory.
+        few = file.read(columns=[name for name in FIELDS.names if name not in _TEXTS])
+        keep = np.ones(len(few), bool)
+        if shards is not None:
+            wanted = pa.array(sorted(shards), pa.string())
+            few = few.unify_dictionaries()
+            keep = _marked(few["shard"], pc.is_in(_one(few["shard"]).dictionary, wanted))
+        readable = np.asarray(few["bad"].is_null())
+        whole = keep if bad else keep & readable
+        columns = {name: _one(few[name].filter(pa.array(whole))) for name in few.column_names}
+        broken = few.filter(pa.array(keep & ~readable))
+        del few
+        columns |= {name: _texts(file, name, whole) for name in _TEXTS}
+        if len(broken):
+            broken = broken.append_column("image_id", _texts(file, "image_id", keep & ~readable))
+        metadata = file.schema_arrow.metadata
+    table = pa.table({name: columns[name] for name in FIELDS.names}).replace_schema_metadata(metadata)
+    pa.default_memory_pool().release_unused()
+    return table, broken
+
+
+def _marked(column: pa.ChunkedArray, of_value: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which rows of a dictionary column have a value that is marked."""
+    return np.asarray(of_value)[_one(column).indices.to_numpy()]
+
+
+def _texts(file: pq.ParquetFile, name: str, keep: npt.NDArray[np.bool_]) -> pa.StringArray:
+    """The kept rows of a column of texts, which grows in place: joining its parts at the end would hold it twice.
+
+    Raises:
+        UserError: It is longer than Arrow's texts can be.
+    """
+    count, data = int(keep.sum()), bytearray()
+    ends, valid = np.zeros(count + 1, np.int64), np.ones(count, bool)
+    done = first = 0
+    for batch in file.iter_batches(_ROWS, columns=[name], use_threads=False):
+        part = batch[0].filter(pa.array(keep[first : first + len(batch)])).cast(pa.large_string())
+        first += len(batch)
+        stop = done + len(part)
+        bounds = np.frombuffer(part.buffers()[1], np.int64, len(part) + 1, 8 * part.offset)
+        ends[done + 1 : stop + 1] = bounds[1:] - bounds[0] + len(data)
+        if bounds[-1] > bounds[0]:
+            data += memoryview(part.buffers()[2])[bounds[0] : bounds[-1]]
+        valid[done:stop] = part.is_valid()
+        done = stop
+    if len(data) >= 2**31:
         raise UserError(
-            f"{path} cannot be read ({one_line(error)}): write it again with tt_ray.pack --index-only"
-        ) from None
-    if lacking := set(FIELDS.names) - set(table.column_names):
-        raise UserError(f"{path} is no index of shards: it has no column {', '.join(sorted(lacking))}")
-    if (table.schema.metadata or {}).get(_NUMBERS) == b"True":
-        place = table.column_names.index("label")
-        table = table.set_column(place, "label", table["label"].cast(pa.int64()))
-    return table
+            f"{name} of {len(data):,} bytes is more than an index can hold (2 GiB): leave captions out of it, and pass "
+            "a caption table with --text.captions"
+        )
+    bitmap = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.StringArray.from_buffers(count, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data), bitmap)
+
+
+def labels_are_numbers(index: pa.Table) -> bool:
+    """Whether the labels of an index are class numbers, written as text."""
+    return (index.schema.metadata or {}).get(_NUMBERS) == b"True"
+
+
+def _one(column: pa.ChunkedArray) -> Any:
+    """A column as one array."""
+    return column.unify_dictionaries().combine_chunks()

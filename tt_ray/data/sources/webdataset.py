@@ -1,10 +1,13 @@
-"""WebDataset shards as a data source: tars in a folder, read by offset through their index, in any order."""
+"""WebDataset shards as a data source: tars in a folder or behind a URI, read by offset through their index.
+
+Behind a URI the index and the names of the shards are all that opening a split reads. The shards themselves are pulled
+to data.local_cache when the first image is read, or before by `Source.copy`.
+"""
 
 import dataclasses
 import io
 import json
 import re
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,11 +20,14 @@ import pyarrow.compute
 from PIL import Image
 
 from tt_ray.config import DataConfig
-from tt_ray.data.sources.base import DataSource, Source, Split, Unlabelled, split_name
+from tt_ray.data.sources.base import NOBODY, DataSource, Source, Split, Unlabelled, split_name
 from tt_ray.data.sources.decoding import ImageReader
-from tt_ray.data.sources.labels import LabelPlace, match_numbers, number_classes, text_labels
-from tt_ray.data.sources.tar_index import CLASSES, INDEX, index_table, read_index, scan, write_index
-from tt_ray.terminal.errors import UserError, absent, reason, some
+from tt_ray.data.sources.labels import LabelPlace, Labels, match_numbers, number_classes, text_labels
+from tt_ray.data.sources.shard_files import ShardFiles, find_shards
+from tt_ray.data.sources.tar_index import CLASSES, ShardFile, index_table, labels_are_numbers, read_index, shards_of
+from tt_ray.data.sources.tar_scan import scan
+from tt_ray.io.local_copy import LocalCopy, Show
+from tt_ray.terminal.errors import UserError, absent, some
 
 pc: Any = pyarrow.compute
 
@@ -30,8 +36,14 @@ pc: Any = pyarrow.compute
 class TarImages(ImageReader):
     """Images in tars, by offset. Nothing is kept open: opening a file costs a hundredth of decoding an image."""
 
-    folder: Path
-    shards: tuple[str, ...]
+    place: str
+    """Where the shards lie, for errors."""
+    names: tuple[str, ...]
+    """The shards' paths there."""
+    files: tuple[Path, ...]
+    """The shards on this machine."""
+    copy: LocalCopy | None
+    """What pulls them, where they lie behind a URI."""
     shard: npt.NDArray[np.int32]
     """Number of each image's shard, (N,)."""
     offset: npt.NDArray[np.int64]
@@ -42,7 +54,9 @@ class TarImages(ImageReader):
         return Image.open(io.BytesIO(self.encoded(row)))
 
     def encoded(self, row: int) -> bytes:
-        with open(self.folder / self.shards[self.shard[row]], "rb", buffering=0) as file:
+        if self.copy is not None:
+            self.copy.pull()
+        with open(self.files[self.shard[row]], "rb", buffering=0) as file:
             file.seek(int(self.offset[row]))
             content = file.read(int(self.length[row]))
         if len(content) < self.length[row]:
@@ -50,54 +64,41 @@ class TarImages(ImageReader):
         return content
 
     def name(self, row: int) -> str:
-        return f"{self.ids[row].as_py()} in {self.folder / self.shards[self.shard[row]]}"
+        return f"{self.ids[row].as_py()} in {self.place}/{self.names[self.shard[row]]}"
 
 
-def find_shards(config: DataConfig) -> tuple[Path, list[str]]:
-    """The folder of the shards, and their paths in it, sorted.
-
-    Raises:
-        UserError: data.root names no folder or pattern of tars.
-    """
-    if not config.root:
-        raise UserError("data.root is empty: name the folder of the shards with --data.root")
-    root = Path(config.root).expanduser()
-    folder, pattern = (root, "**/*.tar") if root.is_dir() else (root.parent, root.name)
-    if any(mark in str(folder) for mark in "*?["):
-        raise UserError(f"data.root {root}: a pattern may stand in the last part alone, such as shards/train-*.tar")
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
-    if not found:
-        raise UserError(f"data.root {root} is no folder of .tar files, nor a pattern that finds any: check --data.root")
-    return folder, found
-
-
-def make_index(folder: Path, shards: Sequence[str], config: DataConfig) -> pa.Table:
-    """Scans all shards, on all CPUs, and writes the folder's index.
+def make_index(shards: ShardFiles, config: DataConfig, show: Show | None = None) -> pa.Table:
+    """Reads all shards once, on all CPUs, and returns their index.
 
     Args:
-        folder: Folder of the shards.
-        shards: Their paths in it.
+        shards: The shards.
         config: Names the fields of `.json` that hold label and caption.
+        show: Called with the megabytes read, and all of them.
 
     Raises:
-        UserError: A shard cannot be read, or the folder cannot be written.
+        UserError: A shard cannot be read.
     """
-    calls = [(folder / shard, shard, config.label_column, config.caption_column) for shard in shards]
-    if len(calls) == 1:
-        found = [scan(*call) for call in calls]
-    else:
-        with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
-            found = list(pool.map(_scan, calls))
-    table = index_table([row for rows in found for row in rows])
-    try:
-        write_index(table, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder / INDEX}: {reason(error)}; make {folder} writable") from None
-    return table
+    calls = [(shards, name, config.label_column, config.caption_column) for name in shards.sizes]
+    tables: list[pa.Table] = []
+    about: dict[str, ShardFile] = {}
+    done, of = 0, sum(shards.sizes.values())
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
+        # One shard needs no process of its own, which takes seconds to start.
+        for name, (table, file) in zip(
+            shards.sizes, pool.map(_scan, calls) if len(calls) > 1 else map(_scan, calls), strict=True
+        ):
+            tables.append(table)
+            about[name] = file
+            done += file.bytes
+            if show is not None:
+                show("MB of shards read", done // 10**6, max(of // 10**6, 1))
+    return index_table(pa.concat_tables(tables), about)
 
 
-def _scan(call: tuple[Path, str, str, str]) -> list[dict[str, Any]]:
-    return scan(*call)
+def _scan(call: tuple[ShardFiles, str, str, str]) -> tuple[pa.Table, ShardFile]:
+    shards, name, label_field, caption_field = call
+    with shards.errors(), shards.stream(name) as stream:
+        return scan(stream, f"{shards.place}/{name}", name, label_field, caption_field)
 
 
 def in_split(shard: str, split: str) -> bool:
@@ -110,102 +111,147 @@ def in_split(shard: str, split: str) -> bool:
     )
 
 
-def split_table(config: DataConfig, split: Split) -> tuple[Path, pa.Table]:
-    """The folder of the shards, and the rows of their index that belong to a split; the index is made if it is missing.
+def find_index(shards: ShardFiles, config: DataConfig) -> Path:
+    """The index of shards, on this machine; it is made where there is none, unless the shards lie behind a URI.
 
     Raises:
-        UserError: There is no such split, a shard is missing or not in the index, or a shard cannot be read.
+        UserError: There is none and it is not to be made here, or it cannot be written.
     """
-    folder, shards = find_shards(config)
-    if not (folder / INDEX).exists():
-        make_index(folder, shards, config)
-    table, name = read_index(folder), split_name(config, split)
-    known = set(table["shard"].unique().to_pylist()) - {""}
-    mine = [shard for shard in shards if in_split(shard, name)]
+    if (found := shards.fetch_index()) is not None:
+        return found
+    how = f"`python -m tt_ray.pack --data.source webdataset --data.root '{config.root}' --index-only"
+    if shards.remote is not None or config.index:
+        raise UserError(
+            f"there is no index {shards.index}: write it once for all runs with {how}{shards.out}`, which reads every "
+            "shard once (elsewhere with --out DIR; then pass --data.index DIR)"
+        )
+    shards.write_index(make_index(shards, config))
+    return Path(shards.index)
+
+
+def _names_of(config: DataConfig, split: Split, shards: ShardFiles, path: Path) -> list[str]:
+    """Shards of a split. Raises UserError where there are none, or the index is not that of these shards."""
+    name, known = split_name(config, split), shards_of(path)
+    mine = [shard for shard in shards.sizes if in_split(shard, name)]
     if not mine:
-        words = {word for shard in shards for word in re.split(r"[/_.\-]", shard.removesuffix(".tar"))}
+        words = {word for shard in shards.sizes for word in re.split(r"[/_.\-]", shard.removesuffix(".tar"))}
         named = [word for word in words if not word.isdecimal()]
-        raise absent("shards of split", name, named, str(folder), "--data.train_split or --data.val_split")
-    again = f"run `python -m tt_ray.pack --data.root {folder} --index-only` to write it again"
-    if new := sorted(set(mine) - known):
-        raise UserError(f"{folder / INDEX} does not have {len(new)} shards that are there: {some(new)}; {again}")
-    whole = Path(config.root).expanduser().is_dir()
-    if whole and (lost := sorted(shard for shard in known - set(shards) if in_split(shard, name))):
+        raise absent("shards of split", name, named, shards.place, "--data.train_split or --data.val_split")
+    again = f"run `python -m tt_ray.pack --data.root '{config.root}' --index-only{shards.out}` to write it again"
+    if new := [shard for shard in mine if shard not in known]:
+        raise UserError(f"{shards.index} does not have {len(new)} shards that are there: {some(new)}; {again}")
+    if other := [shard for shard in mine if known[shard].bytes != shards.sizes[shard]]:
         raise UserError(
-            f"{folder / INDEX} names {len(lost)} shards that are not there: {some(lost)}; fetch them, or {again}"
+            f"{shards.place}/{other[0]} has {shards.sizes[other[0]]:,} bytes, but {known[other[0]].bytes:,} when it "
+            f"was indexed ({len(other)} such shards): fetch it again, or {again}"
         )
-    return folder, table.filter(pc.is_in(table["shard"], value_set=pa.array(mine)))
+    if shards.whole and (lost := [shard for shard in known if shard not in shards.sizes and in_split(shard, name)]):
+        raise UserError(
+            f"{shards.index} names {len(lost)} shards that are not there: {some(lost)}; fetch them, or {again}"
+        )
+    return mine
 
 
-def _readable(table: pa.Table, folder: Path, config: DataConfig, split: str) -> tuple[pa.Table, tuple[str, ...]]:
-    """The rows of images that can be read, as far as the index knows, and a sentence on the others.
+def split_images(config: DataConfig, split: Split, bad: bool) -> tuple[pa.Table, pa.Table, TarImages]:
+    """The rows of the index that belong to a split, those of unreadable images, and what reads the first ones.
+
+    Args:
+        config: Where the shards are, and the splits' names.
+        split: Training or validation.
+        bad: Takes images that cannot be read too.
 
     Raises:
-        UserError: There are others, and data.on_bad_image is fail.
+        UserError: There is no such split, a shard is missing, changed or not in the index, or it cannot be read.
     """
-    bad = table.filter(pc.is_valid(table["bad"]))
-    if not bad.num_rows:
-        return table, ()
-    example = f"{bad['image_id'][0]} in {folder / bad['shard'][0].as_py()} ({bad['bad'][0]})"
-    if config.on_bad_image == "fail":
-        raise UserError(
-            f"cannot read image {example}: repair or remove it; training leaves such images out, {bad.num_rows} in "
-            "all, with --data.on_bad_image skip"
-        )
-    return table.filter(pc.is_null(table["bad"])), (f"{bad.num_rows} images left out of {split}, such as {example}",)
-
-
-def tar_images(table: pa.Table, folder: Path) -> TarImages:
-    """Reads the images of a table's rows."""
-    shards = table["shard"].combine_chunks().dictionary_encode()
-    return TarImages(
-        folder,
-        tuple(shards.dictionary.to_pylist()),
-        shards.indices.to_numpy().astype(np.int32),
-        table["offset"].to_numpy(),
-        table["length"].to_numpy(),
-        table["image_id"].combine_chunks(),
+    shards = find_shards(config)
+    path = find_index(shards, config)
+    mine = _names_of(config, split, shards, path)
+    rows, unreadable = read_index(path, mine, bad)
+    column = _one(rows["shard"])
+    names = tuple(column.dictionary.to_pylist())
+    known = shards_of(path)
+    copy = shards.local_copy({name: known[name] for name in mine})
+    images = TarImages(
+        shards.place,
+        names,
+        tuple(shards.file(name, known[name]) for name in names),
+        copy,
+        column.indices.to_numpy().astype(np.int32, copy=False),
+        _one(rows["offset"]).to_numpy(),
+        _one(rows["length"]).to_numpy(),
+        _one(rows["image_id"]),
     )
+    return rows, unreadable, images
+
+
+def _one(column: pa.ChunkedArray) -> Any:
+    """The only part of a column, which is not copied."""
+    return column.chunk(0)
 
 
 def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
     """One split of WebDataset shards.
 
     Raises:
-        UserError: As `split_table` does, and where images have no label, or (if needed) none has a caption.
+        UserError: As `split_images` does, on unreadable images unless data.on_bad_image is skip, and where images have
+            no label, or (if needed) none has a caption.
     """
-    folder, table = split_table(config, split)
-    name = split_name(config, split)
-    table, left_out = _readable(table, folder, config, name)
-    if need_captions and table["caption"].null_count == table.num_rows:
+    rows, unreadable, images = split_images(config, split, bad=False)
+    left_out: tuple[str, ...] = ()
+    if count := unreadable.num_rows:
+        example = f"{unreadable['image_id'][0]} in {images.place}/{unreadable['shard'][0]} ({unreadable['bad'][0]})"
+        if config.on_bad_image == "fail":
+            raise UserError(
+                f"cannot read image {example}: repair or remove it; training leaves such images out, {count} in all, "
+                "with --data.on_bad_image skip"
+            )
+        left_out = (f"{count} images left out of {split_name(config, split)}, such as {example}",)
+    if need_captions and rows["caption"].null_count == rows.num_rows:
         raise UserError(
-            f"no image in {folder} has a caption (.txt, or {config.caption_column!r} in .json): set "
+            f"no image in {images.place} has a caption (.txt, or {config.caption_column!r} in .json): set "
             "--data.caption_column, or pass a caption table with --text.captions"
         )
-    images = tar_images(table, folder)
-    label = f"label (.cls, or {config.label_column!r} in .json)"
-    place = LabelPlace(str(folder), label, images.name)
-    if declared := json.loads((table.schema.metadata or {}).get(CLASSES, b"[]")):
-        found = pc.index_in(text_labels(table["label"]), value_set=pa.array(declared))
-        labels, classes = match_numbers(found, [declared], np.zeros(len(found), np.int64), place)
-    else:
-        labels, classes = number_classes(table["label"], place)
+    place = LabelPlace(images.place, f"label (.cls, or {config.label_column!r} in .json)", images.name)
+    labels, classes = _classes(rows, place)
     return Source(
         ids=images.ids,
         labels=labels,
         classes=classes,
-        captions=table["caption"].combine_chunks(),
+        captions=_one(rows["caption"]),
         read=images.read,
         pixels=images.pixels,
         encoded=images.encoded,
         left_out=left_out,
+        copy=images.copy,
     )
 
 
+def _classes(rows: pa.Table, place: LabelPlace) -> tuple[Labels, tuple[str, ...]]:
+    """Class numbers (N,) and names of an index's rows, found for each different label once.
+
+    Raises:
+        UserError: An image has no label, or one that its index does not declare.
+    """
+    column = _one(rows["label"])
+    codes = column.indices.fill_null(NOBODY).to_numpy()
+    used = np.flatnonzero(np.bincount(codes + 1)) - 1  # in the dictionary, NOBODY for none
+    texts = text_labels(column.dictionary.take(pa.array(used, mask=used == NOBODY)))
+    if texts.null_count:
+        place.refuse_missing(np.isin(codes, used[np.asarray(texts.is_null())]))
+    by_label = dataclasses.replace(place, row=lambda number: place.row(int(np.argmax(codes == used[number]))))
+    if declared := json.loads((rows.schema.metadata or {}).get(CLASSES, b"[]")):
+        found = pc.index_in(texts, value_set=pa.array(declared))
+        numbers, classes = match_numbers(found, [declared], np.zeros(len(found), np.int64), by_label)
+    else:
+        numbers, classes = number_classes(texts.cast(pa.int64()) if labels_are_numbers(rows) else texts, by_label)
+    to_class = np.full(len(column.dictionary), NOBODY, np.int64)
+    to_class[used] = numbers
+    return to_class[codes], classes
+
+
 def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
-    folder, table = split_table(config, split)
-    images = tar_images(table, folder)
-    return Unlabelled(images.ids, images.read)
+    rows, _, images = split_images(config, split, bad=True)
+    return Unlabelled(images.ids, images.read, encoded=images.encoded, captions=_one(rows["caption"]))
 
 
-SOURCE = DataSource(tar_source, _open_unlabelled, declares_classes=True)
+SOURCE = DataSource(tar_source, _open_unlabelled, declares_classes=True, takes_uris=True, knows_unreadable=True)
