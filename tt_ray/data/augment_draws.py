@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import train_transform
-from tt_ray.data.augment_operations import Work
+from tt_ray.data.augment_operations import WIDE_BLUR, Work
 from tt_ray.data.sources.jpeg import Region
 
 NOTHING = ("", 0.0)
@@ -125,6 +125,7 @@ class ThreeAugment:
         flip = ("flip", 0.0) if torch.rand(1) < 0.5 else NOTHING
         (kind,) = random.choices(_THREE)
         value = random.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
+        kind = "wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind
         jitter = self._jitter
         order, *factors, _ = jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
         places = [place for place in order.tolist() if place < len(_JITTER)]

@@ -15,10 +15,8 @@ Fill = tuple[int, int, int]
 """Colour of what a moved image leaves behind."""
 Operation = Callable[[Tensor, Tensor, Fill], Tensor]
 
-_BLOCK, _HALO = 32, 6
-"""Rows that are blurred at a time, and how far three box blurs of at most two pixels reach."""
-LARGEST_BLUR = 2.0
-"""Largest standard deviation of `blur`, in pixels."""
+WIDE_BLUR = 2**0.5
+"""Standard deviation from which on a blur's boxes contain whole neighbours."""
 
 
 class Work(NamedTuple):
@@ -58,10 +56,13 @@ def solarise(images: Tensor, threshold: Tensor, _: Fill) -> Tensor:
 
 
 def blur(images: Tensor, deviation: Tensor, _: Fill) -> Tensor:
-    """Gaussian blur as Pillow approximates it: three box blurs in each direction, edges repeated."""
-    images = _blur_columns(images, _three_boxes(deviation, min(images.shape[2], 2 * _BLOCK)))
-    images = _blur_rows(images, _three_boxes(deviation, min(images.shape[3], 2 * _BLOCK)))
-    return images.add_(0.5).floor_()
+    """Gaussian blur as Pillow approximates it, of a standard deviation up to WIDE_BLUR pixels."""
+    return _three_boxes(images, deviation, 1)
+
+
+def wide_blur(images: Tensor, deviation: Tensor, _: Fill) -> Tensor:
+    """Gaussian blur of a standard deviation from WIDE_BLUR to 2.4 pixels."""
+    return _three_boxes(images, deviation, 2)
 
 
 def brightness(images: Tensor, factor: Tensor, _: Fill) -> Tensor:
@@ -166,6 +167,7 @@ OPERATIONS: dict[str, Operation] = {
     "grey": grey,
     "solarise": solarise,
     "blur": blur,
+    "wide_blur": wide_blur,
     "brightness": brightness,
     "contrast": contrast,
     "colour": colour,
@@ -199,54 +201,36 @@ def _blend(start: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     return images.sub_(start).mul_(_each(factor)).add_(start).clamp_(0, 255).floor_()
 
 
-def _three_boxes(deviation: Tensor, size: int) -> Tensor:
-    """Three box blurs of a line of `size` pixels as one matrix for each image, (n, size, size).
+def _three_boxes(images: Tensor, deviation: Tensor, reach: int) -> Tensor:
+    """Three box blurs along rows, then along columns, rounded after each as Pillow does; it changes images in place.
 
-    Box lengths are those of Gwosdek et al. (2011, doi 10.1007/978-3-642-24785-9_38), which Pillow follows.
+    Box lengths are those of Gwosdek et al. (2011, doi 10.1007/978-3-642-24785-9_38), which Pillow follows; a box ends
+    in part of a pixel, `reach` pixels from its centre.
     """
-    variance = deviation.square() / 3
-    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    variance, whole = deviation.square() / 3, reach - 1
+    part = (2 * whole + 1) * (whole * reach - 3 * variance) / (6 * (variance - reach**2))
     inside = 1 / (2 * (whole + part) + 1)
-    outside = (1 - inside * (2 * whole + 1)) / 2
-    reach = math.ceil(_HALO / 3)
-    box = deviation.new_zeros(len(deviation), size, size)
-    line = torch.arange(size, device=deviation.device)
-    for offset in range(-reach, reach + 1):
-        weight = torch.where(whole >= abs(offset), inside, torch.where(whole + 1 == abs(offset), outside, 0))
-        there = (line + offset).clamp(0, size - 1).expand(len(deviation), 1, size)
-        box.scatter_add_(2, there.transpose(1, 2), weight.view(-1, 1, 1).expand(-1, size, 1))
-    return box @ box @ box
+    weights = [_each(inside)] * whole + [_each((1 - inside * (2 * whole + 1)) / 2)]
+    for axis in (3, 3, 3, 2, 2, 2):
+        # Weights have the sum 1, so that a pixel's own need not be known.
+        blurred = images
+        for distance, weight in enumerate(weights, 1):
+            blurred = torch.addcmul(blurred, _around(images, axis, distance).sub_(images, alpha=2), weight)
+        images = blurred.round_()
+    return images
 
 
-def _blur_columns(images: Tensor, matrix: Tensor) -> Tensor:
-    """Each column times the matrix, block by block, since only a band of it is not zero."""
-    matrix, size, out = matrix[:, None], images.shape[2], torch.empty_like(images)
-    for start, stop, top, bottom, band in _blocks(size):
-        out[:, :, start:stop] = matrix[(..., *band)] @ images[:, :, top:bottom]
-    return out
-
-
-def _blur_rows(images: Tensor, matrix: Tensor) -> Tensor:
-    matrix, size, out = matrix[:, None], images.shape[3], torch.empty_like(images)
-    for start, stop, left, right, band in _blocks(size):
-        out[..., start:stop] = images[..., left:right] @ matrix[(..., *band)].transpose(2, 3)
-    return out
-
-
-def _blocks(size: int) -> list[tuple[int, int, int, int, tuple[slice, slice]]]:
-    """Which pixels of a line come from which, and the part of the matrix between them."""
-    if size <= 2 * _BLOCK:
-        return [(0, size, 0, size, (slice(size), slice(size)))]
-    found = []
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        first, last = max(0, start - _HALO), min(size, stop + _HALO)
-        # Where the block lies in the matrix: at its start, at its end, or in the middle, where all rows are alike.
-        at = start if start == 0 else (2 * _BLOCK - size + start if last == size else _BLOCK // 2)
-        rows, columns = slice(at, at + stop - start), slice(at + first - start, at + last - start)
-        found.append((start, stop, first, last, (rows, columns)))
-    return found
+def _around(images: Tensor, axis: int, distance: int) -> Tensor:
+    """The sum of the pixels at a distance on both sides; edges are repeated."""
+    size, total = images.shape[axis], torch.empty_like(images)
+    inner = max(0, size - 2 * distance)
+    if inner:
+        both = images.narrow(axis, 0, inner), images.narrow(axis, 2 * distance, inner)
+        torch.add(*both, out=total.narrow(axis, distance, inner))
+    for place in {*range(min(distance, size)), *range(max(0, size - distance), size)}:
+        both = images.select(axis, max(0, place - distance)), images.select(axis, min(size - 1, place + distance))
+        torch.add(*both, out=total.select(axis, place))
+    return total
 
 
 def _move(images: Tensor, matrix: tuple[Tensor, ...], fill: Fill) -> Tensor:
@@ -266,7 +250,8 @@ def _move(images: Tensor, matrix: tuple[Tensor, ...], fill: Fill) -> Tensor:
             part += flat.gather(2, place).view_as(images) * weight[:, None]
         total += part * share[:, None]
     colours = _colours(fill, images)
-    return torch.where(outside[:, None], colours, total.clamp_(0, 255).floor_())
+    # Pillow cuts fractions off, in double precision: a flat colour must not lose a level to float32.
+    return torch.where(outside[:, None], colours, total.add_(2.0**-10).clamp_(0, 255).floor_())
 
 
 def _taps(place: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -278,8 +263,8 @@ def _taps(place: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel with a = -1/2, at distances from 0 to 2."""
-    near, far = ((1.5 * x - 2.5) * x * x + 1), (((-0.5 * x + 2.5) * x - 4) * x + 2)
+    """Keys' kernel with a = -1, as Pillow has it, at distances from 0 to 2."""
+    near, far = ((x - 2) * x * x + 1), (((5 - x) * x - 8) * x + 4)
     return torch.where(x < 1, near, far)
 
 
