@@ -111,7 +111,7 @@ class ThreeAugment:
         self._size = config.image_size
         _, _, *rest, _ = _steps_of(config)
         self.by_pillow: Callable[[Any], Any] = transforms.Compose(rest)
-        self._jitter: Any = rest[-1]
+        self._strength: tuple[float, float] | None = rest[-1].brightness
 
     def cut(self, width: int, height: int) -> Cut:
         """The resized image, padded by 4 pixels, has the square at a random place."""
@@ -126,11 +126,11 @@ class ThreeAugment:
         (kind,) = random.choices(_THREE)
         value = random.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
         kind = "wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind
-        jitter = self._jitter
-        order, *factors, _ = jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-        places = [place for place in order.tolist() if place < len(_JITTER)]
-        factors = [NOTHING if factors[place] is None else (_JITTER[place], factors[place]) for place in places]
-        return [flip, (kind, value), *factors]
+        order = torch.randperm(len(_JITTER) + 1).tolist()  # ColorJitter draws a place for the hue as well
+        if self._strength is None:
+            return [flip, (kind, value)]
+        factors = torch.empty(len(_JITTER)).uniform_(*self._strength).tolist()
+        return [flip, (kind, value), *((_JITTER[place], factors[place]) for place in order if place < len(_JITTER))]
 
     def erased(self) -> None:
         """Nothing is."""
@@ -237,16 +237,18 @@ def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArr
 def crop_into(out: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8], cut: Cut) -> None:
     """Copies the square (S, S, 3) out of the resized part (height, width, 3)."""
     size, (height, width) = len(out), pixels.shape[:2]
-    if not 0 <= cut.top <= height - size:
-        pixels = pixels[_mirrored(height)[cut.top + _PAD :][:size]]
-        top = 0
-    else:
-        top = cut.top
-    lines = pixels[top : top + size]
+    lines, columns = _mirrored(height)[cut.top + _PAD :], _mirrored(width)[cut.left + _PAD :]
+    if size <= 2 * _PAD:
+        out[:] = pixels[np.ix_(lines[:size], columns[:size])]
+        return
+    upper, lower = max(0, -cut.top), min(size, height - cut.top)
     first, last = max(0, -cut.left), min(size, width - cut.left)
-    out[:, first:last] = lines[:, cut.left + first : cut.left + last]
+    out[upper:lower, first:last] = pixels[cut.top + upper : cut.top + lower, cut.left + first : cut.left + last]
+    # What lies outside is copied from what is there by now: columns from columns, then whole lines from lines.
     for column in (*range(first), *range(last, size)):
-        out[:, column] = lines[:, _mirrored(width)[cut.left + column + _PAD]]
+        out[upper:lower, column] = out[upper:lower, columns[column] - cut.left]
+    for line in (*range(upper), *range(lower, size)):
+        out[line] = out[lines[line] - cut.top]
 
 
 @lru_cache(maxsize=4096)

@@ -30,6 +30,14 @@ class Work(NamedTuple):
     """A parameter for each, (n,) float32."""
 
 
+def apply_steps(image: Tensor, steps: Sequence[tuple[str, float]]) -> Tensor:
+    """Does the steps of one sample, of which none moves pixels: float32 (1, 3, H, W), which may be overwritten."""
+    for name, value in steps:
+        if name:
+            image = OPERATIONS[name](image, torch.tensor([value]), (0, 0, 0))
+    return image
+
+
 def apply(images: Tensor, work: Sequence[Work], fill: Fill) -> Tensor:
     """Does one operation after the other: float32 (B, 3, H, W), which may be overwritten, to the same shape."""
     for name, rows, values in work:
@@ -52,7 +60,9 @@ def grey(images: Tensor, _: Tensor, __: Fill) -> Tensor:
 
 def solarise(images: Tensor, threshold: Tensor, _: Fill) -> Tensor:
     """Inverts levels from the threshold on."""
-    return torch.where(images < _each(threshold), images, 255 - images)
+    # 1 where the level is the threshold or more, else 0: on CPUs several times as fast as torch.where.
+    bright = images.sub(_each(threshold - 1)).clamp_(0, 1)
+    return images.add_(images.mul(-2).add_(255).mul_(bright))
 
 
 def blur(images: Tensor, deviation: Tensor, _: Fill) -> Tensor:
@@ -72,7 +82,7 @@ def brightness(images: Tensor, factor: Tensor, _: Fill) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor, _: Fill) -> Tensor:
     """Between the mean grey (0) and the image (1), or beyond."""
-    mean = _luma(images).mean((1, 2, 3), dtype=torch.float64).add_(0.5).floor_().float()
+    mean = _luma(images).mean((1, 2, 3)).add_(0.5).floor_()
     return _blend(_each(mean), images, factor)
 
 
@@ -197,8 +207,8 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(start: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """start + factor * (images - start), in the order in which Pillow rounds."""
-    return images.sub_(start).mul_(_each(factor)).add_(start).clamp_(0, 255).floor_()
+    """start + factor * (images - start), cut off as Pillow does."""
+    return torch.lerp(start.expand_as(images), images, _each(factor), out=images).clamp_(0, 255).floor_()
 
 
 def _three_boxes(images: Tensor, deviation: Tensor, reach: int) -> Tensor:
@@ -213,10 +223,13 @@ def _three_boxes(images: Tensor, deviation: Tensor, reach: int) -> Tensor:
     weights = [_each(inside)] * whole + [_each((1 - inside * (2 * whole + 1)) / 2)]
     for axis in (3, 3, 3, 2, 2, 2):
         # Weights have the sum 1, so that a pixel's own need not be known.
-        blurred = images
-        for distance, weight in enumerate(weights, 1):
-            blurred = torch.addcmul(blurred, _around(images, axis, distance).sub_(images, alpha=2), weight)
-        images = blurred.round_()
+        changes = [
+            _around(images, axis, distance).sub_(images, alpha=2).mul_(weight)
+            for distance, weight in enumerate(weights, 1)
+        ]
+        for change in changes:
+            images.add_(change)
+        images.round_()
     return images
 
 

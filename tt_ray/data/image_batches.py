@@ -22,7 +22,7 @@ from tt_ray.data.augment_draws import (
     preset_of,
     seed_sample,
 )
-from tt_ray.data.augment_operations import apply
+from tt_ray.data.augment_operations import apply_steps
 from tt_ray.data.finish import Rest
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.data.sources.jpeg import Jpeg, NotFast
@@ -115,10 +115,9 @@ def channels_second(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def _by_tensors(square: Pixels, steps: list[Step]) -> Pixels:
+def _by_tensors(square: Pixels, steps: list[Step]) -> npt.NDArray[np.float32]:
     image = torch.empty(1, 3, *square.shape[:2]).copy_(channels_second(square[None]))
-    done = apply(image, gathered([steps]), (0, 0, 0))
-    return done[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    return apply_steps(image, steps)[0].permute(1, 2, 0).numpy()
 
 
 def _lines(image: Tensor) -> Pixels:
