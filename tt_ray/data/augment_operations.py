@@ -82,8 +82,8 @@ def brightness(images: Tensor, factor: Tensor, _: Fill) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor, _: Fill) -> Tensor:
     """Between the mean grey (0) and the image (1), or beyond."""
-    mean = _luma(images).mean((1, 2, 3)).add_(0.5).floor_()
-    return _blend(_each(mean), images, factor)
+    mean = _each(_luma(images).mean((1, 2, 3)).add_(0.5).floor_())
+    return images.sub_(mean).mul_(_each(factor)).add_(mean).clamp_(0, 255).floor_()
 
 
 def colour(images: Tensor, factor: Tensor, _: Fill) -> Tensor:
