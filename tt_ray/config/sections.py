@@ -79,6 +79,12 @@ class DataConfig:
     """Channel standard deviations to divide by, on the 0-1 scale."""
     augment: Literal["none", "crop_flip", "crop", "three_augment", "deit"] = "crop_flip"
     """Augmentation: crop is a padded random crop, flip is horizontal; three_augment and deit as in the papers."""
+    augment_on: Literal["auto", "loader", "device"] = "auto"
+    """Where three_augment and deit do what follows cutting and resizing: in loader processes, on the worker's device,
+    or (auto) on a GPU where it is one. Both agree within two grey levels in each operation."""
+    decoder: Literal["auto", "pillow"] = "auto"
+    """three_augment, deit and their validation: auto decodes JPEGs at the scale that is needed and resizes them with
+    vector instructions, within two grey levels of Pillow where it decodes the whole; pillow has Pillow do it all."""
     color_jitter: float = 0.3
     """Strength of three_augment's colour jitter; 0 where captions or labels name colours, which it would falsify."""
     mixup: Annotated[float, Range(0)] = 0.0

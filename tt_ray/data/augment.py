@@ -113,11 +113,11 @@ def normalize(images: torch.Tensor, mean: tuple[float, float, float], std: tuple
     """
     if images.dtype != torch.uint8:
         return images
-    return images.float().div_(255).sub_(_channels(mean, images.device)).div_(_channels(std, images.device))
+    return images.float().div_(255).sub_(channels_on(mean, images.device)).div_(channels_on(std, images.device))
 
 
 @functools.lru_cache(maxsize=16)
-def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+def channels_on(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
     """Cached, since a copy to a GPU in each step would make the host wait for it."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from tt_ray.data.augment import (
     channels_first,
     eval_transform,
     sample_seeds,
-    seeded,
-    train_transform,
 )
+from tt_ray.data.finish import Rest
+from tt_ray.data.image_batches import AugmentedImages, eval_images
 from tt_ray.data.loader_processes import prepared
 from tt_ray.data.sampling import Order, Rows
 from tt_ray.data.sources.base import NOBODY, Pixels, Source
@@ -31,22 +31,30 @@ class Batch(NamedTuple):
     """One worker's part of a step."""
 
     images: Tensor
-    """(B, 3, H, W): uint8 pixels, or floats that are normalised already."""
+    """(B, 3, H, W): uint8 pixels, or floats that are finished (see `finish`)."""
     labels: Tensor
     """(B,) class numbers, -1 for none, or (B, C) shares once mixed."""
     text: Tensor | None
     """(B, D) normalised embeddings."""
     rows: Tensor
     """(B,) row numbers in the split."""
+    rest: Rest = Rest()
+    """What is left to do to the images: all of it is done by `finish`."""
 
 
 class TrainBatches(Dataset[Batch]):
-    """`self[step]` is this worker's part of the batch of that step, whatever came before."""
+    """`self[step]` is this worker's part of the batch of that step, whatever came before.
 
-    def __init__(self, source: Source, targets: TextTargets | None, order: Order, config: Config) -> None:
+    Images that are decoded one by one are augmented here, or, with `on_device`, by `finish`.
+    """
+
+    def __init__(
+        self, source: Source, targets: TextTargets | None, order: Order, config: Config, on_device: bool = False
+    ) -> None:
+        source = source.images_alone()
         self.source, self.targets, self.order = source, targets, order
         self.size, self.preset = config.data.image_size, config.data.augment
-        self.transform = None if self.preset in VECTORISED else train_transform(config.data)
+        self.augmented = None if self.preset in VECTORISED else AugmentedImages(source, config.data, on_device)
         self.pixels = hold_pixels(source, config)
         self._epoch: tuple[int, Rows, Rows] | None = None
 
@@ -56,24 +64,20 @@ class TrainBatches(Dataset[Batch]):
             self._epoch = (epoch, *self.order.epoch_rows(epoch))
         chosen = position * self.order.batch_size + self.order.part()
         rows, copies = self._epoch[1][chosen], self._epoch[2][chosen]
+        images, rest = self._images(rows, copies, epoch)
         return Batch(
-            self._images(rows, copies, epoch),
+            images,
             torch.from_numpy(self.source.labels[rows]),
             None if self.targets is None else self.targets[rows],
             torch.from_numpy(rows),
+            rest,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": self.source.images_alone()}
-
-    def _images(self, rows: Rows, copies: Rows, epoch: int) -> Tensor:
-        if self.transform is None:
-            pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
-            return channels_first(augment_pixels(pixels, rows, copies, epoch, self.order.seed, self.preset))
-        read, transform = self.source.read, self.transform
-        seeds = sample_seeds(rows, copies, epoch, self.order.seed)
-        samples = zip(rows.tolist(), seeds.tolist(), strict=True)
-        return torch.stack([seeded(transform, read(row), seed) for row, seed in samples])
+    def _images(self, rows: Rows, copies: Rows, epoch: int) -> tuple[Tensor, Rest]:
+        if self.augmented is not None:
+            return self.augmented(rows, sample_seeds(rows, copies, epoch, self.order.seed))
+        pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
+        return channels_first(augment_pixels(pixels, rows, copies, epoch, self.order.seed, self.preset)), Rest()
 
 
 class EvalBatches(Dataset[Batch]):
@@ -84,7 +88,8 @@ class EvalBatches(Dataset[Batch]):
     """
 
     def __init__(self, source: Source, config: Config, rank: int, world: int, batch_size: int = _EVAL_BATCH) -> None:
-        self.source, self.size, self.batch_size = source, config.data.image_size, batch_size
+        source = source.images_alone()
+        self.source, self.config, self.size, self.batch_size = source, config.data, config.data.image_size, batch_size
         self.share = np.arange(rank, len(source), world)
         self.batches = -(-len(source) // (world * batch_size))
         resized = config.data.augment in VECTORISED and config.data.crop_pct == 1
@@ -93,9 +98,6 @@ class EvalBatches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return self.batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": self.source.images_alone()}
 
     def __getitem__(self, index: int) -> Batch:
         if index >= self.batches:
@@ -108,7 +110,7 @@ class EvalBatches(Dataset[Batch]):
 
     def _batch(self, rows: Rows) -> Batch:
         if self.transform is not None:
-            images = torch.stack([self.transform(self.source.read(int(row))) for row in rows])
+            images = eval_images(self.source, rows, self.config, self.transform)
         else:
             pixels = self.source.pixels(rows, self.size) if self.pixels is None else self.pixels[rows]
             images = channels_first(pixels)

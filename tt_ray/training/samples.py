@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from tt_ray.config import Config
+from tt_ray.data.finish import finish
 from tt_ray.data.loader import Batch
 from tt_ray.data.prepare import Data
 from tt_ray.text.caption_table import find_captions
@@ -29,17 +30,16 @@ class Samples(NamedTuple):
 
 
 def first_of(batch: Batch) -> Batch:
-    """A copy of a batch's first images, since steps mix images in place."""
-    images, labels, _, rows = batch
-    return Batch(images[:_IMAGES].clone(), labels[:_IMAGES].clone(), None, rows[:_IMAGES].clone())
+    """A copy of a batch's first images, on the CPU, since steps mix images in place."""
+    images, labels = (part[:_IMAGES].clone().cpu() for part in (batch.images, batch.labels))
+    return Batch(images, labels, None, batch.rows[:_IMAGES].clone(), batch.rest.first(_IMAGES))
 
 
 def samples(config: Config, data: Data, batch: Batch) -> Samples:
     """The images of a small batch, augmented but not mixed, and their text; to look captions up may take seconds."""
-    images = batch.images
-    if images.dtype != torch.uint8:  # normalised by their preset
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.data.mean, config.data.std))
-        images = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.data.mean, config.data.std))
+    images = finish(batch.images, batch.rest, config.data)
+    images = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
     names = [data.train.classes[label] if label >= 0 else "none" for label in batch.labels.tolist()]
     ids = data.train.ids.take(pa.array(batch.rows.numpy())).to_pylist()
     rows = zip(map(str, range(1, len(ids) + 1)), ids, names, _texts(config, data, batch), strict=True)

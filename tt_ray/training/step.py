@@ -9,7 +9,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from tt_ray.config import Config
-from tt_ray.data.augment import normalize
+from tt_ray.data.finish import finish
 from tt_ray.data.loader import Batch
 from tt_ray.data.mixing import build_mixing
 from tt_ray.data.prepare import Data
@@ -105,9 +105,9 @@ class Learner:
         return torch.cat([parts, norm.detach().reshape(1)])
 
     def on_device(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images, normalised, labels and text targets, mixed as configured."""
-        data, device = self.config.data, self.context.device
-        images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
+        """Images, finished, labels and text targets, mixed as configured."""
+        device = self.context.device
+        images = finish(batch.images.to(device, non_blocking=True), batch.rest, self.config.data)
         images = images.contiguous(memory_format=self.memory_format)
         labels = batch.labels.to(device, non_blocking=True)
         text = None if batch.text is None else batch.text.to(device, non_blocking=True)

@@ -29,6 +29,7 @@ from tt_ray.training.context import REQUESTS, Context
 from tt_ray.training.interrupts import Interrupts
 from tt_ray.training.metrics_log import LoaderWatch, MetricsLog, Reading, StepMetrics, timed
 from tt_ray.training.optim import learning_rate
+from tt_ray.training.prefetch import augments_on, finished_ahead
 from tt_ray.training.samples import first_of, samples
 from tt_ray.training.step import Learner
 from tt_ray.training.tracker import Tracker
@@ -81,9 +82,11 @@ class Trainer(Learner):
         config, context = self.config, self.context
         start = self._restore()
         loaded_targets = None if self.text_teacher.held else self.data.targets
-        batches = TrainBatches(self.data.train, loaded_targets, self.order, config)
+        on_device = augments_on(context.device, config.data)
+        batches = TrainBatches(self.data.train, loaded_targets, self.order, config, on_device)
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         loaded = load(batches, range(start, self.stop), config, context.device)
+        loaded = finished_ahead(loaded, context.device, config.data) if context.device.type == "cuda" else loaded
         validated = load(held_out, range(len(held_out)), config, context.device, kept=True)
         with ExitStack() as files:
             log = tracker = None

@@ -1,0 +1,72 @@
+"""Augmentation on the device: one sample at any number of workers and loaders, and a run that resumes bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toy import largest_difference, run_toy, toy_config, weights
+from tt_ray.config import DataConfig
+from tt_ray.data.finish import finish
+from tt_ray.data.loader import TrainBatches, load
+from tt_ray.data.prepare import open_data
+from tt_ray.data.sampling import train_order
+from tt_ray.terminal.errors import Interrupted
+from tt_ray.training.context import LocalContext
+from tt_ray.training.prefetch import augments_on, finished_ahead
+from tt_ray.training.run_folder import start_run
+from tt_ray.training.trainer import train
+
+SETTINGS: dict[str, Any] = {"text__weight": 0.0, "data__augment_on": "device", "data__num_loaders": 0}
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "cpu", "gpu"), [("auto", False, True), ("loader", False, False), ("device", True, True)]
+)
+def test_where_it_augments(where: Any, cpu: bool, gpu: bool) -> None:
+    config = DataConfig(augment_on=where)
+    assert (augments_on(CPU, config), augments_on(GPU, config)) == (cpu, gpu)
+
+
+@pytest.mark.parametrize("augment", ["three_augment", "deit"])
+def test_samples_are_the_same_at_any_number_of_workers_and_loaders(augment: str, tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__augment=augment, data__repeats=2, **SETTINGS)
+    data = open_data(config, None)
+    alone = TrainBatches(data.train, None, train_order(config, 48, 0, 1), config, on_device=True)
+    expected = [finish(alone[step].images, alone[step].rest, config.data) for step in range(4)]
+    for number, batch in enumerate(load(alone, range(4), 2, pin=False)):
+        assert torch.equal(finish(batch.images, batch.rest, config.data), expected[number])
+    for world in (2, 3):
+        for rank in range(world):
+            order = train_order(config, 48, rank, world)
+            batch = TrainBatches(data.train, None, order, config, on_device=True)[3]
+            assert torch.equal(finish(batch.images, batch.rest, config.data), expected[3][order.part()])
+
+
+@pytest.mark.parametrize("augment", ["three_augment", "deit"])
+def test_a_run_resumes_bit_for_bit(augment: str, tmp_path: Path) -> None:
+    whole, parted = (toy_config(tmp_path / name, data__augment=augment, **SETTINGS) for name in ("whole", "parted"))
+    run_toy(whole)
+    start_run(parted)
+    with pytest.raises(Interrupted):
+        train(parted, open_data(parted, None), LocalContext.start(use_gpu=False), until=1)
+    run_toy(parted)
+    assert largest_difference(weights(whole), weights(parted)) == 0
+    elsewhere = toy_config(tmp_path / "loader", data__augment=augment, **{**SETTINGS, "data__augment_on": "loader"})
+    run_toy(elsewhere)
+    assert largest_difference(weights(whole), weights(elsewhere)) < 0.01, "the same images but for roundings"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a stream of its own needs a GPU")
+def test_batches_are_finished_ahead_on_a_gpu(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__augment="deit", **SETTINGS)
+    data = open_data(config, None)
+    batches = TrainBatches(data.train, None, train_order(config, 48, 0, 1), config, on_device=True)
+    ahead = finished_ahead(load(batches, range(4), 0, pin=True), GPU, config.data)
+    for step, batch in enumerate(ahead):
+        expected = finish(batches[step].images, batches[step].rest, config.data)
+        assert batch.images.device == GPU and batch.rest == ((), None)
+        assert (batch.images.cpu() - expected).abs().mean() < 0.02
+        assert torch.equal(batch.labels.cpu(), batches[step].labels) and not batch.rows.is_cuda

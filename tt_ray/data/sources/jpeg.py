@@ -1,0 +1,163 @@
+"""JPEGs decoded into tensors, the fast way: libjpeg-turbo without a detour through Pillow's pixels of four bytes.
+
+Pillow still reads the header, and remains the reference: what is not an ordinary, intact JPEG is refused (`NotFast`)
+and left to `decoding.to_rgb`, so that there is one place for modes, damage and messages.
+"""
+
+import io
+import struct
+import threading
+from math import prod
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from tt_ray.data.sources.decoding import LARGEST, LONGEST
+
+_START = b"\xff\xd8\xff"
+_GAP = 2
+"""Decoded at no less than this many times the wanted size, as Pillow's `Image.thumbnail` does."""
+_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (3,)),
+    3: (False, (2, 3)),
+    4: (False, (2,)),
+    5: (True, ()),
+    6: (True, (3,)),
+    7: (True, (2, 3)),
+    8: (True, (2,)),
+}
+"""By EXIF orientation: whether rows and columns change places, and the axes that are mirrored after it."""
+
+_FRAMES, _SCAN, _FRAME = (0xC0, 0xC1, 0xC2), 0xDA, struct.Struct(">BHHB")
+"""Markers of the frame (baseline, extended, progressive) and of the first scan, and what the frame begins with."""
+_BARE = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)
+"""Markers that may come before a scan and say nothing of how the image is to be shown: tables, JFIF, comments."""
+_KEPT = 2**24
+"""Bytes of pixels that a thread keeps at most."""
+_held = threading.local()
+
+Region = tuple[int, int, int, int]
+"""Top, left, height and width of a part of an image."""
+
+
+class NotFast(Exception):
+    """The image is one for Pillow."""
+
+
+class Jpeg:
+    """A JPEG whose header has been read.
+
+    Args:
+        content: The file; None where there is none.
+    Raises:
+        NotFast: It is no JPEG, or one that only Pillow may decode: CMYK, damaged, too large or too long, or with
+            damaged metadata.
+    """
+
+    def __init__(self, content: bytes | None) -> None:
+        if content is None or not content.startswith(_START):
+            raise NotFast
+        self._content = content
+        (width, height), orientation = _bare_header(content) or _header(content)
+        short, long = sorted((width, height))
+        if width * height > LARGEST or long > LONGEST * short:
+            raise NotFast
+        self._swaps, self._mirrored = _TURNS.get(orientation, (False, ()))
+        self._upright = orientation not in _TURNS
+        self.size = (height, width) if self._swaps else (width, height)
+        """Width and height of the upright image."""
+
+    def resized(self, region: Region, height: int, width: int) -> Tensor:
+        """A part of the upright image, resized with antialiasing: uint8 (1, 3, height, width), in any memory format.
+
+        Its memory may be used again for the thread's next image.
+
+        Where the part is more than four times as large as wanted, the image is decoded at a half, a quarter or an
+        eighth of its size.
+
+        Raises:
+            NotFast: The file is damaged.
+        """
+        top, left, rows, columns = region
+        scale = min(rows / height, columns / width) / _GAP
+        if scale >= 2 and self._upright:
+            return self._reduced(region, height, width, scale)
+        part = self._pixels()[:, :, top : top + rows, left : left + columns]
+        if (rows, columns) == (height, width):
+            return part
+        # Torch's kernel for uint8 is Pillow's, in vector instructions: the same within two grey levels. It is
+        # fast on pixels that lie side by side.
+        part = part.contiguous(memory_format=torch.channels_last)
+        return F.interpolate(part, (height, width), mode="bicubic", antialias=True)
+
+    def _pixels(self) -> Tensor:
+        """The upright image, uint8 (1, 3, H, W), the same bits as Pillow's."""
+        try:
+            # Strict: of what libjpeg only warns of, such as half an image, Pillow decides what becomes.
+            decoded = simplejpeg.decode_jpeg(self._content, "RGB", strict=True, buffer=_buffer(3 * prod(self.size)))
+        except ValueError:
+            raise NotFast from None
+        pixels = torch.from_numpy(decoded).permute(2, 0, 1)[None]
+        pixels = pixels.transpose(2, 3) if self._swaps else pixels
+        return pixels.flip(self._mirrored) if self._mirrored else pixels
+
+    def _reduced(self, region: Region, height: int, width: int, scale: float) -> Tensor:
+        full, lines = self.size
+        try:
+            opened = Image.open(io.BytesIO(self._content), formats=("JPEG",))
+            drafted: Any = opened.draft("RGB", (int(full / scale), int(lines / scale)))
+            image = opened.convert("RGB")
+        except MemoryError:
+            raise
+        except Exception:
+            raise NotFast from None
+        factor = full / drafted[1][2]  # sizes are rounded up, so theirs are no measure
+        top, left, rows, columns = (value / factor for value in region)
+        box = (left, top, min(left + columns, image.width), min(top + rows, image.height))
+        resized = np.array(image.resize((width, height), Image.Resampling.BICUBIC, box))
+        return torch.from_numpy(resized).permute(2, 0, 1)[None]
+
+
+def _header(content: bytes) -> tuple[tuple[int, int], int]:
+    """Width, height and EXIF orientation as Pillow reads them; raises NotFast unless it is one of grey or RGB."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+                raise NotFast
+            return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # parsers of headers raise almost anything
+        raise NotFast from None
+
+
+def _bare_header(content: bytes) -> tuple[tuple[int, int], int] | None:
+    """The same in a tenth of the time, for files without metadata, as packed ones are; None for all others."""
+    place, size = 2, None
+    while content[place : place + 1] == b"\xff" and place + 19 < len(content):
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker in _FRAMES:
+            precision, height, width, components = _FRAME.unpack_from(content, place + 4)
+            if precision != 8 or components not in (1, 3) or not (width and height):
+                return None
+            size = width, height
+        elif marker == _SCAN:
+            return size and (size, 1)
+        elif marker not in _BARE:
+            return None
+        place += 2 + length
+    return None
+
+
+def _buffer(size: int) -> bytearray:
+    """The thread's memory for pixels: fresh memory for each image would take a tenth of the time."""
+    if size > _KEPT:
+        return bytearray(size)
+    if len(getattr(_held, "buffer", b"")) < size:
+        _held.buffer = bytearray(size)
+    return _held.buffer
