@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import comparisons, embedding_store, loop_efficiency, ray_overhead, start_up, step_cost, what_text_buys
+from benchmarks import (
+    comparisons,
+    embedding_store,
+    loader_memory,
+    loop_efficiency,
+    ray_overhead,
+    start_up,
+    step_cost,
+    what_text_buys,
+)
 from benchmarks import tune as tune_benchmark
 from tt_ray.cli import read_config
 from tt_ray.config import Config
@@ -68,6 +77,16 @@ def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:
     assert ray_overhead.window_rates([{"step": 3}, *rows], config) == [5.0, 6.0]
     with pytest.raises(RuntimeError, match="raise --steps"):
         ray_overhead.window_rates(rows[:1], config)
+
+
+@pytest.mark.filterwarnings("ignore:.*suggested max number of worker")
+def test_loader_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "loader_memory.json"
+    loader_memory.main(["--images", "20000", "--loaders", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert [size["images"] for size in result["sizes"]] == [200, 20_000]
+    assert all(0 < size["own"] <= size["all"] for size in result["sizes"]) and math.isfinite(result["bytes per image"])
+    assert "own memory of a loader" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -41,6 +41,8 @@ class Order(NamedTuple):
         if self.labelled is not None:
             return self._two_kinds(generator, self.labelled)
         order = generator.permutation(self.images)
+        if self.repeats == 1:
+            return order, np.broadcast_to(np.int64(0), self.images)  # takes no memory, in each of the loaders
         rows = np.repeat(order, self.repeats)[: self.images]
         return rows, (np.arange(self.images) % self.repeats).astype(np.int64)
 
