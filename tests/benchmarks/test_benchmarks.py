@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import comparisons, embedding_store, loop_efficiency, ray_overhead, start_up, step_cost, what_text_buys
+from benchmarks import (
+    comparisons,
+    embedding_store,
+    loading,
+    loop_efficiency,
+    ray_overhead,
+    start_up,
+    step_cost,
+    what_text_buys,
+)
 from benchmarks import tune as tune_benchmark
 from tt_ray.cli import read_config
 from tt_ray.config import Config
@@ -68,6 +77,21 @@ def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:
     assert ray_overhead.window_rates([{"step": 3}, *rows], config) == [5.0, 6.0]
     with pytest.raises(RuntimeError, match="raise --steps"):
         ray_overhead.window_rates(rows[:1], config)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")  # timm's
+def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "loading.json"
+    size = ["--images", "8", "--width", "80", "--height", "60", "--image-size", "28", "--batch-size", "4"]
+    loading.main([*size, "--steps", "1", "--repeats", "2", "--out", str(out)])
+    result = json.loads(out.read_text())
+    sides = {"before", "timm", "folders", "packed 28", "packed 32"}
+    sides |= {f"{name}, device" for name in ("folders", "packed 28", "packed 32")}
+    for preset in ("three_augment", "deit"):
+        assert set(result[preset]) == sides
+        for row in result[preset].values():
+            assert math.isfinite(row["over before"]["ratio"]["median"]) and row["over timm"]["rounds"] == 2
+    assert capsys.readouterr().out.count("| folders, device |") == 2
 
 
 @pytest.mark.slow
