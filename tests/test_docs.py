@@ -97,6 +97,7 @@ RUN_BY = {
     "eval.efficiency": "eval/test_efficiency.py::test_the_command",
     "eval.text_until": "eval/test_text_until.py::test_the_command",
     "benchmarks.step_cost": "benchmarks/test_benchmarks.py::test_step_cost",
+    "benchmarks.loading": "benchmarks/test_benchmarks.py::test_loading",
     "benchmarks.loop_efficiency": "benchmarks/test_benchmarks.py::test_loop_efficiency",
     "benchmarks.embedding_store": "benchmarks/test_benchmarks.py::test_embedding_store",
     "benchmarks.ray_overhead": "benchmarks/test_benchmarks.py::test_ray_overhead",
