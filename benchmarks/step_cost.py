@@ -120,7 +120,8 @@ def stepper(config: Config, data: Data, device: torch.device) -> Callable[[int],
     trainer = Trainer(config, data, LocalContext(0, 1, device))
     trainer.model.train()
     held = TrainBatches(data.train, data.targets, trainer.order, config)[0]
-    batch = Batch(*(None if part is None else part.to(device) for part in held))  # type: ignore[arg-type]
+    text = None if held.text is None else held.text.to(device)
+    batch = Batch(held.images.to(device), held.labels.to(device), text, held.rows.to(device), held.rest)
     done = 0
 
     def run(steps: int) -> float:
