@@ -1,6 +1,6 @@
-"""Claim: a core prepares images twice as fast as before from folders, and 12 times as fast packed, with a GPU's help.
+"""Aims: a core prepares twice as many images as before from folders, and 12 times as many packed, with a GPU's help.
 
-    python -m benchmarks.loading      # four minutes on one core
+    python -m benchmarks.loading      # a minute and a half on one core
 
 JPEGs of 500 x 375 px that it makes itself, about 92 kB each, are prepared at 224 px with 3-Augment by one thread, from
 files in the page cache; sides take turns, and what counts is the processor time of this process, which hardly follows

@@ -118,7 +118,7 @@ def stepper(config: Config, data: Data, device: torch.device) -> Callable[[int],
     trainer.model.train()
     held = TrainBatches(data.train, data.targets, trainer.order, config)[0]
     text = None if held.text is None else held.text.to(device)
-    batch = Batch(held.images.to(device), held.labels.to(device), text, held.rows)
+    batch = Batch(held.images.to(device), held.labels.to(device), text, held.rows.to(device), held.rest)
     done = 0
 
     def run(steps: int) -> float:

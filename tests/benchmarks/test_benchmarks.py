@@ -13,6 +13,7 @@ from benchmarks import (
     comparisons,
     embedding_store,
     loader_memory,
+    loading,
     loop_efficiency,
     ray_overhead,
     start_up,
@@ -87,6 +88,21 @@ def test_loader_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [size["images"] for size in result["sizes"]] == [200, 20_000]
     assert all(0 < size["own"] <= size["all"] for size in result["sizes"]) and math.isfinite(result["bytes per image"])
     assert "own memory of a loader" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")  # timm's
+def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "loading.json"
+    size = ["--images", "8", "--width", "80", "--height", "60", "--image-size", "28", "--batch-size", "4"]
+    loading.main([*size, "--steps", "1", "--repeats", "2", "--out", str(out)])
+    result = json.loads(out.read_text())
+    sides = {"before", "timm", "folders", "packed 28", "packed 32"}
+    sides |= {f"{name}, device" for name in ("folders", "packed 28", "packed 32")}
+    for preset in ("three_augment", "deit"):
+        assert set(result[preset]) == sides
+        for row in result[preset].values():
+            assert math.isfinite(row["over before"]["ratio"]["median"]) and row["over timm"]["rounds"] == 2
+    assert capsys.readouterr().out.count("| folders, device |") == 2
 
 
 @pytest.mark.slow

@@ -204,3 +204,5 @@ def test_normalize() -> None:
     assert result.dtype == torch.float32
     np.testing.assert_allclose(result.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
     assert normalize(result, mean, std) is result
+    reordered = channels_first(pixels).to(memory_format=torch.channels_last)
+    assert normalize(reordered, mean, std).is_contiguous(), "convolutions would sum in another order"

@@ -1,6 +1,7 @@
 """Images that are decoded one by one: whoever decodes and whoever augments, the sample is the same."""
 
 import io
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tests.data.sources.encoded import encode
 from tests.data.sources.test_jpeg import FOR_PILLOW, ORDINARY, photo
 from tt_ray.config import Config, DataConfig
 from tt_ray.data.augment import eval_transform, normalize, seeded, train_transform
-from tt_ray.data.finish import Rest, finish
+from tt_ray.data.augment_draws import own_randomness, preset_of, seed_sample
+from tt_ray.data.finish import finish
 from tt_ray.data.image_batches import AugmentedImages, eval_images
 from tt_ray.data.loader import EvalBatches, TrainBatches
 from tt_ray.data.sampling import Order
@@ -186,5 +188,13 @@ def test_pillow_reads_what_is_not_ordinary(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(next(iter(files.values())))).mode == "CMYK"
 
 
-def test_rest_is_empty_by_default() -> None:
-    assert Rest() == ((), None)
+@pytest.mark.parametrize("augment", ["three_augment", "deit"])
+def test_presets_can_be_sent_to_loader_processes(augment: str) -> None:
+    preset, size = preset_of(config(augment)), (90, 70)
+    again = pickle.loads(pickle.dumps(preset))
+    found = []
+    for each in (preset, again):
+        with own_randomness():
+            seed_sample(4)
+            found.append((each.cut(*size), each.steps(), each.erased()))
+    assert found[0] == found[1]

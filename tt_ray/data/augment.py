@@ -113,7 +113,13 @@ def normalize(images: torch.Tensor, mean: tuple[float, float, float], std: tuple
     """
     if images.dtype != torch.uint8:
         return images
-    return images.float().div_(255).sub_(channels_on(mean, images.device)).div_(channels_on(std, images.device))
+    return (
+        images.contiguous()
+        .float()
+        .div_(255)
+        .sub_(channels_on(mean, images.device))
+        .div_(channels_on(std, images.device))
+    )
 
 
 @functools.lru_cache(maxsize=16)

@@ -117,12 +117,12 @@ class ThreeAugment:
         """The resized image, padded by 4 pixels, has the square at a random place."""
         size, short = self._size, min(width, height)
         high, wide = (size if side == short else int(size * side / short) for side in (height, width))
-        top, left = (int(torch.randint(0, side + 2 * _PAD - size + 1, (1,))) - _PAD for side in (high, wide))
+        top, left = (int(torch.randint(side + 2 * _PAD - size + 1, (1,)).item()) - _PAD for side in (high, wide))
         return Cut((0, 0, height, width), high, wide, top, left)
 
     def steps(self) -> list[Step]:
         """Flip, one of three, and the three parts of the jitter in random order."""
-        flip = ("flip", 0.0) if torch.rand(1) < 0.5 else NOTHING
+        flip = ("flip", 0.0) if torch.rand(1).item() < 0.5 else NOTHING
         (kind,) = random.choices(_THREE)
         value = random.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
         kind = "wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind
@@ -157,7 +157,7 @@ class Deit:
 
     def steps(self) -> list[Step]:
         """Flip, and RandAugment's operations."""
-        flip = ("flip", 0.0) if torch.rand(1) < 0.5 else NOTHING
+        flip = ("flip", 0.0) if torch.rand(1).item() < 0.5 else NOTHING
         augment: RandAugment = self._randaugment
         chosen = np.random.choice(len(augment.ops), augment.num_layers)
         return [flip, *(_randaugment_step(augment.ops[number]) for number in chosen)]

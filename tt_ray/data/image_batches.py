@@ -69,7 +69,7 @@ class AugmentedImages:
         def fast(jpeg: Jpeg) -> tuple[Pixels, Cut]:
             seed_sample(seed)
             cut = self._preset.cut(*jpeg.size)
-            return _lines(jpeg.resized(cut.region, cut.height, cut.width)), cut
+            return jpeg.resized(cut.region, cut.height, cut.width), cut
 
         found = fast_or_none(self.source, row, self.config, fast)
         if found is not None:
@@ -92,7 +92,7 @@ def eval_images(source: Source, rows: npt.NDArray[np.int64], config: DataConfig,
         (columns, lines), short = jpeg.size, min(jpeg.size)
         width, height = (resized if side == short else int(resized * side / short) for side in jpeg.size)
         top, left = (round((side - size) / 2) for side in (height, width))
-        return _lines(jpeg.resized((0, 0, lines, columns), height, width))[top : top + size, left : left + size]
+        return jpeg.resized((0, 0, lines, columns), height, width)[top : top + size, left : left + size]
 
     for row, square in zip(rows.tolist(), out, strict=True):
         pixels = fast_or_none(source, row, config, fast)
@@ -121,11 +121,6 @@ def channels_second(pixels: Pixels) -> Tensor:
 def _by_tensors(square: Pixels, steps: list[Step]) -> Pixels:
     image = torch.empty(1, 3, *square.shape[:2]).copy_(channels_second(square[None]))
     return apply_steps(image, steps)[0].permute(1, 2, 0).numpy().astype(np.uint8)
-
-
-def _lines(image: Tensor) -> Pixels:
-    """uint8 (1, 3, H, W) as (H, W, 3)."""
-    return image[0].permute(1, 2, 0).numpy()
 
 
 def _resized(image: Image.Image, cut: Cut) -> Pixels:

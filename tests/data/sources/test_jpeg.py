@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import ExifTags, Image
 
 from tests.data.sources.encoded import encode
+from tt_ray.data.sources import jpeg
 from tt_ray.data.sources.decoding import to_rgb
 from tt_ray.data.sources.jpeg import Jpeg, NotFast
 
@@ -74,9 +74,9 @@ def by_pillow(content: bytes) -> np.ndarray[Any, Any]:
 
 
 def whole(content: bytes) -> np.ndarray[Any, Any]:
-    jpeg = Jpeg(content)
-    width, height = jpeg.size
-    return jpeg.resized((0, 0, height, width), height, width)[0].permute(1, 2, 0).numpy()
+    opened = Jpeg(content)
+    width, height = opened.size
+    return opened.resized((0, 0, height, width), height, width)
 
 
 def largest(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> int:
@@ -95,6 +95,26 @@ def test_everything_else_is_for_pillow(name: str) -> None:
         Jpeg(FOR_PILLOW[name])
 
 
+@pytest.mark.parametrize("name", ORDINARY)
+def test_bare_headers_say_what_pillow_says(name: str) -> None:
+    """A file with metadata (EXIF, Adobe's) is none of them, nor is one with 12 bits or without an end."""
+    content = ORDINARY[name]
+    bare = jpeg._bare_header(content)
+    assert bare == (None if "orientation" in name or name == "in RGB" else jpeg._header(content))
+    frame = 4 + next(content.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in content)
+    assert jpeg._bare_header(content[:frame] + b"\x0c" + content[frame + 1 :]) is None
+    assert jpeg._bare_header(content[: frame + 6]) is None
+
+
+def test_memory_is_used_again_by_small_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Jpeg(ORDINARY[name]) for name in ("4:4:4", "4:2:0"))
+    pixels = first.resized((0, 0, 61, 83), 61, 83)
+    assert np.shares_memory(pixels, second.resized((0, 0, 61, 83), 61, 83))
+    monkeypatch.setattr(jpeg, "_KEPT", 1000)
+    pixels = first.resized((0, 0, 61, 83), 61, 83)
+    assert not np.shares_memory(pixels, second.resized((0, 0, 61, 83), 61, 83))
+
+
 @pytest.mark.parametrize("region", [(0, 0, 375, 500), (11, 40, 300, 201), (0, 0, 90, 500), (370, 490, 5, 10)])
 @pytest.mark.parametrize("size", [(224, 224), (224, 299), (96, 64)])
 def test_parts_are_resized_as_pillow_does(region: tuple[int, int, int, int], size: tuple[int, int]) -> None:
@@ -103,8 +123,8 @@ def test_parts_are_resized_as_pillow_does(region: tuple[int, int, int, int], siz
     part = Image.fromarray(by_pillow(content)).crop((left, top, left + width, top + height))
     expected = np.asarray(part.resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
     found = Jpeg(content).resized(region, *size)
-    assert found.dtype == torch.uint8 and found.shape == (1, 3, *size)
-    difference = np.abs(found[0].permute(1, 2, 0).numpy() - expected)
+    assert found.dtype == np.uint8 and found.shape == (*size, 3)
+    difference = np.abs(found - expected)
     if min(height / size[0], width / size[1]) < 4:
         assert difference.max() <= RESIZED
     assert difference.mean() <= REDUCED_MEAN
@@ -116,11 +136,10 @@ def test_large_images_are_decoded_at_a_lower_scale(
     options: dict[str, Any], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = encode(photo(*size), "JPEG", **options)
-    jpeg = Jpeg(content)
     monkeypatch.setattr(Jpeg, "_pixels", lambda _: pytest.fail("it was decoded whole"))
     region = (37, 101, 803, 700)
     expected = Image.fromarray(by_pillow(content)).crop((101, 37, 801, 840)).resize((96, 96), Image.Resampling.BICUBIC)
-    found = jpeg.resized(region, 96, 96)[0].permute(1, 2, 0).numpy().astype(int)
+    found = Jpeg(content).resized(region, 96, 96).astype(int)
     assert np.abs(found - np.asarray(expected)).mean() <= REDUCED_MEAN
 
 

@@ -1,4 +1,4 @@
-"""JPEGs decoded into tensors, the fast way: libjpeg-turbo without a detour through Pillow's pixels of four bytes.
+"""JPEGs decoded into arrays, the fast way: libjpeg-turbo without a detour through Pillow's pixels of four bytes.
 
 Pillow still reads the header, and remains the reference: what is not an ordinary, intact JPEG is refused (`NotFast`)
 and left to `decoding.to_rgb`, so that there is one place for modes, damage and messages.
@@ -15,21 +15,21 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
-from torch import Tensor
 
+from tt_ray.data.sources.base import Pixels
 from tt_ray.data.sources.decoding import LARGEST, LONGEST
 
 _START = b"\xff\xd8\xff"
 _GAP = 2
 """Decoded at no less than this many times the wanted size, as Pillow's `Image.thumbnail` does."""
 _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
-    2: (False, (3,)),
-    3: (False, (2, 3)),
-    4: (False, (2,)),
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
     5: (True, ()),
-    6: (True, (3,)),
-    7: (True, (2, 3)),
-    8: (True, (2,)),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
 }
 """By EXIF orientation: whether rows and columns change places, and the axes that are mirrored after it."""
 
@@ -72,13 +72,11 @@ class Jpeg:
         self.size = (height, width) if self._swaps else (width, height)
         """Width and height of the upright image."""
 
-    def resized(self, region: Region, height: int, width: int) -> Tensor:
-        """A part of the upright image, resized with antialiasing: uint8 (1, 3, height, width), in any memory format.
+    def resized(self, region: Region, height: int, width: int) -> Pixels:
+        """A part of the upright image, resized with antialiasing: uint8 (height, width, 3).
 
-        Its memory may be used again for the thread's next image.
-
-        Where the part is more than four times as large as wanted, the image is decoded at a half, a quarter or an
-        eighth of its size.
+        Its memory may be used again for the thread's next image. Where the part is more than four times as large as
+        wanted, the image is decoded at a half, a quarter or an eighth of its size.
 
         Raises:
             NotFast: The file is damaged.
@@ -87,26 +85,26 @@ class Jpeg:
         scale = min(rows / height, columns / width) / _GAP
         if scale >= 2 and self._upright:
             return self._reduced(region, height, width, scale)
-        part = self._pixels()[:, :, top : top + rows, left : left + columns]
+        part = self._pixels()[top : top + rows, left : left + columns]
         if (rows, columns) == (height, width):
             return part
-        # Torch's kernel for uint8 is Pillow's, in vector instructions: the same within two grey levels. It is
-        # fast on pixels that lie side by side.
-        part = part.contiguous(memory_format=torch.channels_last)
-        return F.interpolate(part, (height, width), mode="bicubic", antialias=True)
+        # Torch's kernel for uint8 is Pillow's, in vector instructions: the same within two grey levels. It is fast on
+        # pixels that lie side by side.
+        image = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
+        resized = F.interpolate(image, (height, width), mode="bicubic", antialias=True)
+        return resized[0].permute(1, 2, 0).numpy()
 
-    def _pixels(self) -> Tensor:
-        """The upright image, uint8 (1, 3, H, W), the same bits as Pillow's."""
+    def _pixels(self) -> Pixels:
+        """The upright image, uint8 (H, W, 3), the same bits as Pillow's."""
         try:
             # Strict: of what libjpeg only warns of, such as half an image, Pillow decides what becomes.
-            decoded = simplejpeg.decode_jpeg(self._content, "RGB", strict=True, buffer=_buffer(3 * prod(self.size)))
+            pixels = simplejpeg.decode_jpeg(self._content, "RGB", strict=True, buffer=_buffer(3 * prod(self.size)))
         except ValueError:
             raise NotFast from None
-        pixels = torch.from_numpy(decoded).permute(2, 0, 1)[None]
-        pixels = pixels.transpose(2, 3) if self._swaps else pixels
-        return pixels.flip(self._mirrored) if self._mirrored else pixels
+        pixels = pixels.transpose(1, 0, 2) if self._swaps else pixels
+        return np.flip(pixels, self._mirrored) if self._mirrored else pixels
 
-    def _reduced(self, region: Region, height: int, width: int, scale: float) -> Tensor:
+    def _reduced(self, region: Region, height: int, width: int, scale: float) -> Pixels:
         full, lines = self.size
         try:
             opened = Image.open(io.BytesIO(self._content), formats=("JPEG",))
@@ -119,8 +117,7 @@ class Jpeg:
         factor = full / drafted[1][2]  # sizes are rounded up, so theirs are no measure
         top, left, rows, columns = (value / factor for value in region)
         box = (left, top, min(left + columns, image.width), min(top + rows, image.height))
-        resized = np.array(image.resize((width, height), Image.Resampling.BICUBIC, box))
-        return torch.from_numpy(resized).permute(2, 0, 1)[None]
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
 def _header(content: bytes) -> tuple[tuple[int, int], int]:
