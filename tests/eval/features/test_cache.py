@@ -28,6 +28,7 @@ from eval.tasks.registry import Task, tasks
 from tests.toy import FORKS
 from tt_ray.data.augment import normalize
 from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.image_folder import FolderImages
 from tt_ray.terminal.errors import UserError
 
 SQUASH = Preprocessing(32, 1.0, "squash", "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -91,6 +92,21 @@ def test_features_are_timms(tmp_path: Path, preprocessing: Preprocessing, change
         with torch.inference_mode():
             expected = model.forward_head(model.forward_features(images), pre_logits=True)
         assert (found[start : start + 8] == expected.numpy()).all()
+
+
+def test_centre_crops_of_jpegs_are_timms_within_two_levels(tmp_path: Path) -> None:
+    """They are decoded the fast way: on ordinary sizes and on those that are decoded at a smaller scale."""
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(40, 56), (57, 41), (35, 35)]):
+        coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(tmp_path / f"{number}.jpg", quality=90)
+    images = FolderImages(tmp_path, pa.array([f"{number}.jpg" for number in range(3)]))
+    labels = np.zeros(3, np.int64)
+    source = Source(images.ids, labels, ("a",), None, images.read, images.pixels, encoded=images.encoded)
+    decoded = Decoder(source, CENTER, [np.arange(3)], 1)[0]
+    plain = torch.stack([transform(CENTER)(source.read(row)) for row in range(3)])
+    assert (decoded.int() - plain.int()).abs().max() <= 2 and not torch.equal(decoded, plain)
 
 
 def test_preprocessing_is_timms() -> None:
