@@ -133,7 +133,7 @@ def timms(root: Path, config: Config) -> Prepare:
         dataset, size, config.train.batch_size, num_workers=0, device=torch.device("cpu"), persistent_workers=False
     )
     dataset.transform = create_transform(size, is_training=True, interpolation="bicubic", use_prefetcher=True, **kwargs)
-    _spare_posterize(dataset.transform)
+    spare_posterize(dataset.transform)
     batches = iter(())
 
     def prepare(step: int) -> Any:
@@ -147,7 +147,7 @@ def timms(root: Path, config: Config) -> Prepare:
     return prepare
 
 
-def _spare_posterize(transform: Any) -> None:
+def spare_posterize(transform: Any) -> None:
     """Pillow 13 refuses to keep 0 bits, which timm asks of one image in 600: it keeps one here."""
     for step in transform.transforms:
         for operation in step.ops if isinstance(step, RandAugment) else ():
