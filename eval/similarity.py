@@ -34,7 +34,7 @@ class Arguments:
     data_root: Path = Path("data")
     """Folder that holds the files of tasks."""
     task_root: str = ""
-    """The task's own folder."""
+    """The task's own folder, DIR or, as for python -m eval, NAME=DIR."""
     cache: Path = Path("features")
     """Folder of extracted features, such as OUT/features of python -m eval."""
     out: Path | None = None
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     from eval.features.cka import between_layers, between_models, layer_names
     from eval.tasks.registry import tasks
 
-    roots = {given.task: given.task_root} if given.task_root else {}
+    roots = {given.task: given.task_root.removeprefix(f"{given.task}=")} if given.task_root else {}
     task = tasks([given.task], roots, given.data_root)[given.task]
     backbones = [open_backbone(name, spec) for name, spec in parse_models(given.models).items()]
     config = EvalConfig(None, given.cache, device=given.device, threads=torch.get_num_threads())

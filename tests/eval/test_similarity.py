@@ -70,3 +70,10 @@ def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pyt
     assert np.shape(tree["values"]) == (len(tree["rows"]), len(tree["columns"]))
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2 + len(tree["rows"]) and shown[0].startswith("| CKA | ")
+
+
+def test_the_folder_of_a_task_is_given_as_the_hint_says(tmp_path: Path) -> None:
+    """Hints are those of python -m eval: --task-root NAME=DIR."""
+    for root in (f"mine={tmp_path / 'none'}", str(tmp_path / "none")):
+        with pytest.raises(UserError, match=f"{tmp_path / 'none'}: there is no such folder"):
+            main(["--models", "a=random:test_resnet", "--task", "mine", "--task_root", root])
