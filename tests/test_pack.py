@@ -14,6 +14,7 @@ from tests.data.sources.test_webdataset import jpeg, write
 from tests.test_train_command import ONE_CPU, run, wait_until
 from tests.toy import run_toy, stop_ray, toy_config, weights
 from tt_ray.config import DataConfig
+from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.registry import open_splits
 from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.embeddings.build import write_store
@@ -99,7 +100,10 @@ def test_the_command_trains_from_shards_and_embeddings_behind_uris(packed: Path,
 
 
 @WITH_RAY
-def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_set_gets_an_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset, "_SMALL", 0)  # in processes
     for number in range(2):
         write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
     main(["--data.root", str(tmp_path), "--index-only"])
