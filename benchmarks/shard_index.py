@@ -60,8 +60,8 @@ def make_shards(folder: Path, images: int, per_shard: int) -> None:
         }
         tables.append(pa.table(columns, schema=FIELDS))
         shards[name] = ShardFile(rows * LENGTH, "0" * 64)
-        (folder / name).touch()
-        (folder / name).open("r+b").truncate(rows * LENGTH)
+        with (folder / name).open("wb") as file:
+            file.truncate(rows * LENGTH)
     write_index(index_table(pa.concat_tables(tables), shards), folder / INDEX)
 
 
