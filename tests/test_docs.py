@@ -102,6 +102,8 @@ RUN_BY = {
     "benchmarks.ray_overhead": "benchmarks/test_benchmarks.py::test_ray_overhead",
     "benchmarks.start_up": "benchmarks/test_benchmarks.py::test_start_up",
     "benchmarks.comparisons": "benchmarks/test_benchmarks.py::test_comparisons_are_a_table_of_paired_differences",
+    "benchmarks.shard_index": "benchmarks/test_shards.py::test_shard_index",
+    "benchmarks.packing": "benchmarks/test_shards.py::test_packing",
     "benchmarks.encode": "benchmarks/test_encode.py::test_encode",
     "benchmarks.scaling": "benchmarks/test_scaling.py::test_the_command_says_that_it_predicts",
     "benchmarks.linear_probe": "eval/test_linear_benchmark.py::test_the_benchmark",
