@@ -19,7 +19,7 @@ from tt_ray.data.sources.registry import open_splits
 from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.embeddings.build import write_store
 from tt_ray.io.files import sha256
-from tt_ray.pack import main
+from tt_ray.pack import Arguments, Images, main, open_all, parts
 from tt_ray.terminal.errors import UserError
 
 
@@ -108,6 +108,15 @@ def test_an_existing_set_gets_an_index(
         write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
     main(["--data.root", str(tmp_path), "--index-only"])
     assert capsys.readouterr().out == f"{tmp_path / INDEX}: 2 images in 2 shards, 0 cannot be read\n"
+
+
+def test_progress_counts_images(images: Path) -> None:
+    """Each image of both splits is one item, in a shard of its split."""
+    given = Arguments(data=Images(root=str(images)), shard_size=4)
+    found = parts(open_all(given), given)
+    assert [number for items, _ in found for number in items] == list(range(22 + 9))
+    assert all(len(items) == len(part.rows) for items, part in found)
+    assert {part.shard[:-10] for _, part in found} == {"train", "test"} and found[6][1].shard == "test-00000.tar"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from tt_ray.terminal.errors import UserError, one_line
 T = TypeVar("T")
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between tries of one request, drawn between half of them and one and a half."""
+_SAID_S = 2.0
+"""Pauses that a user would notice are announced."""
 BLOCK = 8 * 2**20
 """Bytes of one request: what a dropped connection costs at most."""
 _FINAL = re.compile("ACCESS_DENIED|NO_SUCH|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[0134]", re.I)
@@ -30,6 +33,8 @@ def patiently(work: Callable[[], T]) -> T:
         except OSError as error:
             if isinstance(error, FileNotFoundError | PermissionError) or _FINAL.search(str(error)):
                 raise
+            if pause >= _SAID_S:
+                print(f"note: trying again: {one_line(error)}", file=sys.stderr)
             time.sleep(pause * random.uniform(0.5, 1.5))
     return work()
 

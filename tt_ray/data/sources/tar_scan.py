@@ -45,10 +45,15 @@ class _Hashed(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO | io.RawIOBase) -> None:
         self._stream, self.hash, self.bytes, self.end = stream, sha256(), 0, b""
+        self.filled = 0
+        """Bytes up to the last one that is not zero."""
+        self.members = 0
+        """Bytes up to the end of the last file that the tar lists."""
 
     def read(self, size: int = -1) -> bytes:
         block = self._stream.read(size) or b""
         self.hash.update(block)
+        self.filled = self.bytes + len(rest) if (rest := block.rstrip(b"\0")) else self.filled
         self.bytes += len(block)
         self.end = (self.end + block)[-tarfile.BLOCKSIZE :]
         return block
@@ -103,6 +108,8 @@ def scan(
             pass  # whatever follows the end mark
         if hashed.end.strip(b"\0") or not hashed.bytes:
             raise tarfile.ReadError("unexpected end of data")
+        if hashed.filled > hashed.members:
+            raise tarfile.ReadError("more follows its end, as where tars were put together by cat")
     except tarfile.TarError as error:
         raise UserError(
             f"cannot read shard {place}: {one_line(error)}; fetch or write it again (compressed tars must be unpacked)"
@@ -114,6 +121,7 @@ def _samples(stream: _Hashed) -> Iterator[Sample]:
     with tarfile.open(fileobj=stream, mode="r|", bufsize=_READ) as tar:
         sample: Sample | None = None
         for member in tar:
+            stream.members = member.offset_data + (member.size if member.isfile() else 0)
             if not member.isfile():
                 continue
             folder, slash, name = member.name.rpartition("/")
