@@ -33,6 +33,7 @@ LONGEST = [
     *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
     *("io/test_storage", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),
     *("test_packaging", "cluster/test_ray_internals", "cluster/test_messages", "test_caption_images"),
+    "test_pack",
 ]
 
 

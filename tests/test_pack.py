@@ -100,6 +100,7 @@ def test_the_command_trains_from_shards_and_embeddings_behind_uris(packed: Path,
 
 
 @WITH_RAY
+@pytest.mark.slow
 def test_an_existing_set_gets_an_index(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,14 @@ def no_label(path: Path) -> None:
     write(path, {"a.jpg": jpeg(0), "b.jpg": jpeg(1), "b.cls": "0"})
 
 
+def minus_one(path: Path) -> None:
+    """What Hugging Face writes for no label is no class."""
+    write(
+        path,
+        {"a.jpg": jpeg(0), "a.cls": "-1", "b.jpg": jpeg(1), "b.json": '{"label": -1}', "c.jpg": jpeg(2), "c.cls": "0"},
+    )
+
+
 def twice(path: Path) -> None:
     write(path, {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": jpeg(1), "b.cls": "0"})
     with tarfile.open(path, "a") as tar:
@@ -202,6 +210,7 @@ def twice(path: Path) -> None:
         (no_tar, "cannot read shard .*train.tar"),
         (no_json, "a.json is not JSON"),
         (no_label, "1 images have no label .*a in "),
+        (minus_one, "2 images have no label .*a in .*, b in "),
         (twice, "key of another one"),
     ],
 )

@@ -22,6 +22,8 @@ from tt_ray.terminal.errors import UserError, one_line
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "heic", "avif", "jxl", "jp2")
 """Ends of names of images, in small letters."""
 _OTHERS = ("cls", "txt", "json")
+_NO_LABEL = "-1"
+"""Hugging Face's label of an image that has none."""
 _READ = 2**20
 
 
@@ -102,7 +104,8 @@ def scan(
             label = fields.get(label_field)
             caption = found.get("txt", fields.get(caption_field))
             row = {"image_id": str(fields.get("image_id") or sample.key), "shard": name}
-            row |= {"label": _text(found.get("cls") if label is None else label), "caption": _text(caption) or None}
+            label = _text(found.get("cls") if label is None else label)
+            row |= {"label": None if label == _NO_LABEL else label, "caption": _text(caption) or None}
             rows.append(row | _about(sample.members[image]))
         while hashed.read(_READ):
             pass  # whatever follows the end mark
