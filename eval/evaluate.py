@@ -42,9 +42,12 @@ class Arguments:
     data_root: Path = Path("data")
     """Folder that holds the files of tasks."""
     task_root: tuple[str, ...] = ()
-    """NAME=DIR: the folder of one task; a new name makes a task of your own (train/, test/, perhaps val/)."""
+    """NAME=DIR: the folder of one task; a new name makes a task of your own (train/, test/, perhaps val/). DIR may also
+    be a folder, a pattern or a URI of WebDataset shards with such names, such as s3://bucket/train-{000..127}.tar."""
     task_file: Path | None = None
     """YAML file of tasks of your own."""
+    local_cache: Path | None = None
+    """Folder of copies of shards that lie in object storage; empty takes tt-ray/data in the user's cache (~/.cache)."""
     cpus_per_job: int = 1
     """CPUs, and CPU threads, of each job."""
     gpus_per_job: float = 0.0
@@ -221,7 +224,7 @@ def open_evaluation(given: Arguments) -> "Evaluation":
     # Tasks first: protocols and models bring torch, which takes seconds, and a wrong name needs none.
     roots = dict(_pair(item) for item in given.task_root)
     own = load_tasks(given.task_file) if given.task_file else {}
-    found = tasks(given.tasks, roots, given.data_root, own)
+    found = tasks(given.tasks, roots, given.data_root, own, str(given.local_cache or ""))
     options = read_options(given.protocols, given.set)
     from eval.features.backbone import parse_models
 

@@ -15,11 +15,12 @@ from tests.data.sources.test_webdataset import jpeg, write
 from tests.test_train_command import ONE_CPU, run, wait_until
 from tests.toy import run_toy, stop_ray, toy_config, weights
 from tt_ray.config import DataConfig
+from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.registry import open_splits
 from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.embeddings.build import write_store
 from tt_ray.io.files import sha256
-from tt_ray.pack import _about_captions, main
+from tt_ray.pack import Arguments, Images, _about_captions, main, open_all, parts
 from tt_ray.terminal.errors import UserError
 
 HINT = "; without captions: where a table has them, pass it to the training, --text.captions TABLE"
@@ -100,7 +101,10 @@ def test_the_command_trains_from_shards_and_embeddings_behind_uris(packed: Path,
     assert len(copies) == 7 + 2 and "on 9 validation images" in first.out
 
 
-def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_set_gets_an_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset, "_SMALL", 0)  # in processes
     for number in range(2):
         write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number)})
     main(["--data.root", str(tmp_path), "--index-only"])
@@ -115,6 +119,15 @@ def test_an_existing_set_gets_an_index(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("captions", [None, pa.array([None, None], pa.string()), pa.array([None, "a cat"])])
 def test_shards_without_captions_say_where_captions_go(captions: pa.Array | None) -> None:
     assert _about_captions(captions) == (HINT if captions is None or captions.null_count == 2 else "")
+
+
+def test_progress_counts_images(images: Path) -> None:
+    """Each image of both splits is one item, in a shard of its split."""
+    given = Arguments(data=Images(root=str(images)), shard_size=4)
+    found = parts(open_all(given), given)
+    assert [number for items, _ in found for number in items] == list(range(22 + 9))
+    assert all(len(items) == len(part.rows) for items, part in found)
+    assert {part.shard[:-10] for _, part in found} == {"train", "test"} and found[6][1].shard == "test-00000.tar"
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from eval.tasks.layouts import ImageNet, Subset, image_number, real_labels, wordnet_ids
 from eval.tasks.origins import Files, Hub, Missing, Opened, Origin, Place, Shapes, Split, mark_share
+from eval.tasks.shards import Shards, names_shards
 from eval.tasks.table import SUITES, TABLE, Metric
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
+from tt_ray.io.storage import is_uri
 from tt_ray.terminal.errors import UserError, nearest, some
 
 Rows = npt.NDArray[np.int64]
@@ -144,11 +146,13 @@ def tasks(
     roots: Mapping[str, str | Path] | None = None,
     data_root: str | Path = "data",
     own: Mapping[str, Task] | None = None,
+    local_cache: str = "",
 ) -> dict[str, Task]:
     """Tasks of these names, suites expanded, each once, in order.
 
-    `roots` are folders of single tasks; a name that is in no table defines a task of the user's, whose folder
-    is read. All other files are searched for below `data_root`. `own` are tasks of a task file (`load_tasks`).
+    `roots` are folders of single tasks, or folders, patterns or URIs of their shards; a name that is in no table
+    defines a task of the user's, whose folder is read. All other files are searched for below `data_root`. `own` are
+    tasks of a task file (`load_tasks`). Shards behind URIs are pulled to `local_cache`.
     Raises UserError on unknown names (with the nearest ones) and on folders for tasks that are not asked for.
     """
     roots, own = roots or {}, own or {}
@@ -162,17 +166,22 @@ def tasks(
         if name in own:
             found[name] = own[name]
         elif name in TABLE:
-            found[name] = _from_table(name, roots.get(name), Path(data_root).expanduser())
+            found[name] = _from_table(name, roots.get(name), Path(data_root).expanduser(), local_cache)
         elif name in roots:
-            found[name] = folder_task(name, Path(roots[name]).expanduser())
+            found[name] = folder_task(name, roots[name], local_cache)
         else:
             known = [*TABLE, *SUITES, *own]
             raise UserError(f"no task {name!r}; {nearest(name, known)}; define your own with --task-root {name}=DIR")
     return found
 
 
-def _from_table(name: str, root: str | Path | None, data_root: Path) -> Task:
+def _from_table(name: str, root: str | Path | None, data_root: Path, local_cache: str) -> Task:
     line = TABLE[name]
+    if root is not None and names_shards(root):
+        # ImageNet is tested on its validation split, under whatever name.
+        renamed: dict[Split, str] = {"test": "val"} if name == "imagenet" else {}
+        origin, place = Shards(str(root), renamed, cache=local_cache), Place(Path(str(root)), True)
+        return Task(name, line.version, line.classes, line.metric, line.citation, line.sizes, (origin,), place)
     place = Place(data_root, False) if root is None else Place(Path(root).expanduser(), True)
     if root is not None and not place.root.is_dir():
         raise UserError(f"--task-root {name}={root}: there is no such folder")
@@ -186,8 +195,11 @@ def _from_table(name: str, root: str | Path | None, data_root: Path) -> Task:
     return Task(name, line.version, line.classes, *about, origins, place, subset=line.subset)
 
 
-def folder_task(name: str, root: Path) -> Task:
-    """A user's own task in a folder: train/, test/ and perhaps val/, or Parquet files of these names."""
+def folder_task(name: str, root: str | Path, local_cache: str = "") -> Task:
+    """A user's own task: a folder of train/, test/ and perhaps val/, or Parquet files or shards of these names."""
+    if names_shards(root):
+        return _own(name, Shards(str(root), cache=local_cache), Place(Path(str(root)), True), Entry())
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"--task-root {name}={root}: there is no such folder")
     return _own(name, Files(), Place(root, True), Entry())
@@ -200,7 +212,7 @@ class Entry:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     root: str = ""
-    """Folder with split folders or Parquet files; relative to the task file."""
+    """Folder with split folders, Parquet files or shards, relative to the task file; or a URI of shards."""
     hub: str = ""
     """Or: id of a data set on the Hugging Face hub."""
     config: str = ""
@@ -246,12 +258,14 @@ def load_tasks(path: str | Path) -> dict[str, Task]:
         splits: dict[Split, str] = {"train": entry.train, "test": entry.test}
         if entry.val:
             splits["val"] = entry.val
+        root = entry.root if is_uri(entry.root) else str((path.parent / Path(entry.root).expanduser()).absolute())
         if entry.hub:
-            origin: Origin = Hub(entry.hub, splits, entry.image, entry.label, entry.config)
+            origin: Files | Hub | Shards = Hub(entry.hub, splits, entry.image, entry.label, entry.config)
             place = Place(path.parent, False)
+        elif names_shards(root):
+            origin, place = Shards(root, splits, entry.label), Place(Path(root), True)
         else:
-            origin = Files(splits, entry.image, entry.label)
-            place = Place((path.parent / Path(entry.root).expanduser()).absolute(), True)
+            origin, place = Files(splits, entry.image, entry.label), Place(Path(root), True)
         found[name] = _own(name, origin, place, entry)
     return found
 
@@ -269,10 +283,12 @@ def _read_entry(path: Path, name: str, fields: Any) -> Entry:
         raise UserError(f"{path}: {name}{'.' * bool(key)}{key} is {problem['input']!r}: {message}") from None
 
 
-def _own(name: str, origin: Files | Hub, place: Place, entry: Entry) -> Task:
+def _own(name: str, origin: Files | Hub | Shards, place: Place, entry: Entry) -> Task:
     """Looks into the data for the sizes, so that later changes of it are noticed."""
     try:
-        splits: Mapping[Split, str] = origin.names(place) if isinstance(origin, Files) else origin.splits
+        splits: Mapping[Split, str] = origin.splits
+        if not isinstance(origin, Hub):
+            splits = origin.names(place) if isinstance(origin, Files) else origin.names()
         opened: dict[Split, Opened] = {split: origin.open(split, place) for split in splits}
     except Missing as error:
         raise UserError(f"task {name}: {error}; {origin.help(place) or _LAYOUT}") from None

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import (
     comparisons,
     embedding_store,
+    end_to_end,
     loader_memory,
     loading,
     loop_efficiency,
@@ -103,6 +104,17 @@ def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for row in result[preset].values():
             assert math.isfinite(row["over before"]["ratio"]["median"]) and row["over timm"]["rounds"] == 2
     assert capsys.readouterr().out.count("| folders, device |") == 2
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")  # timm's
+def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "end_to_end.json"
+    size = ["--images", "40", "--width", "80", "--height", "60", "--image-size", "32", "--batch-size", "2"]
+    end_to_end.main([*size, "--epochs", "1", "--loaders", "1", "--repeats", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    for side in ("folders", "folders, device", "packed"):
+        assert math.isfinite(result[side]["ratio"]["median"]) and result[side]["ratio"]["median"] > 0
+    assert capsys.readouterr().out.count("| packed |") == 1
 
 
 @pytest.mark.slow

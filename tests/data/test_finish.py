@@ -8,7 +8,7 @@ from torch import Tensor
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import normalize
 from tt_ray.data.augment_draws import Erase
-from tt_ray.data.augment_operations import Work
+from tt_ray.data.augment_operations import OPERATIONS, Work
 from tt_ray.data.finish import Rest, erase, finish, normal
 from tt_ray.stateless_random import uniform
 
@@ -53,6 +53,12 @@ def test_operations_come_first_and_noise_last() -> None:
 def test_the_first_images_are_finished_as_in_the_whole_batch(count: int) -> None:
     part = finish(images()[:count], rest().first(count), CONFIG)
     assert torch.equal(part, finish(images(), rest(), CONFIG)[:count])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_first_images_of_which_none_has_the_operation_are_left_alone(name: str) -> None:
+    later = Rest((Work(name, torch.tensor([4, 5]), torch.full((2,), 0.5)),), rest().erase)
+    assert torch.equal(finish(images()[:1], later.first(1), CONFIG), finish(images()[:1], Rest(), CONFIG))
 
 
 def test_noise_is_normal_and_a_function_of_seed_and_place() -> None:

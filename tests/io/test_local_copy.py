@@ -181,6 +181,7 @@ def pieces_of(text: str) -> dict[str, Piece]:
     return {name: Piece(*piece) for name, piece in json.loads(text).items()}
 
 
+@pytest.mark.slow
 def test_killed_it_continues_and_the_lock_dies_with_it(bucket: Bucket, tmp_path: Path) -> None:
     """Killed with some files whole and one half there, while another process waits, which then takes over."""
     import json

@@ -1,5 +1,6 @@
 """Reading object storage with patience: which answers are worth another try, and what is read after one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,5 +51,9 @@ def test_files_are_read_in_blocks_and_as_a_stream(tmp_path: Path, monkeypatch: p
 
 def test_keys_and_options_are_not_shown() -> None:
     assert Remote.open("s3://key:secret@bucket/x/?region=eu-west-1", "data.root").uri == "s3://bucket/x"
-    with pytest.raises(UserError, match="data.root no://x"):
-        Remote.open("no://x", "data.root")
+
+
+@pytest.mark.parametrize("uri", ["no://x", "s3://", "s3://?region=eu-west-1", "file:///", "://x"])
+def test_uris_of_no_folder_are_refused(uri: str) -> None:
+    with pytest.raises(UserError, match=f"data.root {re.escape(uri)} (names no folder|cannot be used)"):
+        Remote.open(uri, "data.root")

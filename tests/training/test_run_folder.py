@@ -86,6 +86,8 @@ def test_a_changed_configuration_is_refused_by_path(path: str, value: object, tm
         ("run__use_gpu", True),
         ("data__num_loaders", 1),
         ("data__cache_gb", 0.0),
+        ("data__local_cache", "/elsewhere"),
+        ("data__index", "/elsewhere/index.parquet"),
         ("train__max_batch_per_worker", 7),
     ],
 )

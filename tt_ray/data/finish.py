@@ -23,11 +23,10 @@ class Rest(NamedTuple):
 
     def first(self, count: int) -> "Rest":
         """What is left to do to the batch's first images."""
-        kept = [Work(name, rows[rows < count], values[rows < count]) for name, rows, values in self.work]
-        if self.erase is None:
-            return Rest(tuple(kept))
-        ours = self.erase.rows < count
-        return Rest(tuple(kept), Erase(*(part[ours] for part in self.erase)))
+        work = [Work(name, rows[rows < count], values[rows < count]) for name, rows, values in self.work]
+        erase = None if self.erase is None else Erase(*(part[self.erase.rows < count] for part in self.erase))
+        # Operations expect that there is something to do.
+        return Rest(tuple(each for each in work if len(each.rows)), erase if erase and len(erase.rows) else None)
 
 
 def finish(images: Tensor, rest: Rest, config: DataConfig) -> Tensor:

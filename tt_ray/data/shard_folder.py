@@ -14,7 +14,6 @@ from tt_ray.io.one_writer import beside, inside
 from tt_ray.io.remote import Remote
 from tt_ray.io.resumable import disk_problems
 from tt_ray.io.storage import is_uri, local_root
-from tt_ray.terminal.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,6 @@ class ShardFolder:
             path = Path(out).expanduser().absolute()
             return cls(str(path), path.with_name(f"{path.name}.unfinished"), beside(path))
         remote = Remote.open(out, "--out")
-        if not remote.base:
-            raise UserError(f"--out {out} names no folder: add one, such as s3://bucket/images")
         return cls(remote.uri, cache_folder(cache, f"{remote.uri}.unfinished"), inside(local_root(out)), remote)
 
     @contextmanager

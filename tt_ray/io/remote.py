@@ -3,6 +3,7 @@
 import io
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,20 +17,31 @@ from tt_ray.terminal.errors import UserError, one_line
 T = TypeVar("T")
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between tries of one request, drawn between half of them and one and a half."""
+_FIRST = 3
+"""Pauses of a command's first requests: a server that is not there is most often a name typed wrong."""
+_SAID_S = 2.0
+"""Pauses that a user would notice are announced."""
 BLOCK = 8 * 2**20
 """Bytes of one request: what a dropped connection costs at most."""
 _FINAL = re.compile("ACCESS_DENIED|NO_SUCH|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[0134]", re.I)
 """Answers that another try would repeat."""
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """Returns what `work` does, after pauses where it failed in a way that may pass. Raises OSError."""
-    for pause in PAUSES_S:
+def patiently(work: Callable[[], T], times: int | None = None) -> T:
+    """Returns what `work` does, after pauses where it failed in a way that may pass. Raises OSError.
+
+    Args:
+        work: Called until it succeeds.
+        times: Number of pauses; None takes all.
+    """
+    for pause in PAUSES_S[:times]:
         try:
             return work()
         except OSError as error:
             if isinstance(error, FileNotFoundError | PermissionError) or _FINAL.search(str(error)):
                 raise
+            if pause >= _SAID_S:
+                print(f"note: trying again: {one_line(error)}", file=sys.stderr)
             time.sleep(pause * random.uniform(0.5, 1.5))
     return work()
 
@@ -47,17 +59,19 @@ class Remote:
     def open(cls, uri: str, field: str) -> "Remote":
         """The folder of a URI that `field` of the configuration holds; raises UserError when it cannot be used."""
         system, base = file_system(uri, field)
+        if not base.strip("/"):
+            raise UserError(f"{field} {uri} names no folder: add one, such as s3://bucket/images")
         return cls(re.sub("//[^/@]*@", "//", uri.partition("?")[0]).rstrip("/"), system, base.rstrip("/"))
 
     def files(self) -> dict[str, fs.FileInfo]:
         """All files in it, by their path in it. Raises OSError."""
         selector = fs.FileSelector(self.base, recursive=True, allow_not_found=True)
-        found = patiently(lambda: self.system.get_file_info(selector))
+        found = patiently(lambda: self.system.get_file_info(selector), _FIRST)
         return {info.path[len(self.base) :].lstrip("/"): info for info in found if info.is_file}
 
     def info(self, name: str) -> fs.FileInfo | None:
         """Size and time of change of a file; None where there is none. Raises OSError."""
-        found = patiently(lambda: self.system.get_file_info(f"{self.base}/{name}"))
+        found = patiently(lambda: self.system.get_file_info(f"{self.base}/{name}"), _FIRST)
         return found if found.is_file else None
 
     def blocks(self, name: str, start: int = 0) -> Iterator[bytes]:

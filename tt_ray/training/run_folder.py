@@ -23,7 +23,10 @@ _DISK_ERRORS = {
     *(errno.EISDIR, errno.ENOTDIR),
 }
 # May differ when a run resumes: where and how fast it runs, not what it computes (but for batch-norm statistics).
-_FREE = ("run.", "data.num_loaders", "data.cache_gb", _PARTS := "train.max_batch_per_worker", "train.compile")
+_FREE = (
+    *("run.", "data.num_loaders", "data.cache_gb", "data.local_cache", "data.index"),
+    *(_PARTS := "train.max_batch_per_worker", "train.compile"),
+)
 
 
 def sole_writer(config: Config, say: Callable[[str], None]) -> AbstractContextManager[None]:

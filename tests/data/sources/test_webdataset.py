@@ -153,6 +153,24 @@ def packed(path: Path) -> None:
     write(path, {"a.jpg": jpeg(0)}, "w:gz")
 
 
+def without_end(path: Path) -> None:
+    """Cut between two files: what is there can be read."""
+    write(path, {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": jpeg(1), "b.cls": "0"})
+    with tarfile.open(path) as tar:
+        end = tar.getmember("b.jpg").offset
+    path.write_bytes(path.read_bytes()[:end])
+
+
+def put_together(path: Path) -> None:
+    write(path, {"a.jpg": jpeg(0), "a.cls": "0"})
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def half_an_image(path: Path) -> None:
+    """Its header is whole."""
+    write(path, {"a.jpg": jpeg(0, (64, 64))[:-900], "a.cls": "0"})
+
+
 def no_tar(path: Path) -> None:
     path.write_text("<html>not found</html>" * 100)
 
@@ -163,6 +181,14 @@ def no_json(path: Path) -> None:
 
 def no_label(path: Path) -> None:
     write(path, {"a.jpg": jpeg(0), "b.jpg": jpeg(1), "b.cls": "0"})
+
+
+def minus_one(path: Path) -> None:
+    """What Hugging Face writes for no label is no class."""
+    write(
+        path,
+        {"a.jpg": jpeg(0), "a.cls": "-1", "b.jpg": jpeg(1), "b.json": '{"label": -1}', "c.jpg": jpeg(2), "c.cls": "0"},
+    )
 
 
 def twice(path: Path) -> None:
@@ -177,10 +203,14 @@ def twice(path: Path) -> None:
     ("spoil", "words"),
     [
         (cut, "cannot read shard .*train.tar"),
+        (without_end, "cannot read shard .*train.tar: unexpected end of data"),
+        (put_together, "cannot read shard .*train.tar: more follows its end"),
+        (half_an_image, "cannot read image a in .*train.tar .*truncated"),
         (packed, "cannot read shard .*train.tar.*compressed tars"),
         (no_tar, "cannot read shard .*train.tar"),
         (no_json, "a.json is not JSON"),
         (no_label, "1 images have no label .*a in "),
+        (minus_one, "2 images have no label .*a in .*, b in "),
         (twice, "key of another one"),
     ],
 )

@@ -86,7 +86,8 @@ def _find(config: DataConfig) -> DataSource:
     if is_uri(config.root) and not source.takes_uris:
         raise UserError(
             f"data.root {config.root} is a URI, but data.source {config.source} reads folders: "
-            "pass a folder that all nodes have, or the images as Parquet with --data.source datasets"
+            "pass a folder that all nodes have, the images packed by tt_ray.pack with --data.source webdataset, or as "
+            "Parquet with --data.source datasets"
         )
     return source
 

@@ -22,6 +22,8 @@ from tt_ray.terminal.errors import UserError, one_line
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "heic", "avif", "jxl", "jp2")
 """Ends of names of images, in small letters."""
 _OTHERS = ("cls", "txt", "json")
+_NO_LABEL = "-1"
+"""Hugging Face's label of an image that has none."""
 _READ = 2**20
 
 
@@ -45,10 +47,15 @@ class _Hashed(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO | io.RawIOBase) -> None:
         self._stream, self.hash, self.bytes, self.end = stream, sha256(), 0, b""
+        self.filled = 0
+        """Bytes up to the last one that is not zero."""
+        self.members = 0
+        """Bytes up to the end of the last file that the tar lists."""
 
     def read(self, size: int = -1) -> bytes:
         block = self._stream.read(size) or b""
         self.hash.update(block)
+        self.filled = self.bytes + len(rest) if (rest := block.rstrip(b"\0")) else self.filled
         self.bytes += len(block)
         self.end = (self.end + block)[-tarfile.BLOCKSIZE :]
         return block
@@ -97,12 +104,15 @@ def scan(
             label = fields.get(label_field)
             caption = found.get("txt", fields.get(caption_field))
             row = {"image_id": str(fields.get("image_id") or sample.key), "shard": name}
-            row |= {"label": _text(found.get("cls") if label is None else label), "caption": _text(caption) or None}
+            label = _text(found.get("cls") if label is None else label)
+            row |= {"label": None if label == _NO_LABEL else label, "caption": _text(caption) or None}
             rows.append(row | _about(sample.members[image]))
         while hashed.read(_READ):
             pass  # whatever follows the end mark
         if hashed.end.strip(b"\0") or not hashed.bytes:
             raise tarfile.ReadError("unexpected end of data")
+        if hashed.filled > hashed.members:
+            raise tarfile.ReadError("more follows its end, as where tars were put together by cat")
     except tarfile.TarError as error:
         raise UserError(
             f"cannot read shard {place}: {one_line(error)}; fetch or write it again (compressed tars must be unpacked)"
@@ -114,6 +124,7 @@ def _samples(stream: _Hashed) -> Iterator[Sample]:
     with tarfile.open(fileobj=stream, mode="r|", bufsize=_READ) as tar:
         sample: Sample | None = None
         for member in tar:
+            stream.members = member.offset_data + (member.size if member.isfile() else 0)
             if not member.isfile():
                 continue
             folder, slash, name = member.name.rpartition("/")

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from tt_ray.io.local_copy import LocalCopy, Show
 from tt_ray.terminal.errors import UserError, absent, some
 
 pc: Any = pyarrow.compute
+_SMALL = 64 * 2**20
+"""Bytes of shards that are read in less time than other processes take to start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +85,12 @@ def make_index(shards: ShardFiles, config: DataConfig, show: Show | None = None)
     tables: list[pa.Table] = []
     about: dict[str, ShardFile] = {}
     done, of = 0, sum(shards.sizes.values())
-    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
-        # One shard needs no process of its own, which takes seconds to start.
-        for name, (table, file) in zip(
-            shards.sizes, pool.map(_scan, calls) if len(calls) > 1 else map(_scan, calls), strict=True
-        ):
+    with ExitStack() as stack:
+        scanned = map(_scan, calls)
+        if len(calls) > 1 and of > _SMALL:
+            pool = stack.enter_context(ProcessPoolExecutor(mp_context=get_context("forkserver")))
+            scanned = pool.map(_scan, calls)
+        for name, (table, file) in zip(shards.sizes, scanned, strict=True):
             tables.append(table)
             about[name] = file
             done += file.bytes
