@@ -184,6 +184,10 @@ def test_captions_become_an_array_or_a_store(tmp_path: Path) -> None:
     np.testing.assert_allclose(store.embeddings[store.rows_of(["a.png", "b.png"])], array, atol=1e-3)
     assert store.rows_of(["c.png"]).tolist() == [-1]
     assert tt_ray.open_store(tmp_path / "store").manifest["encoder"]["id"] == ENCODER
+    pulled = tt_ray.open_store(f"file://{tmp_path}/store", local_cache=str(tmp_path / "cache"))
+    assert pulled.path.is_relative_to(tmp_path / "cache") and pulled.sha256 == store.sha256
+    with pytest.raises(UserError, match="file:///.*/none is no embedding store"):
+        tt_ray.open_store(f"file://{tmp_path}/none", local_cache=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(

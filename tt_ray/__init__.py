@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from eval.evaluate import evaluate
     from eval.protocols.estimator import LinearProbe, probe
     from tt_ray.config import Config
-    from tt_ray.embeddings.store import EmbeddingStore, open_store
-    from tt_ray.library import Run, embed, export, recipe, train
+    from tt_ray.embeddings.store import EmbeddingStore
+    from tt_ray.library import Run, embed, export, open_store, recipe, train
     from tt_ray.terminal.errors import UserError
     from tt_ray.training.text_teacher import Taught, TextTeacher
 
@@ -42,7 +42,7 @@ _HOMES = {
     "embed": "tt_ray.library",
     "evaluate": "eval.evaluate",
     "export": "tt_ray.library",
-    "open_store": "tt_ray.embeddings.store",
+    "open_store": "tt_ray.library",
     "probe": "eval.protocols.estimator",
     "recipe": "tt_ray.library",
     "train": "tt_ray.library",

@@ -1,4 +1,4 @@
-"""The library's functions that do what a command does, from Python: `tt_ray.train`, `export`, `embed`, `recipe`."""
+"""The library's functions that do what a command does: `tt_ray.train`, `export`, `embed`, `open_store`, `recipe`."""
 
 import os
 import sys
@@ -75,6 +75,24 @@ def recipe(name: str) -> Config:
     if name not in RECIPES:
         raise UserError(f"no recipe {name!r}; {nearest(name, RECIPES)}")
     return RECIPES[name]()
+
+
+@from_python()
+def open_store(place: str | Path, verify: bool = False, local_cache: str = "") -> "EmbeddingStore":
+    """Opens a store of embeddings, memory-mapped.
+
+    Args:
+        place: Its folder, or a URI (s3://, gs://), from which it is pulled to this machine once.
+        verify: Read everything once and compare checksums.
+        local_cache: Folder of what is pulled; empty takes tt-ray/data in the user's cache (~/.cache).
+
+    Raises:
+        UserError: There is no complete store of a known version, or its files are not as its manifest says.
+    """
+    from tt_ray.embeddings.ensure import store_here
+    from tt_ray.embeddings.store import open_store
+
+    return open_store(store_here(place, local_cache), verify)
 
 
 @from_python()

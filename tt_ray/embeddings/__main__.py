@@ -10,6 +10,7 @@ import pyarrow as pa
 import tyro
 
 from tt_ray.embeddings.build import Dtype
+from tt_ray.embeddings.ensure import store_here
 from tt_ray.embeddings.exporter import export_dataset
 from tt_ray.embeddings.importers import Imported, Target, import_dataset, import_zip
 from tt_ray.embeddings.inspection import NEIGHBOURS, Report, Sample, draw_sample, inspect, nearest, plot
@@ -26,8 +27,8 @@ from tt_ray.text.image_ids import read_ids, read_labels
 class Inspect:
     """Print figures on a store's embeddings, and their nearest others."""
 
-    store: tyro.conf.Positional[Path]
-    """Embedding store."""
+    store: tyro.conf.Positional[str]
+    """Embedding store: a folder or URI."""
     labels: Path | None = None
     """Classes of images: a table (Parquet, CSV, TSV, JSONL) with image_id and label, or a split's folder, whose
     metadata.jsonl or class folders are then read."""
@@ -84,8 +85,8 @@ class ImportDataset:
 class Export:
     """Write a store as a Hugging Face data set folder, which datasets.load_dataset reads."""
 
-    store: tyro.conf.Positional[Path]
-    """Embedding store."""
+    store: tyro.conf.Positional[str]
+    """Embedding store: a folder or URI."""
     out: Path
     """Folder to write; must not exist."""
 
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> None:
             return
         alone.enter_context(one_writer(beside(given.out), str(given.out), say=display.say))
         if isinstance(given, Export):
-            files = export_dataset(open_store(given.store), _absolute(given.out), display.show)
+            files = export_dataset(open_store(store_here(given.store)), _absolute(given.out), display.show)
             lines = [f"exported {given.store} as {files} Parquet files: datasets.load_dataset({str(given.out)!r})"]
         else:
             lines = _import(given, display)
@@ -137,7 +138,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _inspect(given: Inspect, display: Display) -> list[str]:
-    store = open_store(given.store)
+    store = open_store(store_here(given.store, show=display.show))
     labels = None if given.labels is None else read_labels(given.labels, store.ids)
     captions = None if given.captions is None else read_captions(given.captions)
     sample = draw_sample(store, labels, given.sample)

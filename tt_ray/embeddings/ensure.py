@@ -92,6 +92,20 @@ def fetch_store(config: Config, path: Path, show: Show | None = None) -> Path:
     return path
 
 
+def store_here(place: str | Path, cache: str = "", show: Show | None = None) -> Path:
+    """The folder of a store that is named by a folder or a URI, pulled to this machine if it is not here.
+
+    Args:
+        place: The folder or URI.
+        cache: Folder of copies; empty takes the user's own.
+        show: Called while it is pulled.
+
+    Raises:
+        UserError: A URI names no store, or cannot be read.
+    """
+    return pull_store(place, cache, show) if isinstance(place, str) and is_uri(place) else Path(place)
+
+
 def pull_store(uri: str, cache: str, show: Show | None = None) -> Path:
     """Pulls a store in object storage to this machine, once for all its processes, and returns its folder."""
     remote = Remote.open(uri, "text.embeddings")
