@@ -84,7 +84,6 @@ MENTIONED = {
     "benchmarks.picture": "test_docs.py::test_the_picture_is_that_of_the_rows",
     "benchmarks.bad_input": "benchmarks/test_bad_input_table.py::test_the_table_and_the_exit_status",
     "benchmarks.step_cost": "benchmarks/test_benchmarks.py::test_step_cost",
-    "benchmarks.loading": "benchmarks/test_benchmarks.py::test_loading",
     "benchmarks.loader_memory": "benchmarks/test_benchmarks.py::test_loader_memory",
     "benchmarks.end_to_end": "benchmarks/test_benchmarks.py::test_end_to_end",
     "benchmarks.shard_index": "benchmarks/test_shards.py::test_shard_index",

@@ -53,8 +53,9 @@ RUN = {
     "python tt_ray.embeddings export STORE": "",
     "python tt_ray.embeddings import-dataset FOLDER": "--out STORE4",
     "python tt_ray.embeddings import-zip": "--out STORE5",
-    "python tt_ray.pack --data.root ROOT": "",
+    "python tt_ray.pack --data.root ROOT --out": "",
     "python tt_ray.pack --data.root DIR": "",
+    "python tt_ray.embed_captions DIR/index.parquet": "--out STORE6",
     "python tt_ray.train": SHAPES,
     "python tt_ray.train --text.loss my_losses:huber": f"{SHAPES} {AGAIN}",
     "python tt_ray.train shapes_textteacher --text.loss borlan": f"{SHAPES} {AGAIN}",
@@ -94,6 +95,7 @@ RUN = {
 """Commands by their beginning, in the order in which they run in one folder, and what is added to make them small."""
 _CLUSTER = "needs a cluster; what it submits runs here with other names of folders"
 _MEASURES = "measures for minutes; smaller ones run in tests/benchmarks/"
+_IMAGENET = "needs ImageNet, or a bucket; tests/test_pack.py and tests/io/test_local_copy.py have smaller ones"
 _STUDY = "takes hours; its rows and tables are tested by tests/test_page_figures.py"
 READ = {
     "ray tt_ray.train": _CLUSTER,
@@ -104,6 +106,11 @@ READ = {
     "tests/test_export.py",
     "python eval --protocols mine.nearest_mean": "left out words; tests/eval/test_adding_a_protocol.py",
     "python eval --task-file": "left out words; tests/eval/test_adding_a_task.py",
+    "python tt_ray.pack --data.root IMAGENET": _IMAGENET,
+    "python tt_ray.pack --data.root s3://": _IMAGENET,
+    "python tt_ray.train in1k": _IMAGENET,
+    "python eval --models mine=runs/in1k": _IMAGENET,
+    "python benchmarks.loading": _MEASURES,
     "python benchmarks.what_text_buys": _STUDY,
     "python benchmarks.comparisons": _STUDY,
     "python benchmarks.step_cost": _MEASURES,

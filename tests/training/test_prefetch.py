@@ -9,7 +9,8 @@ import torch
 from tests.toy import largest_difference, run_toy, toy_config, weights
 from tt_ray.config import DataConfig
 from tt_ray.data.finish import finish
-from tt_ray.data.loader import TrainBatches, load
+from tt_ray.data.loader import TrainBatches
+from tt_ray.data.loader_processes import prepared
 from tt_ray.data.prepare import open_data
 from tt_ray.data.sampling import train_order
 from tt_ray.terminal.errors import Interrupted
@@ -36,7 +37,7 @@ def test_samples_are_the_same_at_any_number_of_workers_and_loaders(augment: str,
     data = open_data(config, None)
     alone = TrainBatches(data.train, None, train_order(config, 48, 0, 1), config, on_device=True)
     expected = [finish(alone[step].images, alone[step].rest, config.data) for step in range(4)]
-    for number, batch in enumerate(load(alone, range(4), 2, pin=False)):
+    for number, batch in enumerate(prepared(alone, range(4), 2, pin=False)):
         assert torch.equal(finish(batch.images, batch.rest, config.data), expected[number])
     for world in (2, 3):
         for rank in range(world):
@@ -64,7 +65,7 @@ def test_batches_are_finished_ahead_on_a_gpu(tmp_path: Path) -> None:
     config = toy_config(tmp_path, data__augment="deit", **SETTINGS)
     data = open_data(config, None)
     batches = TrainBatches(data.train, None, train_order(config, 48, 0, 1), config, on_device=True)
-    ahead = finished_ahead(load(batches, range(4), 0, pin=True), GPU, config.data)
+    ahead = finished_ahead(prepared(batches, range(4), 0, pin=True), GPU, config.data)
     for step, batch in enumerate(ahead):
         expected = finish(batches[step].images, batches[step].rest, config.data)
         assert batch.images.device == GPU and batch.rest == ((), None)

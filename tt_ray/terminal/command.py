@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from tt_ray.terminal.errors import Stopped, UserError, shown
-from tt_ray.terminal.signals import end_at_once, ended
+from tt_ray.terminal.signals import begin, end_at_once, ended
 
 _LONGEST = 3000
 """Characters of an error, whatever it quotes."""
@@ -61,6 +61,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
 
     Errors are one line on stderr; `--debug` anywhere on the command line adds the traceback.
     """
+    begin()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     # Nothing but this command is in the process: not so in tests and where another command calls this one.

@@ -34,6 +34,11 @@ def say_at_end(next_time: Callable[[], str]) -> None:
     _next_time[1:] = [next_time]
 
 
+def begin() -> None:
+    """Has `ended` say nothing of a command that was in this process before."""
+    _next_time[1:] = []
+
+
 @contextmanager
 def signals_act_soon() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the command while the body of the `with` statement waits in native code.
