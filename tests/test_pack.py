@@ -86,6 +86,7 @@ def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, t
     assert ends[0].keys() == ends[1].keys() and all((ends[0][name] == ends[1][name]).all() for name in ends[0])
 
 
+@pytest.mark.release
 def test_the_command_trains_from_shards_and_embeddings_behind_uris(packed: Path, tmp_path: Path) -> None:
     config = DataConfig(source="webdataset", root=str(packed))
     ids = open_splits(config, True)[0].ids

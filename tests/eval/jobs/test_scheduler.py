@@ -134,6 +134,7 @@ def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypa
         schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)
 
 
+@pytest.mark.cluster
 def test_a_lost_node_costs_a_try_of_the_jobs_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 
