@@ -3,6 +3,7 @@
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,8 @@ from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import say_at_end, stop_on_signals, stopped
 from tt_ray.training.preflight import begin_run, prepare, try_model
 from tt_ray.training.run_folder import check_run, disk_problems, next_time, sole_writer
+
+_PREPARATION_LIMIT = timedelta(days=2)
 
 
 def train_under_torchrun(config: Config) -> dict[str, Any] | None:
@@ -32,6 +35,8 @@ def train_under_torchrun(config: Config) -> dict[str, Any] | None:
 
     with Display() as display, ExitStack() as alone:
         context = LocalContext.start(config.run.use_gpu, display.training)
+        # Captions may be embedded for hours, and shards be pulled: longer than steps may wait for each other.
+        patient = dist.new_group(backend="gloo", timeout=_PREPARATION_LIMIT) if context.world > 1 else None
         changes = list[str]()
         if context.rank == 0:
             alone.enter_context(sole_writer(config, display.say))
@@ -40,13 +45,15 @@ def train_under_torchrun(config: Config) -> dict[str, Any] | None:
             prepared = prepare(config, display)
             try_model(config, prepared.classes)
             changes = begin_run(config, prepared, resumes, display)
-        if context.world > 1:
-            dist.barrier()  # the others read the store that worker 0 may just have made
+        if patient is not None:
+            dist.barrier(patient)  # the others read the store that worker 0 may just have made
         store = find_store(config, open_images(config)[0])
         ask = partial(setattr, context, "request", "stop")
         try:
             with disk_problems(config.run_dir), stop_on_signals(ask, signal.SIGTERM):
                 data = open_data(config, store, display.show if context.rank == 0 else None)
+                if patient is not None:
+                    dist.barrier(patient)  # each node has pulled its data
                 result = train(config, replace(data, notes=(*data.notes, *changes)), context)
         except Interrupted as stop:
             raise stopped(stop.step, signal.SIGTERM) from None
