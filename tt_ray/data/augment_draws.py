@@ -8,9 +8,9 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -77,10 +77,10 @@ class Erase(NamedTuple):
 
 
 class Preset(Protocol):
-    """A preset; its methods draw from the global generators, which `drawing` has seeded, and are called in order."""
+    """A preset; its methods draw from the global generators, seeded by `seed_sample`, and are called in order."""
 
-    tensors: bool
-    """On a CPU, operations on tensors are faster than Pillow's."""
+    in_opencv: bool
+    """`pixel_operations` has all of its operations."""
     by_pillow: Callable[[Any], Any]
     """Draws the steps, and does them to the square, an RGB image."""
 
@@ -97,6 +97,20 @@ class Preset(Protocol):
         ...
 
 
+class Drawn(NamedTuple):
+    """All that is drawn for a sample."""
+
+    cut: Cut
+    steps: list[Step]
+    erased: tuple[int, int, int, int] | None
+
+
+def drawn(preset: Preset, seed: int, size: tuple[int, int]) -> Drawn:
+    """What a preset draws for a sample whose image has that width and height; within `own_randomness`."""
+    seed_sample(seed)
+    return Drawn(preset.cut(*size), preset.steps(), preset.erased())
+
+
 def preset_of(config: DataConfig) -> Preset:
     """The preset `data.augment`, three_augment or deit."""
     return ThreeAugment(config) if config.augment == "three_augment" else Deit(config)
@@ -105,7 +119,7 @@ def preset_of(config: DataConfig) -> Preset:
 class ThreeAugment:
     """3-Augment; see `augment.train_transform`."""
 
-    tensors = True
+    in_opencv = True
 
     def __init__(self, config: DataConfig) -> None:
         self._size = config.image_size
@@ -139,7 +153,7 @@ class ThreeAugment:
 class Deit:
     """DeiT's augmentation; see `augment.train_transform`."""
 
-    tensors = False  # 16 gathers for each rotation and shear
+    in_opencv = False  # which rotates with another kernel than Pillow's
 
     def __init__(self, config: DataConfig) -> None:
         self._size = config.image_size
@@ -214,16 +228,21 @@ def seed_sample(seed: int) -> None:
 
 def gathered(steps: Sequence[list[Step]]) -> tuple[Work, ...]:
     """The steps of a batch's samples, joined: each operation once for all samples that have it at that place."""
-    if not steps:
+    found: dict[tuple[int, str], tuple[list[int], list[float]]] = {}
+    for row, each in enumerate(steps):
+        for place, (name, value) in enumerate(each):
+            if name:
+                rows, values = found.setdefault((place, name), ([], []))
+                rows.append(row)
+                values.append(value)
+    if not found:
         return ()
-    names = np.array([[name for name, _ in each] for each in steps])
-    values = torch.tensor([[value for _, value in each] for each in steps], dtype=torch.float32)
-    work = []
-    for place in range(names.shape[1]):
-        for name in sorted(set(names[:, place]) - {""}):
-            rows = torch.from_numpy(np.flatnonzero(names[:, place] == name))
-            work.append(Work(str(name), rows, values[rows, place]))
-    return tuple(work)
+    # Parts of two tensors, which travel between processes as two.
+    keys, parts = zip(*sorted(found.items()), strict=True)
+    sizes = [len(rows) for rows, _ in parts]
+    rows = torch.tensor([row for rows, _ in parts for row in rows]).split(sizes)
+    values = torch.tensor([value for _, values in parts for value in values], dtype=torch.float32).split(sizes)
+    return tuple(Work(name, *part) for (_, name), *part in zip(keys, rows, values, strict=True))
 
 
 def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArray[np.int64]) -> Erase | None:
@@ -237,21 +256,16 @@ def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArr
 def crop_into(out: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8], cut: Cut) -> None:
     """Copies the square (S, S, 3) out of the resized part (height, width, 3)."""
     size, (height, width) = len(out), pixels.shape[:2]
-    lines, columns = _mirrored(height)[cut.top + _PAD :], _mirrored(width)[cut.left + _PAD :]
-    if size <= 2 * _PAD:
+    if size <= 2 * _PAD:  # what is mirrored may lie outside the square
+        lines, columns = _mirrored(height)[cut.top + _PAD :], _mirrored(width)[cut.left + _PAD :]
         out[:] = pixels[np.ix_(lines[:size], columns[:size])]
         return
-    upper, lower = max(0, -cut.top), min(size, height - cut.top)
-    first, last = max(0, -cut.left), min(size, width - cut.left)
-    out[upper:lower, first:last] = pixels[cut.top + upper : cut.top + lower, cut.left + first : cut.left + last]
-    # What lies outside is copied from what is there by now: columns from columns, then whole lines from lines.
-    for column in (*range(first), *range(last, size)):
-        out[upper:lower, column] = out[upper:lower, columns[column] - cut.left]
-    for line in (*range(upper), *range(lower, size)):
-        out[line] = out[lines[line] - cut.top]
+    upper, lower = max(0, -cut.top), max(0, cut.top + size - height)
+    first, last = max(0, -cut.left), max(0, cut.left + size - width)
+    inside = pixels[cut.top + upper : cut.top + size - lower, cut.left + first : cut.left + size - last]
+    cv2.copyMakeBorder(inside, upper, lower, first, last, cv2.BORDER_REFLECT_101, out)
 
 
-@lru_cache(maxsize=4096)
 def _mirrored(length: int) -> npt.NDArray[np.int64]:
     """The numbers of a line's pixels with those of its padding."""
     return np.pad(np.arange(length), _PAD, mode="reflect")
