@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from PIL import Image
 from tests.data.sources.encoded import encode
 from tests.data.sources.test_jpeg import FOR_PILLOW, ORDINARY, photo
 from tt_ray.config import Config, DataConfig
+from tt_ray.data import image_batches
 from tt_ray.data.augment import eval_transform, normalize, seeded, train_transform
-from tt_ray.data.augment_draws import own_randomness, preset_of, seed_sample
+from tt_ray.data.augment_draws import own_randomness, preset_of
 from tt_ray.data.finish import finish
 from tt_ray.data.image_batches import AugmentedImages, eval_images
 from tt_ray.data.loader import EvalBatches, TrainBatches
@@ -108,6 +110,17 @@ def test_a_sample_follows_from_its_seed_alone(augment: str, on_device: bool, sou
     assert (other != whole).flatten(1).any(1).all()
 
 
+@pytest.mark.parametrize("decoder", ["auto", "pillow"])
+@pytest.mark.parametrize("augment", ["three_augment", "deit"])
+def test_no_generator_is_moved(augment: str, decoder: str, source: Source) -> None:
+    """The model's dropout follows no images."""
+    states = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    for on_device in (False, True):
+        AugmentedImages(source, config(augment, decoder=decoder), on_device)(ROWS, SEEDS)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (str(np.random.get_state()), random.getstate()) == states[1:]
+
+
 @pytest.mark.parametrize("augment", ["three_augment", "deit"])
 def test_jpegs_are_decoded_the_fast_way_and_nothing_else(
     augment: str, source: Source, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +169,15 @@ def test_a_damaged_image_fails_with_pillow_s_message(content: bytes, tmp_path: P
     assert str(found.value) == str(expected.value) and "bad.jpg" in str(found.value)
 
 
+def test_as_many_images_as_may_be_open_at_a_time_change_nothing(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = config("three_augment")
+    expected, _ = AugmentedImages(source, data, False)(ROWS, SEEDS)
+    monkeypatch.setattr(image_batches, "_TOGETHER", 4)
+    assert torch.equal(AugmentedImages(source, data, False)(ROWS, SEEDS)[0], expected)
+
+
 def test_a_missing_file_fails_with_pillow_s_message(source: Source, tmp_path: Path) -> None:
     (tmp_path / "train" / "class" / "b.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read image .*b\.jpg"):
@@ -199,6 +221,5 @@ def test_presets_can_be_sent_to_loader_processes(augment: str) -> None:
     found = []
     for each in (preset, again):
         with own_randomness():
-            seed_sample(4)
-            found.append((each.cut(*size), each.steps(), each.erased()))
+            found.append(each.drawn(4, size))
     assert found[0] == found[1]

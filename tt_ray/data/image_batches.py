@@ -1,6 +1,6 @@
 """Batches of images that are decoded one by one: cut out and resized here, augmented here or on the device."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,10 @@ from tt_ray.data.augment_draws import (
     Cut,
     Drawn,
     crop_into,
-    drawn,
     erasures,
     gathered,
     own_randomness,
     preset_of,
-    seed_sample,
 )
 from tt_ray.data.finish import Rest
 from tt_ray.data.pixel_operations import apply_steps
@@ -50,7 +48,8 @@ class AugmentedImages:
         # In the order in which they are made: to change it takes as long as half of the operations.
         out = np.empty((len(rows), size, size, 3), np.uint8)
         samples = list(zip(rows.tolist(), seeds.tolist(), out, strict=True))
-        with own_randomness():
+        # What OpenCV does needs no global generator.
+        with nullcontext() if self._in_opencv else own_randomness():
             found = [
                 each for start in range(0, len(rows), _TOGETHER) for each in self._fill(samples[start:][:_TOGETHER])
             ]
@@ -65,7 +64,7 @@ class AugmentedImages:
         """
         opened = [opened_or_none(self.source, row, self.config) for row, _, _ in samples]
         found = [
-            None if jpeg is None else drawn(self._preset, seed, jpeg.size)
+            None if jpeg is None else self._preset.drawn(seed, jpeg.size)
             for jpeg, (_, seed, _) in zip(opened, samples, strict=True)
         ]
         return [self._finish(*each) for each in zip(samples, opened, found, strict=True)]
@@ -79,7 +78,7 @@ class AugmentedImages:
                 pixels = jpeg.resized(draws.cut.region, draws.cut.height, draws.cut.width)
         if pixels is None or draws is None:
             image = self.source.read(row)
-            size, draws = image.size, drawn(self._preset, seed, image.size)
+            size, draws = image.size, self._preset.drawn(seed, image.size)
             pixels = _resized(image, draws.cut)
         crop_into(square, pixels, draws.cut)
         if self.on_device:
@@ -87,9 +86,7 @@ class AugmentedImages:
         if self._in_opencv:
             square[:] = apply_steps(square, draws.steps)
         else:
-            seed_sample(seed)
-            self._preset.cut(*size)  # moves the generators to where the steps begin
-            square[:] = np.asarray(self._preset.by_pillow(Image.fromarray(square)))
+            square[:] = np.asarray(self._preset.by_pillow(Image.fromarray(square), seed, size))
         return draws
 
 
