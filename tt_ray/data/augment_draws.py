@@ -6,6 +6,7 @@ second half (Pillow in a loader, tensors in a loader, a GPU) gets the same numbe
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -275,21 +276,19 @@ def _permutation(bits: Sequence[int]) -> list[int]:
 
 def gathered(steps: Sequence[list[Step]]) -> tuple[Work, ...]:
     """The steps of a batch's samples, joined: each operation once for all samples that have it at that place."""
-    found: dict[tuple[int, str], tuple[list[int], list[float]]] = {}
+    found = defaultdict[tuple[int, str], list[tuple[int, float]]](list)
     for row, each in enumerate(steps):
         for place, (name, value) in enumerate(each):
             if name:
-                rows, values = found.setdefault((place, name), ([], []))
-                rows.append(row)
-                values.append(value)
+                found[place, name].append((row, value))
     if not found:
         return ()
+    keys = sorted(found)
     # Parts of two tensors, which travel between processes as two.
-    keys, parts = zip(*sorted(found.items()), strict=True)
-    sizes = [len(rows) for rows, _ in parts]
-    rows = torch.tensor([row for rows, _ in parts for row in rows]).split(sizes)
-    values = torch.tensor([value for _, values in parts for value in values], dtype=torch.float32).split(sizes)
-    return tuple(Work(name, *part) for (_, name), *part in zip(keys, rows, values, strict=True))
+    rows, values = zip(*(pair for key in keys for pair in found[key]), strict=True)
+    sizes = [len(found[key]) for key in keys]
+    parts = zip(torch.tensor(rows).split(sizes), torch.tensor(values, dtype=torch.float32).split(sizes), strict=True)
+    return tuple(Work(name, *part) for (_, name), part in zip(keys, parts, strict=True))
 
 
 def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArray[np.int64]) -> Erase | None:
