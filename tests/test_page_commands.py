@@ -85,6 +85,7 @@ MENTIONED = {
     "benchmarks.bad_input": "benchmarks/test_bad_input_table.py::test_the_table_and_the_exit_status",
     "benchmarks.step_cost": "benchmarks/test_benchmarks.py::test_step_cost",
     "benchmarks.loop_efficiency": "benchmarks/test_benchmarks.py::test_loop_efficiency",
+    "benchmarks.loading": "benchmarks/test_benchmarks.py::test_loading",
     "benchmarks.embedding_store": "benchmarks/test_benchmarks.py::test_embedding_store",
     "benchmarks.ray_overhead": "benchmarks/test_benchmarks.py::test_ray_overhead",
     "benchmarks.start_up": "benchmarks/test_benchmarks.py::test_start_up",
