@@ -89,6 +89,7 @@ MENTIONED = {
     "benchmarks.shard_index": "benchmarks/test_shards.py::test_shard_index",
     "benchmarks.packing": "benchmarks/test_shards.py::test_packing",
     "benchmarks.loop_efficiency": "benchmarks/test_benchmarks.py::test_loop_efficiency",
+    "benchmarks.loading": "benchmarks/test_benchmarks.py::test_loading",
     "benchmarks.embedding_store": "benchmarks/test_benchmarks.py::test_embedding_store",
     "benchmarks.ray_overhead": "benchmarks/test_benchmarks.py::test_ray_overhead",
     "benchmarks.start_up": "benchmarks/test_benchmarks.py::test_start_up",

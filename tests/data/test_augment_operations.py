@@ -1,4 +1,4 @@
-"""Operations on batches against those of Pillow and timm, which loaders use: two grey levels apart at the most."""
+"""Operations on batches against those of Pillow and timm: two grey levels apart at the most, narrow blurs three."""
 
 import random
 from collections.abc import Callable
@@ -58,6 +58,8 @@ PILLOW: dict[str, Pillow] = {
     "translate_x": lambda image, value: auto_augment.translate_x_rel(image, value, **HOW),
     "translate_y": lambda image, value: auto_augment.translate_y_rel(image, value, **HOW),
 }
+# Of a narrow blur Pillow rounds each of six boxes, and we once: up to three levels, on noise, where the mean is 1.1.
+APART = {"blur": 3}
 MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
@@ -97,8 +99,9 @@ def test_every_operation_is_pillow_s(name: str, width: int, height: int) -> None
     if name in MOVING:  # a place on the very edge may fall to either side of it
         assert (difference.amax(1) > 2).float().mean() < 2e-4
     else:
-        assert difference.max() <= 2, (name, [difference[i].max().item() for i in range(count)])
+        assert difference.max() <= APART.get(name, 2), (name, [difference[i].max().item() for i in range(count)])
     assert difference.mean() < 0.5
+    assert name not in APART or difference.mean((1, 2, 3)).max() < 1.2
 
 
 def test_all_operations_are_compared() -> None:

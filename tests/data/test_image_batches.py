@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from PIL import Image
 from tests.data.sources.encoded import encode
 from tests.data.sources.test_jpeg import FOR_PILLOW, ORDINARY, photo
 from tt_ray.config import Config, DataConfig
+from tt_ray.data import image_batches
 from tt_ray.data.augment import eval_transform, normalize, seeded, train_transform
-from tt_ray.data.augment_draws import own_randomness, preset_of, seed_sample
+from tt_ray.data.augment_draws import own_randomness, preset_of
 from tt_ray.data.finish import finish
 from tt_ray.data.image_batches import AugmentedImages, eval_images
 from tt_ray.data.loader import EvalBatches, TrainBatches
@@ -53,6 +55,16 @@ def config(augment: str, **changes: Any) -> DataConfig:
     return DataConfig(**{"augment": augment, "image_size": 48, **changes})
 
 
+def assert_read_by_pillow(source: Source, data: DataConfig, rows: Any) -> None:
+    """Cut out by Pillow bit for bit; augmented by OpenCV, unless Pillow is to do it all."""
+    for on_device in (True, False):
+        images, expected = (
+            AugmentedImages(source, replace(data, decoder=decoder), on_device)(rows, rows)[0].float()
+            for decoder in ("auto", "pillow")
+        )
+        assert (images - expected).abs().mean() < (1e-9 if on_device else 0.7)
+
+
 def levels(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
     return ((images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)) * 255).round()
 
@@ -82,7 +94,7 @@ def test_loader_and_device_augment_alike(augment: str, decoder: str, source: Sou
         found.append(torch.cat([levels(finish(*part, data), data) for part in parts]))
     difference = (found[0] - found[1]).abs().flatten(1)
     assert difference.mean(1).max() < 1, "noise too is the same"
-    assert difference.mean() < 0.15
+    assert difference.mean() < 0.2
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -96,6 +108,17 @@ def test_a_sample_follows_from_its_seed_alone(augment: str, on_device: bool, sou
     assert torch.equal(finish(*AugmentedImages(source, data, on_device)(ROWS, SEEDS), data), whole)
     other = finish(*augmented(ROWS, SEEDS + 1), data)
     assert (other != whole).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pillow"])
+@pytest.mark.parametrize("augment", ["three_augment", "deit"])
+def test_no_generator_is_moved(augment: str, decoder: str, source: Source) -> None:
+    """The model's dropout follows no images."""
+    states = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    for on_device in (False, True):
+        AugmentedImages(source, config(augment, decoder=decoder), on_device)(ROWS, SEEDS)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (str(np.random.get_state()), random.getstate()) == states[1:]
 
 
 @pytest.mark.parametrize("augment", ["three_augment", "deit"])
@@ -116,10 +139,7 @@ def test_jpegs_are_decoded_the_fast_way_and_nothing_else(
 
 def test_a_source_without_files_is_read_by_pillow(source: Source) -> None:
     bare = replace(source, encoded=lambda row: None)
-    data = config("three_augment")
-    images, _ = AugmentedImages(bare, data, False)(ROWS, SEEDS)
-    expected, _ = AugmentedImages(bare, replace(data, decoder="pillow"), False)(ROWS, SEEDS)
-    assert torch.equal(images, expected)
+    assert_read_by_pillow(bare, config("three_augment"), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +167,15 @@ def test_a_damaged_image_fails_with_pillow_s_message(content: bytes, tmp_path: P
     with pytest.raises(UserError) as found:
         eval_images(source, row, given[0], eval_transform(given[0]))
     assert str(found.value) == str(expected.value) and "bad.jpg" in str(found.value)
+
+
+def test_as_many_images_as_may_be_open_at_a_time_change_nothing(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = config("three_augment")
+    expected, _ = AugmentedImages(source, data, False)(ROWS, SEEDS)
+    monkeypatch.setattr(image_batches, "_TOGETHER", 4)
+    assert torch.equal(AugmentedImages(source, data, False)(ROWS, SEEDS)[0], expected)
 
 
 def test_a_missing_file_fails_with_pillow_s_message(source: Source, tmp_path: Path) -> None:
@@ -181,10 +210,7 @@ def test_pillow_reads_what_is_not_ordinary(tmp_path: Path) -> None:
     files = {f"{n}.jpg": content for n, content in enumerate(FOR_PILLOW.values()) if content and len(content) > 9}
     source = folder(tmp_path, files)
     rows = np.arange(len(source))
-    data = config("three_augment", image_size=32)
-    images, _ = AugmentedImages(source, data, False)(rows, rows)
-    expected, _ = AugmentedImages(source, replace(data, decoder="pillow"), False)(rows, rows)
-    assert torch.equal(images, expected)
+    assert_read_by_pillow(source, config("three_augment", image_size=32), rows)
     assert Image.open(io.BytesIO(next(iter(files.values())))).mode == "CMYK"
 
 
@@ -195,6 +221,5 @@ def test_presets_can_be_sent_to_loader_processes(augment: str) -> None:
     found = []
     for each in (preset, again):
         with own_randomness():
-            seed_sample(4)
-            found.append((each.cut(*size), each.steps(), each.erased()))
+            found.append(each.drawn(4, size))
     assert found[0] == found[1]

@@ -84,7 +84,8 @@ class DataConfig:
     or (auto) on a GPU where it is one. Both agree within two grey levels in each operation."""
     decoder: Literal["auto", "pillow"] = "auto"
     """three_augment, deit and their validation: auto decodes JPEGs at the scale that is needed and resizes them with
-    vector instructions, within two grey levels of Pillow where it decodes the whole; pillow has Pillow do it all."""
+    vector instructions, within two grey levels of Pillow where it decodes the whole, and has OpenCV do three_augment;
+    pillow has Pillow do it all."""
     color_jitter: float = 0.3
     """Strength of three_augment's colour jitter; 0 where captions or labels name colours, which it would falsify."""
     mixup: Annotated[float, Range(0)] = 0.0

@@ -6,14 +6,16 @@ second half (Pillow in a loader, tensors in a loader, a GPU) gets the same numbe
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from timm.data.auto_augment import AugmentOp, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -27,6 +29,7 @@ from tt_ray.data.sources.jpeg import Region
 NOTHING = ("", 0.0)
 Step = tuple[str, float]
 """An operation's name and its parameter."""
+Size = tuple[int, int]
 
 _PAD = 4
 _THREE = ("grey", "solarise", "blur")
@@ -50,6 +53,11 @@ _NAMES = {
     "TranslateYRel": "translate_y",
 }
 """Our names of RandAugment's operations."""
+
+
+_twister = np.random.MT19937()
+_seeds_twister = np.random.RandomState(_twister)
+_python = random.Random()
 
 
 class Cut(NamedTuple):
@@ -76,24 +84,28 @@ class Erase(NamedTuple):
     """Of the noise, (n,) int64."""
 
 
+class Drawn(NamedTuple):
+    """All that is drawn for a sample."""
+
+    cut: Cut
+    steps: list[Step]
+    """What to do to the square, as many steps for each sample; NOTHING where there is nothing to do."""
+    erased: tuple[int, int, int, int] | None = None
+    """Top, left, bottom and right of the rectangle to erase."""
+
+
 class Preset(Protocol):
-    """A preset; its methods draw from the global generators, which `drawing` has seeded, and are called in order."""
+    """A preset; its methods move the global generators, and so are called within `own_randomness`."""
 
-    tensors: bool
-    """On a CPU, operations on tensors are faster than Pillow's."""
-    by_pillow: Callable[[Any], Any]
-    """Draws the steps, and does them to the square, an RGB image."""
+    in_opencv: bool
+    """`pixel_operations` has all of its operations."""
 
-    def cut(self, width: int, height: int) -> Cut:
-        """The sample's part of an image of that size."""
+    def drawn(self, seed: int, size: Size) -> Drawn:
+        """What is drawn for a sample whose image has that width and height."""
         ...
 
-    def steps(self) -> list[Step]:
-        """What to do to the square, as many steps for each sample; NOTHING where there is nothing to do."""
-        ...
-
-    def erased(self) -> tuple[int, int, int, int] | None:
-        """Top, left, bottom and right of the rectangle to erase."""
+    def by_pillow(self, square: Image.Image, seed: int, size: Size) -> Any:
+        """The same sample's steps done to its square, an RGB image, by `train_transform`'s own means."""
         ...
 
 
@@ -105,41 +117,59 @@ def preset_of(config: DataConfig) -> Preset:
 class ThreeAugment:
     """3-Augment; see `augment.train_transform`."""
 
-    tensors = True
+    in_opencv = True
 
     def __init__(self, config: DataConfig) -> None:
         self._size = config.image_size
         _, _, *rest, _ = _steps_of(config)
-        self.by_pillow: Callable[[Any], Any] = transforms.Compose(rest)
-        self._strength: tuple[float, float] | None = rest[-1].brightness
+        self._rest: Callable[[Any], Any] = transforms.Compose(rest)
+        strength: tuple[float, float] | None = rest[-1].brightness
+        # In 32 bits, as torch has them.
+        low, high = np.array(strength or (1, 1), np.float32)
+        self._jitter = None if strength is None else (float(low), float(high - low))
 
-    def cut(self, width: int, height: int) -> Cut:
-        """The resized image, padded by 4 pixels, has the square at a random place."""
-        size, short = self._size, min(width, height)
-        high, wide = (size if side == short else int(size * side / short) for side in (height, width))
-        top, left = (int(torch.randint(side + 2 * _PAD - size + 1, (1,)).item()) - _PAD for side in (high, wide))
-        return Cut((0, 0, height, width), high, wide, top, left)
+    def drawn(self, seed: int, size: Size) -> Drawn:
+        """The resized image, padded by 4 pixels, has the square at a random place.
 
-    def steps(self) -> list[Step]:
-        """Flip, one of three, and the three parts of the jitter in random order."""
-        flip = ("flip", 0.0) if torch.rand(1).item() < 0.5 else NOTHING
-        (kind,) = random.choices(_THREE)
-        value = random.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
-        kind = "wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind
-        order = torch.randperm(len(_JITTER) + 1).tolist()  # ColorJitter draws a place for the hue as well
-        if self._strength is None:
-            return [flip, (kind, value)]
-        factors = torch.empty(len(_JITTER)).uniform_(*self._strength).tolist()
-        return [flip, (kind, value), *((_JITTER[place], factors[place]) for place in order if place < len(_JITTER))]
+        Then flip, one of three, and the three parts of the jitter in random order.
+        """
+        _python.seed(seed)
+        down, right, *bits = torch_bits(seed, 9)
+        lines, columns = self._resized(size)
+        top, left = down % self._places(lines) - _PAD, right % self._places(columns) - _PAD
+        flip = ("flip", 0.0) if _uniform(bits[0]) < 0.5 else NOTHING
+        (kind,) = _python.choices(_THREE)
+        value = _python.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
+        steps = [flip, ("wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind, value)]
+        if self._jitter is not None:
+            low, span = self._jitter
+            factors = [low + span * _uniform(each) for each in bits[4:]]
+            order = _permutation(bits[1:4])  # ColorJitter draws a place for the hue as well
+            steps += [(_JITTER[place], factors[place]) for place in order if place < len(_JITTER)]
+        return Drawn(Cut((0, 0, size[1], size[0]), lines, columns, top, left), steps)
 
-    def erased(self) -> None:
-        """Nothing is."""
+    def by_pillow(self, square: Image.Image, seed: int, size: Size) -> Any:
+        seed_sample(seed)
+        for side in self._resized(size):  # the two numbers of the cut
+            torch.randint(self._places(side), (1,))
+        return self._rest(square)
+
+    def _resized(self, size: Size) -> Size:
+        """Height and width of the resized image."""
+        width, height = size
+        short = min(size)
+        high, wide = (self._size if side == short else int(self._size * side / short) for side in (height, width))
+        return high, wide
+
+    def _places(self, side: int) -> int:
+        """In how many places the square may begin along a side."""
+        return side + 2 * _PAD - self._size + 1
 
 
 class Deit:
     """DeiT's augmentation; see `augment.train_transform`."""
 
-    tensors = False  # 16 gathers for each rotation and shear
+    in_opencv = False  # which rotates with another kernel than Pillow's
 
     def __init__(self, config: DataConfig) -> None:
         self._size = config.image_size
@@ -147,22 +177,31 @@ class Deit:
         kinds = (RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip, RandAugment, RandomErasing)
         found: list[Any] = [next(step for step in steps if isinstance(step, kind)) for kind in kinds]
         self._crop, _, self._randaugment, self._erasing = found
-        self.by_pillow: Callable[[Any], Any] = transforms.Compose(found[1:3])
+        self._rest: Callable[[Any], Any] = transforms.Compose(found[1:3])
 
-    def cut(self, width: int, height: int) -> Cut:
+    def drawn(self, seed: int, size: Size) -> Drawn:
+        seed_sample(seed)
+        return Drawn(self._cut(size), self._steps(), self._erased())
+
+    def by_pillow(self, square: Image.Image, seed: int, size: Size) -> Any:
+        seed_sample(seed)
+        self._cut(size)
+        return self._rest(square)
+
+    def _cut(self, size: Size) -> Cut:
         """A part of random size and proportions, resized to the square."""
-        image = torch.empty(3, height, width, device="meta")  # of which the size alone is asked
+        image = torch.empty(3, size[1], size[0], device="meta")  # of which the size alone is asked
         region = self._crop.get_params(image, self._crop.scale, self._crop.ratio)
         return Cut(region, self._size, self._size)
 
-    def steps(self) -> list[Step]:
+    def _steps(self) -> list[Step]:
         """Flip, and RandAugment's operations."""
         flip = ("flip", 0.0) if torch.rand(1).item() < 0.5 else NOTHING
         augment: RandAugment = self._randaugment
         chosen = np.random.choice(len(augment.ops), augment.num_layers)
         return [flip, *(_randaugment_step(augment.ops[number]) for number in chosen)]
 
-    def erased(self) -> tuple[int, int, int, int] | None:
+    def _erased(self) -> tuple[int, int, int, int] | None:
         """As timm's RandomErasing draws it, whose noise is drawn elsewhere."""
         erasing: RandomErasing = self._erasing
         if random.random() > erasing.probability:
@@ -212,18 +251,44 @@ def seed_sample(seed: int) -> None:
     random.seed(seed)
 
 
+def torch_bits(seed: int, count: int) -> list[int]:
+    """The first numbers of 32 bits that torch's generator gives once it is seeded.
+
+    Both it and numpy's are the Mersenne Twister; numpy hands out all in less time than torch the first.
+    """
+    _seeds_twister.seed(seed)
+    return _twister.random_raw(count).tolist()
+
+
+def _uniform(bits: int) -> float:
+    """What `torch.rand` makes of them."""
+    return (bits & 0xFFFFFF) * 2.0**-24
+
+
+def _permutation(bits: Sequence[int]) -> list[int]:
+    """What `torch.randperm(len(bits) + 1)` makes of them."""
+    order = list(range(len(bits) + 1))
+    for place, number in enumerate(bits):
+        other = place + number % (len(order) - place)
+        order[place], order[other] = order[other], order[place]
+    return order
+
+
 def gathered(steps: Sequence[list[Step]]) -> tuple[Work, ...]:
     """The steps of a batch's samples, joined: each operation once for all samples that have it at that place."""
-    if not steps:
+    found = defaultdict[tuple[int, str], list[tuple[int, float]]](list)
+    for row, each in enumerate(steps):
+        for place, (name, value) in enumerate(each):
+            if name:
+                found[place, name].append((row, value))
+    if not found:
         return ()
-    names = np.array([[name for name, _ in each] for each in steps])
-    values = torch.tensor([[value for _, value in each] for each in steps], dtype=torch.float32)
-    work = []
-    for place in range(names.shape[1]):
-        for name in sorted(set(names[:, place]) - {""}):
-            rows = torch.from_numpy(np.flatnonzero(names[:, place] == name))
-            work.append(Work(str(name), rows, values[rows, place]))
-    return tuple(work)
+    keys = sorted(found)
+    # Parts of two tensors, which travel between processes as two.
+    rows, values = zip(*(pair for key in keys for pair in found[key]), strict=True)
+    sizes = [len(found[key]) for key in keys]
+    parts = zip(torch.tensor(rows).split(sizes), torch.tensor(values, dtype=torch.float32).split(sizes), strict=True)
+    return tuple(Work(name, *part) for (_, name), part in zip(keys, parts, strict=True))
 
 
 def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArray[np.int64]) -> Erase | None:
@@ -237,21 +302,16 @@ def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArr
 def crop_into(out: npt.NDArray[np.uint8], pixels: npt.NDArray[np.uint8], cut: Cut) -> None:
     """Copies the square (S, S, 3) out of the resized part (height, width, 3)."""
     size, (height, width) = len(out), pixels.shape[:2]
-    lines, columns = _mirrored(height)[cut.top + _PAD :], _mirrored(width)[cut.left + _PAD :]
-    if size <= 2 * _PAD:
+    if size <= 2 * _PAD:  # what is mirrored may lie outside the square
+        lines, columns = _mirrored(height)[cut.top + _PAD :], _mirrored(width)[cut.left + _PAD :]
         out[:] = pixels[np.ix_(lines[:size], columns[:size])]
         return
-    upper, lower = max(0, -cut.top), min(size, height - cut.top)
-    first, last = max(0, -cut.left), min(size, width - cut.left)
-    out[upper:lower, first:last] = pixels[cut.top + upper : cut.top + lower, cut.left + first : cut.left + last]
-    # What lies outside is copied from what is there by now: columns from columns, then whole lines from lines.
-    for column in (*range(first), *range(last, size)):
-        out[upper:lower, column] = out[upper:lower, columns[column] - cut.left]
-    for line in (*range(upper), *range(lower, size)):
-        out[line] = out[lines[line] - cut.top]
+    upper, lower = max(0, -cut.top), max(0, cut.top + size - height)
+    first, last = max(0, -cut.left), max(0, cut.left + size - width)
+    inside = pixels[cut.top + upper : cut.top + size - lower, cut.left + first : cut.left + size - last]
+    cv2.copyMakeBorder(inside, upper, lower, first, last, cv2.BORDER_REFLECT_101, out)
 
 
-@lru_cache(maxsize=4096)
 def _mirrored(length: int) -> npt.NDArray[np.int64]:
     """The numbers of a line's pixels with those of its padding."""
     return np.pad(np.arange(length), _PAD, mode="reflect")

@@ -1,12 +1,14 @@
 """Augmenting operations on batches, on any device: what Pillow does to one image, within two grey levels.
 
+Blurs may be three levels from Pillow's where neighbours are black and white, since it rounds six times and we once.
+
 Images are float32 (n, 3, H, W) of whole grey levels from 0 to 255, and may be changed in place; each has its own
 parameter, (n,). No operation looks at a value on the host, so none waits for the device.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 Fill = tuple[int, int, int]
 """Colour of what a moved image leaves behind."""
 Operation = Callable[[Tensor, Tensor, Fill], Tensor]
+Factor = TypeVar("Factor", float, Tensor)
 
 WIDE_BLUR = 2**0.5
 """Standard deviation from which on a blur's boxes contain whole neighbours."""
@@ -28,14 +31,6 @@ class Work(NamedTuple):
     """Positions in the batch, ascending, (n,)."""
     values: Tensor
     """A parameter for each, (n,) float32."""
-
-
-def apply_steps(image: Tensor, steps: Sequence[tuple[str, float]]) -> Tensor:
-    """Does the steps of one sample, of which none moves pixels: float32 (1, 3, H, W), which may be overwritten."""
-    for name, value in steps:
-        if name:
-            image = OPERATIONS[name](image, torch.tensor([value]), (0, 0, 0))
-    return image
 
 
 def apply(images: Tensor, work: Sequence[Work], fill: Fill) -> Tensor:
@@ -211,16 +206,22 @@ def _blend(start: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(start.expand_as(images), images, _each(factor), out=images).clamp_(0, 255).floor_()
 
 
-def _three_boxes(images: Tensor, deviation: Tensor, reach: int) -> Tensor:
-    """Three box blurs along rows, then along columns, rounded after each as Pillow does; it changes images in place.
+def box_weights(deviation: Factor, reach: int) -> tuple[Factor, Factor]:
+    """Weights of a box: of each pixel nearer than `reach` to its centre, and of those two that are as far.
 
-    Box lengths are those of Gwosdek et al. (2011, doi 10.1007/978-3-642-24785-9_38), which Pillow follows; a box ends
-    in part of a pixel, `reach` pixels from its centre.
+    Three such boxes blur by a standard deviation. Their lengths are those of Gwosdek et al. (2011, doi
+    10.1007/978-3-642-24785-9_38), which Pillow follows: a box ends in part of a pixel.
     """
-    variance, whole = deviation.square() / 3, reach - 1
+    variance, whole = deviation * deviation / 3, reach - 1
     part = (2 * whole + 1) * (whole * reach - 3 * variance) / (6 * (variance - reach**2))
     inside = 1 / (2 * (whole + part) + 1)
-    weights = [_each(inside)] * whole + [_each((1 - inside * (2 * whole + 1)) / 2)]
+    return inside, (1 - inside * (2 * whole + 1)) / 2
+
+
+def _three_boxes(images: Tensor, deviation: Tensor, reach: int) -> Tensor:
+    """Three box blurs along rows, then along columns, rounded at the end; it changes images in place."""
+    inside, end = box_weights(_each(deviation), reach)
+    weights = [inside] * (reach - 1) + [end]
     for axis in (3, 3, 3, 2, 2, 2):
         # Weights have the sum 1, so that a pixel's own need not be known.
         changes = [
@@ -229,8 +230,7 @@ def _three_boxes(images: Tensor, deviation: Tensor, reach: int) -> Tensor:
         ]
         for change in changes:
             images.add_(change)
-        images.round_()
-    return images
+    return images.round_()
 
 
 def _around(images: Tensor, axis: int, distance: int) -> Tensor:

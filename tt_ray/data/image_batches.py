@@ -1,8 +1,6 @@
 """Batches of images that are decoded one by one: cut out and resized here, augmented here or on the device."""
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +12,20 @@ from tt_ray.config import DataConfig
 from tt_ray.data.augment import Transform
 from tt_ray.data.augment_draws import (
     Cut,
-    Step,
+    Drawn,
     crop_into,
     erasures,
     gathered,
     own_randomness,
     preset_of,
-    seed_sample,
 )
-from tt_ray.data.augment_operations import apply_steps
 from tt_ray.data.finish import Rest
+from tt_ray.data.pixel_operations import apply_steps
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.data.sources.jpeg import Jpeg, NotFast
 
-T = TypeVar("T")
+_TOGETHER = 16
+"""Images of which as many are opened, and their files held, before the first is decoded."""
 
 
 class AugmentedImages:
@@ -42,44 +40,54 @@ class AugmentedImages:
     def __init__(self, source: Source, config: DataConfig, on_device: bool) -> None:
         self.source, self.config, self.on_device = source, config, on_device
         self._preset = preset_of(config)
+        self._in_opencv = self._preset.in_opencv and config.decoder != "pillow"
 
     def __call__(self, rows: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> tuple[Tensor, Rest]:
         """Images of rows, uint8 (n, 3, S, S), each augmented as its seed says, and what is left to do to them."""
-        size, planes = self.config.image_size, self._preset.tensors and not self.on_device
+        size = self.config.image_size
         # In the order in which they are made: to change it takes as long as half of the operations.
-        out = np.empty((len(rows), 3, size, size) if planes else (len(rows), size, size, 3), np.uint8)
-        squares = out.transpose(0, 2, 3, 1) if planes else out
-        steps, boxes = list[list[Step]](), list[tuple[int, int, int, int] | None]()
-        cut = np.empty((size, size, 3), np.uint8)
-        with own_randomness():
-            for row, seed, square in zip(rows.tolist(), seeds.tolist(), squares, strict=True):
-                fast = self._cut(row, seed, square if self.on_device else cut)
-                if self.on_device:
-                    steps.append(self._preset.steps())
-                elif fast and self._preset.tensors:
-                    square[:] = _by_tensors(cut, self._preset.steps())
-                else:
-                    square[:] = np.asarray(self._preset.by_pillow(Image.fromarray(cut)))
-                boxes.append(self._preset.erased())
-        return channels_second(squares), Rest(gathered(steps), erasures(boxes, seeds))
+        out = np.empty((len(rows), size, size, 3), np.uint8)
+        samples = list(zip(rows.tolist(), seeds.tolist(), out, strict=True))
+        # What OpenCV does needs no global generator.
+        with nullcontext() if self._in_opencv else own_randomness():
+            found = [
+                each for start in range(0, len(rows), _TOGETHER) for each in self._fill(samples[start:][:_TOGETHER])
+            ]
+        work = gathered([each.steps for each in found] if self.on_device else [])
+        return channels_second(out), Rest(work, erasures([each.erased for each in found], seeds))
 
-    def _cut(self, row: int, seed: int, square: Pixels) -> bool:
-        """Fills in the sample's square, and leaves the generators where its steps begin; true if done the fast way."""
+    def _fill(self, samples: list[tuple[int, int, Pixels]]) -> list[Drawn]:
+        """Fills in the squares of samples (row, seed, square), and returns what was drawn for each.
 
-        def fast(jpeg: Jpeg) -> tuple[Pixels, Cut]:
-            seed_sample(seed)
-            cut = self._preset.cut(*jpeg.size)
-            return jpeg.resized(cut.region, cut.height, cut.width), cut
+        First all are opened, then all is drawn, and then all are decoded: what a decoder leaves in the processor's
+        caches makes the draws that follow it take twice as long.
+        """
+        opened = [opened_or_none(self.source, row, self.config) for row, _, _ in samples]
+        found = [
+            None if jpeg is None else self._preset.drawn(seed, jpeg.size)
+            for jpeg, (_, seed, _) in zip(opened, samples, strict=True)
+        ]
+        return [self._finish(*each) for each in zip(samples, opened, found, strict=True)]
 
-        found = fast_or_none(self.source, row, self.config, fast)
-        if found is not None:
-            crop_into(square, *found)
-            return True
-        image = self.source.read(row)
-        seed_sample(seed)
-        cut = self._preset.cut(*image.size)
-        crop_into(square, _resized(image, cut), cut)
-        return False
+    def _finish(self, sample: tuple[int, int, Pixels], jpeg: Jpeg | None, draws: Drawn | None) -> Drawn:
+        row, seed, square = sample
+        size, pixels = (0, 0), None
+        if jpeg is not None and draws is not None:
+            size = jpeg.size
+            with suppress(NotFast):
+                pixels = jpeg.resized(draws.cut.region, draws.cut.height, draws.cut.width)
+        if pixels is None or draws is None:
+            image = self.source.read(row)
+            size, draws = image.size, self._preset.drawn(seed, image.size)
+            pixels = _resized(image, draws.cut)
+        crop_into(square, pixels, draws.cut)
+        if self.on_device:
+            return draws
+        if self._in_opencv:
+            square[:] = apply_steps(square, draws.steps)
+        else:
+            square[:] = np.asarray(self._preset.by_pillow(Image.fromarray(square), seed, size))
+        return draws
 
 
 def eval_images(source: Source, rows: npt.NDArray[np.int64], config: DataConfig, transform: Transform) -> Tensor:
@@ -95,32 +103,30 @@ def eval_images(source: Source, rows: npt.NDArray[np.int64], config: DataConfig,
         return jpeg.resized((0, 0, lines, columns), height, width)[top : top + size, left : left + size]
 
     for row, square in zip(rows.tolist(), out, strict=True):
-        pixels = fast_or_none(source, row, config, fast)
+        jpeg, pixels = opened_or_none(source, row, config), None
+        if jpeg is not None:
+            with suppress(NotFast):
+                pixels = fast(jpeg)
         square[:] = transform(source.read(row)).permute(1, 2, 0).numpy() if pixels is None else pixels
     return channels_second(out)
 
 
-def fast_or_none(source: Source, row: int, config: DataConfig, use: Callable[[Jpeg], T]) -> T | None:
-    """What `use` returns for a row's image; None where Pillow is to read it, which also says what is wrong with it."""
+def opened_or_none(source: Source, row: int, config: DataConfig) -> Jpeg | None:
+    """A row's image; None where Pillow is to read it, which also says what is wrong with it."""
     if config.decoder == "pillow":
         return None
+    try:
+        content = source.encoded(row)
+    except Exception:  # the file is gone, or the table damaged: `Source.read` names it
+        return None
     with suppress(NotFast):
-        try:
-            content = source.encoded(row)
-        except Exception:  # the file is gone, or the table damaged: `Source.read` names it
-            return None
-        return use(Jpeg(content))
+        return Jpeg(content)
     return None
 
 
 def channels_second(pixels: Pixels) -> Tensor:
     """uint8 (n, S, S, 3) as a tensor (n, 3, S, S) of the same memory: the device reorders faster than a loader."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def _by_tensors(square: Pixels, steps: list[Step]) -> Pixels:
-    image = torch.empty(1, 3, *square.shape[:2]).copy_(channels_second(square[None]))
-    return apply_steps(image, steps)[0].permute(1, 2, 0).numpy().astype(np.uint8)
 
 
 def _resized(image: Image.Image, cut: Cut) -> Pixels:

@@ -7,6 +7,7 @@ to data.local_cache when the first image is read, or before by `Source.copy`.
 import dataclasses
 import io
 import json
+import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -59,9 +60,11 @@ class TarImages(ImageReader):
     def encoded(self, row: int) -> bytes:
         if self.copy is not None:
             self.copy.pull()
-        with open(self.files[self.shard[row]], "rb", buffering=0) as file:
-            file.seek(int(self.offset[row]))
-            content = file.read(int(self.length[row]))
+        file = os.open(self.files[self.shard[row]], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.pread(file, int(self.length[row]), int(self.offset[row]))
+        finally:
+            os.close(file)
         if len(content) < self.length[row]:
             raise OSError("the shard ends before the image does: it is not the one that was indexed")
         return content
