@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
@@ -23,6 +23,7 @@ from tt_ray.embeddings.store import EmbeddingStore, open_store
 
 NEVER = 1_000_000_000
 _WARM_UP = 3
+K = TypeVar("K")
 Take = Callable[[int], float]
 """Takes as many steps, and returns the seconds of one."""
 
@@ -135,12 +136,12 @@ class Bench:
 
         return take
 
-    def take_turns(self, sides: Mapping[str, Take], steps: int = 0, rounds: int = 0) -> dict[str, list[float]]:
+    def take_turns(self, sides: Mapping[K, Take], steps: int = 0, rounds: int = 0) -> dict[K, list[float]]:
         """Seconds per step of each side, by round: sides of a round meet the same state of the machine."""
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        seconds: dict[K, list[float]] = {name: [] for name in sides}
         for take in sides.values():
             take(1 if self.tiny else _WARM_UP)
-        for _ in range(rounds or self.rounds):
+        for _ in range(1 if self.tiny else rounds or self.rounds):
             for name, take in sides.items():
                 seconds[name].append(take(steps or self.steps))
         return seconds
@@ -159,7 +160,7 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.cuda else 0.0
 
 
-def ratio(what: str, subject: Iterable[float], reference: Iterable[float], **aim: float) -> Row:
+def ratio(what: str, subject: Iterable[float], reference: Iterable[float], **aim: Any) -> Row:
     """The median of the rounds' ratios."""
     found = compare(Side("subject", list(subject)), Side("reference", list(reference)), "")["ratio"]
     low, high = found["quartiles"]

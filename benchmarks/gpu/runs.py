@@ -90,7 +90,7 @@ def _begin(bench: Bench, config: Config) -> None:
 
 
 def _die(config: Config, standing: Standing) -> None:
-    """Between the second checkpoint and the third, once the first is on the disk."""
+    """At the step of the second checkpoint, before it, once the first is on the disk."""
     if standing.step < 2 * _FIRST_CHECKPOINT:
         return
     folder = config.run_dir / "checkpoints"

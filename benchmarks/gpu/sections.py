@@ -50,6 +50,7 @@ class Section(NamedTuple):
         return [name for name in self.packages if find_spec(name) is None]
 
 
+_ENCODES = ("transformers", "tokenizers")
 SECTIONS = (
     Section("machine", "steps", 15, "the card gives what its kind is known for"),
     Section("step", "steps", 45, "the text loss makes a step at most 3 % slower (best 1 %)"),
@@ -69,7 +70,7 @@ SECTIONS = (
     Section("fsdp", "variants", 40, "a sharded model trains, saves and validates as a whole one does"),
     Section("export", "runs", 25, "timm's model of an export gives the training model's logits"),
     Section(
-        "captions", "encoders", 40, "captions are encoded faster than by a plain loop", ("transformers", "tokenizers")
+        "captions", "encoders", 40, "captions are encoded as fast as by a plain loop", ("transformers", "tokenizers")
     ),
     Section("features", "encoders", 30, "extraction of features keeps up with bare forward passes"),
     Section("linear_probe", "encoders", 45, "the linear probe finds its model sooner than scikit-learn", ("sklearn",)),

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Worker:
         self.tiny, self.folder = tiny, folder
         self._process: Any = None
         self._pipe: Any = None
+        self._ready = False
 
     def start(self) -> dict[str, Any]:
         """Starts the process; returns what it says of the machine. Raises Lost where it does not come so far."""
@@ -46,19 +47,22 @@ class Worker:
         self._process = context.Process(target=work, args=(other, self.tiny, str(self.folder)))
         self._process.start()
         other.close()  # so that the pipe ends with the process
-        return self._receive(time.monotonic() + _START_S)
+        machine = self._receive(time.monotonic() + _START_S)
+        self._ready = True
+        return machine
 
-    def end(self) -> None:
+    def end(self, patience_s: float = 10.0) -> None:
         """Ends the process and all that it has started."""
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(self._process.pid) == self._process.pid:  # not yet its own group: it has started nothing
+        self._pipe.close()  # which it takes as the end
+        wait([self._process.sentinel], patience_s)
+        if self._ready:  # its group's number is its own until it is joined
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
-        self._pipe.close()
-        self._process = None
+        self._process, self._ready = None, False
 
     def run(self, sections: Sequence[Section], seconds: float, record: Record) -> None:
         """Runs the sections one by one; all together take the seconds at most."""
@@ -84,11 +88,11 @@ class Worker:
             while isinstance(found := self._receive(until), Row):
                 record.add(found)
         except (Lost, BrokenPipeError) as error:
-            self.end()
+            self.end(0)
             return f"{error}, after {time.monotonic() - began:.0f} s"
         outcome, usable = found
         if not usable:
-            self.end()
+            self.end(0)
         return outcome
 
     def _receive(self, until: float) -> Any:
