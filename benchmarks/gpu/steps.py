@@ -24,7 +24,6 @@ from tt_ray.training.run_folder import start_run
 from tt_ray.training.text_teacher import TextTeacher
 from tt_ray.training.trainer import train
 
-ROOT = Path(__file__).parents[2]
 LOGGING = "metrics_log.py"
 """The file that reads metrics off the device."""
 
@@ -105,7 +104,7 @@ class Waits:
         """One warning of torch's, or of others."""
         if "synchronizing CUDA operation" not in str(message):
             return
-        frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(ROOT / "tt_ray")]
+        frames = [frame for frame in traceback.extract_stack() if "tt_ray" in Path(frame.filename).parts]
         place = (frames[-1].filename, frames[-1].lineno) if frames else (filename, lineno)
         self.places[f"{Path(place[0]).name}:{place[1]}"] += 1
 

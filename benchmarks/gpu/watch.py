@@ -1,6 +1,7 @@
 """Sections in a process beside this one, which outlives whatever happens to that one: errors, hangs, crashes."""
 
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -32,10 +33,11 @@ class Worker:
     Args:
         tiny: Toy sizes on a CPU.
         folder: For files of sections.
+        bench: The module whose `Bench` sections are called with; imported in the process alone.
     """
 
-    def __init__(self, tiny: bool, folder: Path) -> None:
-        self.tiny, self.folder = tiny, folder
+    def __init__(self, tiny: bool, folder: Path, bench: str = "benchmarks.gpu.bench") -> None:
+        self.tiny, self.folder, self.bench = tiny, folder, bench
         self._process: Any = None
         self._pipe: Any = None
         self._ready = False
@@ -44,7 +46,7 @@ class Worker:
         """Starts the process; returns what it says of the machine. Raises Lost where it does not come so far."""
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads or CUDA can hang
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=work, args=(other, self.tiny, str(self.folder)))
+        self._process = context.Process(target=work, args=(other, self.bench, self.tiny, self.folder))
         self._process.start()
         other.close()  # so that the pipe ends with the process
         machine = self._receive(time.monotonic() + _START_S)
@@ -106,13 +108,11 @@ class Worker:
         raise Lost("cut off: no answer in time")
 
 
-def work(pipe: Connection, tiny: bool, folder: str) -> None:
+def work(pipe: Connection, bench_module: str, tiny: bool, folder: Path) -> None:
     """The process: does what it is asked for until the pipe ends."""
     os.setsid()  # loader processes and runs of sections end with it
-    from benchmarks.gpu.bench import Bench, describe
-
-    bench = Bench.make(tiny, Path(folder))
-    pipe.send(describe(bench.device))
+    bench = importlib.import_module(bench_module).Bench.make(tiny, folder)
+    pipe.send(bench.machine())
     while True:
         try:
             module, name = pipe.recv()
@@ -120,7 +120,9 @@ def work(pipe: Connection, tiny: bool, folder: str) -> None:
             return
         outcome = DONE
         try:
-            for row in getattr(importlib.import_module(f"benchmarks.gpu.{module}"), name)(bench):
+            measure = getattr(importlib.import_module(module), name)
+            gc.freeze()  # after the last section's `free`: collections pass over what has been imported
+            for row in measure(bench):
                 pipe.send(row)
         except Exception as error:
             traceback.print_exc()
