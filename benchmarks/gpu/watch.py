@@ -117,6 +117,7 @@ def work(pipe: Connection, bench_module: str, tiny: bool, folder: Path) -> None:
         try:
             module, name = pipe.recv()
         except EOFError:
+            gc.unfreeze()  # libraries that count what is left at the end would complain
             return
         outcome = DONE
         try:
