@@ -8,14 +8,15 @@ Each section measures one claim against its aim, and has seconds that it may tak
 that fails or for which no time is left says so, and the others run. Sections run one after the other in a process of
 their own, which is replaced when it hangs or dies. Results are written after each row.
 
-Ray, and what else only other commands need, may be missing. A machine without internet, but with torch, takes wheels:
+Ray, and what else only other commands need, may be missing. A machine without internet takes wheels, which are fetched
+where there is one:
 
     python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --constraint constraints.txt --dest wheels \\
         annotated-types cloudpickle numpy pillow pyarrow pydantic pydantic-core pyyaml rich safetensors scikit-learn \\
         simplejpeg threadpoolctl timm typing-extensions typing-inspection
 
-and there, in the root of the repository, with the Python that has torch and torchvision:
+and there, in the root of the repository, with the Python that has torch, torchvision and TensorBoard:
 
     python -m pip install --no-index --no-deps --target site wheels/*.whl
     PYTHONPATH=site python -m benchmarks.gpu
@@ -35,7 +36,8 @@ from benchmarks.gpu.sections import SECTIONS
 from benchmarks.gpu.watch import Lost, Worker
 
 RESULTS = Path(__file__).parents[1] / "results"
-NEEDED = ("torch", "torchvision", "timm", "pydantic", "pyarrow", "cloudpickle", "safetensors", "simplejpeg", "yaml")
+NEEDED = ("torch", "torchvision", "tensorboard", "timm", "numpy", "PIL", "pyarrow", "pydantic", "yaml", "safetensors")
+NEEDED += ("simplejpeg", "cloudpickle", "threadpoolctl")
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
