@@ -13,16 +13,17 @@ where there is one:
 
     python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --constraint constraints.txt --dest wheels \\
-        annotated-types cloudpickle numpy pillow pyarrow pydantic pydantic-core pyyaml rich safetensors scikit-learn \\
-        simplejpeg threadpoolctl timm typing-extensions typing-inspection
+        annotated-types cloudpickle pillow pydantic pydantic-core rich safetensors simplejpeg threadpoolctl timm \\
+        typing-extensions typing-inspection
 
 and there, in the root of the repository, with the Python that has torch, torchvision and TensorBoard:
 
     python -m pip install --no-index --no-deps --target site wheels/*.whl
     PYTHONPATH=site python -m benchmarks.gpu
 
-Leave out of the list what that Python has in a recent version. A section whose package is missing is skipped by name:
-`captions` needs transformers and tokenizers, `linear_probe` needs scikit-learn.
+These are 14 MB. Add numpy, pyarrow, pyyaml, scikit-learn and scipy (120 MB) where that Python has no recent ones. A
+section whose package is missing is skipped by name: `captions` needs transformers and tokenizers, `linear_probe` needs
+scikit-learn.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             machine = worker.start()
         except Lost as lost:
+            worker.end(0)
             raise SystemExit(_wrong(f"no section could start: {lost}")) from None
         if not machine["card"] and not given.tiny:
             worker.end()
@@ -70,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = [section for section in SECTIONS if not given.only or section.name in given.only]
         try:
             worker.run(chosen, given.seconds, record)
-        finally:
-            worker.end()
+        except BaseException:  # the user's Ctrl-C, which the process does not get
+            worker.end(0)
+            raise
+        worker.end()
     record.conclude()
     if record.failed:
         raise SystemExit(1)

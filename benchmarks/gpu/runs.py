@@ -42,6 +42,8 @@ def resume(bench: Bench) -> Iterator[Row]:
     if process.is_alive():
         process.kill()
         raise RuntimeError(f"the process to be killed did not train to step {2 * _FIRST_CHECKPOINT} in time")
+    if process.exitcode != -signal.SIGKILL:
+        raise RuntimeError(f"the process to be killed ended by itself, with status {process.exitcode}")
     config = _config(bench, "killed").override("run.overwrite", False)
     saved = sorted(path.name for path in (config.run_dir / "checkpoints").glob("step-*"))
     yield Row("checkpoints that the killed process left", float(len(saved)), at_least=1.0, note=", ".join(saved))

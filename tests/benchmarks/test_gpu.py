@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +132,39 @@ def test_a_section_is_named_as_its_function_is() -> None:
         file = ROOT / Path(*each.module.split(".")).with_suffix(".py")
         assert f"\ndef {each.name}(bench: Bench) -> Iterator[Row]:" in file.read_text(), each.name
     assert len({each.name for each in SECTIONS}) == len(SECTIONS)
+
+
+def test_waits_are_counted_by_the_line_of_the_project_that_causes_them() -> None:
+    from benchmarks.gpu.steps import LOGGING, Waits
+    from tt_ray.training.metrics_log import timed
+
+    def batches() -> Iterator[Any]:
+        for message in ("called a synchronizing CUDA operation", "something else"):
+            warnings.warn(message, UserWarning, stacklevel=1)
+            yield message
+
+    waits, before = Waits(cuda=False), warnings.showwarning
+    waits.start()
+    for _ in range(2):
+        assert len(list(timed(batches(), 0))) == 2
+    warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+    waits.stop()
+    assert warnings.showwarning is before
+    (inside, count), (outside, once) = sorted(waits.places.items())
+    assert inside.startswith(f"{LOGGING}:") and count == 2
+    assert outside.startswith("test_gpu.py:") and once == 1
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class NoGpu(Worker):
+        def start(self) -> dict[str, Any]:
+            return {"card": ""}
+
+    monkeypatch.setattr(gpu, "Worker", NoGpu)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2
+    assert "torch finds no GPU here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("missing", [["pydantic"], ["pydantic", "simplejpeg"]])
