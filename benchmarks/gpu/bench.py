@@ -103,6 +103,7 @@ class Bench:
             "text.weight": 0.5,
             "train.batch_size": self.batch,
             "train.precision": self.precision,
+            "train.compile": False,
             "train.epochs": NEVER,
             "train.eval_every": NEVER,
             "run.checkpoint_every": NEVER,
