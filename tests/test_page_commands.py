@@ -76,6 +76,7 @@ OPTIONS_OF_OTHERS = {
     "--nproc-per-node": "torchrun",
     "--generate": "ray get-auth-token",
     "--processes": "benchmarks.embedding_store",
+    "--tiny": "benchmarks.gpu",
     "--section.field": "says how fields are written",
 }
 MENTIONED = {
@@ -93,6 +94,7 @@ MENTIONED = {
     "benchmarks.embedding_store": "benchmarks/test_benchmarks.py::test_embedding_store",
     "benchmarks.ray_overhead": "benchmarks/test_benchmarks.py::test_ray_overhead",
     "benchmarks.start_up": "benchmarks/test_benchmarks.py::test_start_up",
+    "benchmarks.gpu": "benchmarks/test_gpu.py::test_every_section_runs_at_toy_size_without_ray",
     "benchmarks.encode": "benchmarks/test_encode.py::test_encode",
     "benchmarks.scaling": "benchmarks/test_scaling.py::test_the_command_says_that_it_predicts",
 }
