@@ -36,7 +36,7 @@ def train_under_torchrun(config: Config) -> dict[str, Any] | None:
     with Display() as display, ExitStack() as alone:
         context = LocalContext.start(config.run.use_gpu, display.training)
         # Captions may be embedded for hours, and shards be pulled: longer than steps may wait for each other.
-        patient = dist.new_group(backend="gloo", timeout=_PREPARATION_LIMIT) if context.world > 1 else None
+        patient: Any = dist.new_group(backend="gloo", timeout=_PREPARATION_LIMIT) if context.world > 1 else None
         changes = list[str]()
         if context.rank == 0:
             alone.enter_context(sole_writer(config, display.say))
