@@ -110,7 +110,6 @@ READ = {
     "python tt_ray.pack --data.root s3://": _IMAGENET,
     "python tt_ray.train in1k": _IMAGENET,
     "python eval --models mine=runs/in1k": _IMAGENET,
-    "python benchmarks.loading": _MEASURES,
     "python benchmarks.what_text_buys": _STUDY,
     "python benchmarks.comparisons": _STUDY,
     "python benchmarks.step_cost": _MEASURES,

@@ -55,6 +55,7 @@ def write_tables(root: Path, train: pa.Table, test: pa.Table) -> DataConfig:
 
 def test_parquet_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     captions = ["red", "", None]
+    datasets.enable_progress_bars()  # whatever was in this process before
     config = write_tables(tmp_path / "data", table(["x", "b", "x"], caption=captions), table(["b", "b", "x"]))
     train, val = open_splits(config, need_captions=True)
     assert train.ids.to_pylist() == ["0", "1", "2"] and train.classes == val.classes == ("b", "x")
