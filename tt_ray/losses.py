@@ -32,7 +32,7 @@ else:
 
     torch, F = _Later("torch"), _Later("torch.nn.functional")
 
-_VL2LITE_TEMPERATURE = 2.0
+VL2LITE_TEMPERATURE = 2.0
 _BORLAN_TEMPERATURE = 0.07
 # Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
 _SIGLIP = (-math.log(0.1), -10.0)
@@ -137,7 +137,7 @@ def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = _CLIP
 
 def vl2litetext(pred: Tensor, target: Tensor) -> Tensor:
     """T² times `kl` of cosines over T = 2: those of pred and target towards those among the targets (VL2Lite)."""
-    return _VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, target)
+    return VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, target)
 
 
 def vl2lite(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def vl2lite(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
     smooth L1 difference of the (B, B) distances among unit rows of pred and of teacher.
     """
     pairs = F.smooth_l1_loss(_distances(F.normalize(pred, dim=1)), _distances(F.normalize(teacher, dim=1)))
-    return (_VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, teacher) + pairs) / 2
+    return (VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, teacher) + pairs) / 2
 
 
 def borlan(pred: Tensor, target: Tensor, labels: Tensor, means: Tensor, variances: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _cosines(pred: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def _cosine_kl(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
-    return kl(*(_cosines(side, target) / _VL2LITE_TEMPERATURE for side in (pred, teacher)))
+    return kl(*(_cosines(side, target) / VL2LITE_TEMPERATURE for side in (pred, teacher)))
 
 
 def _distances(rows: Tensor) -> Tensor:

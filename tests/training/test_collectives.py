@@ -22,22 +22,27 @@ SHARES = (4, 2)
 ROWS = torch.arange(18, dtype=torch.float32).reshape(6, 3)
 
 
-def _work(function: Callable[..., Any], rank: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+def _work(function: Callable[..., Any], rank: int, world: int, folder: Path, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARES))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     torch.save(function(rank, *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def on_two(folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What the function returns on each of two workers."""
-    workers = [FORKS.Process(target=_work, args=(function, rank, folder, arguments)) for rank in range(len(SHARES))]
+def on_workers(folder: Path, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What the function returns on each of `world` workers."""
+    workers = [FORKS.Process(target=_work, args=(function, rank, world, folder, arguments)) for rank in range(world)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(len(SHARES))]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def on_two(folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What the function returns on each of two workers."""
+    return on_workers(folder, len(SHARES), function, *arguments)
 
 
 def _sum(rank: int) -> tuple[int, Tensor, Tensor]:

@@ -11,7 +11,8 @@ from tt_ray.data.sources.base import NOBODY
 from tt_ray.losses import Loss, distillation, find_loss
 from tt_ray.models.classifier import Outputs
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
+from tt_ray.training.collectives import gather_rows, rank, sum_over_workers, world_size
+from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
 
 PARTS = ("loss", "loss_cls", "loss_text", "balance")
 
@@ -55,7 +56,8 @@ class Objective(NamedTuple):
         Args:
             outputs: of the model; `features` must take part in the graph of `logits` and `text`.
             labels: class numbers (B,), -1 for none, or shares of classes (B, C), all 0 for none.
-            text: what the text head is to reach, (B, D), or None without one.
+            text: what the text head is to reach, (B, D), or None without one; or that of all workers' images, in rank
+                order, where it `sees_all` and they have been looked up: then they are not gathered.
             weight: lambda.
             teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with besides `text`.
 
@@ -89,16 +91,32 @@ class Objective(NamedTuple):
             return distillation(outputs.logits.float(), teacher, self.temperature) * self._part(len(teacher))
         assert outputs.text is not None and text is not None
         pred = outputs.text.float()
-        part = 1.0 if self.gather else self._part(len(pred))
-        if self.gather:
-            pred, text = gather_rows(pred, self.shares), gather_rows(text, self.shares)
-            teacher = None if teacher is None else gather_rows(teacher, self.shares)
+        scalars = () if outputs.scalars is None else outputs.scalars.unbind()
+        options = {"temperature": self.temperature} if self.temperature else {}
+        if not self.sees_all:
+            return self.loss(pred, text, *scalars, *self._needs(labels, teacher), **options) * self._part(len(pred))
+        shares = self.shares or (len(pred),) * world_size()
+        every = None if len(text) == len(pred) else text
+        if self.loss.function in BY_ROWS:
+            own = text if every is None else every.split(shares)[rank()]
+            needs = self._needs(labels, teacher)
+            return loss_by_rows(self.loss, Part(shares, every), pred, own, scalars, *needs, **options)
+        every = gather_rows(text, shares) if every is None else every
+        pred, labels = gather_rows(pred, shares), gather_rows(labels, shares)
+        teacher = None if teacher is None else gather_rows(teacher, shares)
+        return self.loss(pred, every, *scalars, *self._needs(labels, teacher), **options)
+
+    def _needs(self, labels: Tensor, teacher: Tensor | None) -> list[Tensor | None]:
+        """What the loss compares with besides the targets."""
+        assert self.loss is not None
         means, variances = self.statistics or (None, None)
         known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
-        scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-        needs = [known[name] for name in self.loss.needs]
-        options = {"temperature": self.temperature} if self.temperature else {}
-        return self.loss(pred, text, *scalars, *needs, **options) * part
+        return [known[name] for name in self.loss.needs]
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the alignment loss compares images of several workers."""
+        return self.gather and world_size() > 1
 
     def _part(self, rows: int) -> float:
         """The weight of a worker's mean that makes the mean over workers that over images."""
