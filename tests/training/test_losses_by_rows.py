@@ -5,18 +5,24 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.test_losses import extras
+from tests.toy import toy_config
 from tests.training.test_collectives import on_workers
 from tt_ray.config import Config, TextConfig
+from tt_ray.data.loader import TrainBatches
+from tt_ray.data.prepare import find_store, open_data, open_images
 from tt_ray.losses import ALIGNMENT_LOSSES, Loss
 from tt_ray.models.classifier import Outputs
+from tt_ray.training.context import LocalContext
 from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
-from tt_ray.training.objective import Objective
+from tt_ray.training.objective import PARTS, Objective
+from tt_ray.training.step import Learner
 
 BATCH, DIM, CLASSES = 12, 4, 3
 WHOLE = [name for name, loss in ALIGNMENT_LOSSES.items() if not loss.per_image]
@@ -190,3 +196,37 @@ def test_the_objective_is_that_of_one_process(world: int, tmp_path: Path) -> Non
         found = [worker[number] for worker in workers]
         torch.testing.assert_close(torch.cat([each[0] for each in found]) / world, gradient, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(torch.stack([each[1] for each in found]).mean(0), parts, rtol=1e-5, atol=1e-6)
+
+
+def _steps(rank: int, world: int, folder: Path, settings: dict[str, Any]) -> tuple[Tensor, list[int]]:
+    """What each of three steps of a run reports, and how many rows of text were gathered in each exchange."""
+    config = toy_config(folder, train__batch_size=10, **settings)
+    data = open_data(config, find_store(config, open_images(config)[0]))
+    learner = Learner(config, data, LocalContext(rank, world, torch.device("cpu")))
+    learner.model.train()
+    batches = TrainBatches(data.train, None if learner.text_teacher.held else data.targets, learner.order, config)
+    widths = []
+    with pytest.MonkeyPatch.context() as patch:
+        gather = dist.all_gather
+        patch.setattr(dist, "all_gather", lambda out, own, **how: (widths.append(own.ndim), gather(out, own, **how))[1])
+        reported = [learner.step(batches[step], step) for step in range(3)]
+    return torch.stack(reported), widths
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"text__on_device": True, "data__cutmix": 1.0, "text__loss": "clip_learned"},
+        {"train__max_batch_per_worker": 2, "text__loss": "siglip", "data__unlabelled": 0.4},
+        {"text__on_device": True, "train__max_batch_per_worker": 3, "data__mixup": 0.8, "text__loss": "vl2litetext"},
+    ],
+)
+def test_steps_of_a_run_are_those_of_one_worker(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Unequal shares (4, 6); looked up on the device, no row of text is exchanged, but its number."""
+    alone, _ = _steps(0, 1, tmp_path, settings)
+    for found, widths in on_workers(tmp_path, 2, _steps, 2, tmp_path, settings):
+        # Cross-entropy is reported as each worker's own.
+        columns = [PARTS.index("loss_text"), PARTS.index("balance"), len(PARTS)]
+        torch.testing.assert_close(found[:, columns], alone[:, columns], rtol=1e-4, atol=1e-5)
+        assert widths == [1 if "text__on_device" in settings else 2] * 3
