@@ -92,8 +92,8 @@ class Work:
     copies: int = 3
     """Of the parameters in a checkpoint: themselves and the optimiser's two moments; one more with an EMA."""
     negatives: Negatives = "global"
-    """What a worker computes of the B x B pairs: its own images' rows (as the code does), all from gathered features (as
-    it does for losses of users), or its own images with its own captions (text.negatives local)."""
+    """What a worker computes of the B x B pairs: its own images' rows (as the code does), all of them from gathered
+    features (as it does for losses of users), or its own images with its own captions (text.negatives local)."""
     held: bool = False
     """Whether each GPU holds all embeddings (text.on_device), so that numbers of rows are gathered in place of them."""
 
@@ -178,14 +178,18 @@ def pairs(batch: int, n: int, negatives: Negatives) -> float:
     return {"global": share * batch, "gathered": batch * batch, "local": share * share}[negatives]
 
 
-def text_exchange(work: Work, batch: int, n: int, machine: Machine) -> float:
-    """Gathers embeddings, or numbers of rows where they are held; and features, where the loss is not by rows.
+def text_exchange(work: Work, batch: int, compute: float, n: int, machine: Machine) -> float:
+    """What the forward pass does not hide of the embeddings' gather; and features, where the loss is not by rows.
 
-    By rows a softmax over the batch adds up three numbers for each caption: two forward and one backward.
+    Where embeddings are held, numbers of rows are gathered before it instead. By rows a softmax over the batch adds up
+    three numbers for each caption: two forward and one backward.
     """
     if work.negatives == "local":
         return 0.0
-    targets = all_gather(batch * (ROW_NUMBER if work.held else work.dim * FLOAT), n, machine)
+    if work.held:
+        targets = all_gather(batch * ROW_NUMBER, n, machine)
+    else:
+        targets = max(all_gather(batch * work.dim * FLOAT, n, machine) - (1 - BACKWARD) * compute, 0.0)
     if work.negatives == "gathered":
         return targets + all_gather(batch * work.dim * FLOAT, n, machine)
     return targets + 3 * all_reduce(batch * FLOAT, n, machine)
@@ -210,9 +214,9 @@ def predict(work: Work, machine: Machine, gpus: int, batch_per_gpu: float) -> Pr
         "compute": compute,
         ALIGN: text_loss(work, batch, gpus, machine) if taught else 0.0,
         "gradients": exposed_gradients(work.parameters, compute, gpus, machine),
-        "text exchange": text_exchange(work, batch, gpus, machine) if taught else 0.0,
-        # The balance in each step, the recorder in every log_every-th.
-        "small messages": small * (taught + 1 / work.log_every),
+        "text exchange": text_exchange(work, batch, compute, gpus, machine) if taught else 0.0,
+        # In each step the balance, and the loss forward and backward; the recorder in every log_every-th.
+        "small messages": small * (3 * taught + 1 / work.log_every),
         "checkpoint copy": saved / machine.copy_rate / steps,
     }
     beside = {

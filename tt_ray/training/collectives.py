@@ -1,5 +1,6 @@
 """Exchanges between workers that the objective needs; with one worker every function does nothing."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -74,16 +75,31 @@ def log_softmax_over_workers(own: Tensor) -> Tensor:
     return logs
 
 
+def gather_ahead(own: Tensor, shares: tuple[int, ...]) -> Callable[[], Tensor]:
+    """Starts to gather rows as `gather_rows` does, without a gradient, while the device computes other things.
+
+    Returns:
+        What waits for the rows of all workers, and returns them; a GPU waits, not the host.
+    """
+    # Collectives take parts of one size only.
+    padded = own.new_zeros(max(shares), *own.shape[1:])
+    padded[: len(own)] = own.detach()
+    parts = [torch.empty_like(padded) for _ in shares]
+    work = dist.all_gather(parts, padded, async_op=True)
+
+    def wait() -> Tensor:
+        assert work is not None
+        work.wait()
+        return torch.cat([part[:rows] for part, rows in zip(parts, shares, strict=True)])
+
+    return wait
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, shares: tuple[int, ...]) -> Tensor:
         ctx.start, ctx.rows = sum(shares[: dist.get_rank()]), len(local)
-        # Collectives take parts of one size only.
-        padded = local.new_zeros(max(shares), *local.shape[1:])
-        padded[: len(local)] = local
-        parts = [torch.empty_like(padded) for _ in shares]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:rows] for part, rows in zip(parts, shares, strict=True)])
+        return gather_ahead(local, shares)()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -1,5 +1,6 @@
 """Classification plus weighted alignment, with named parts: TextTeacher's total loss (arXiv 2605.22098)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from tt_ray.config import Config
 from tt_ray.data.sources.base import NOBODY
-from tt_ray.losses import Loss, distillation, find_loss
+from tt_ray.losses import Loss, distillation, find_loss, kl
 from tt_ray.models.classifier import Outputs
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.collectives import gather_rows, rank, sum_over_workers, world_size
+from tt_ray.training.collectives import gather_ahead, gather_rows, rank, sum_over_workers, world_size
 from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
 
 PARTS = ("loss", "loss_cls", "loss_text", "balance")
@@ -49,15 +50,20 @@ class Objective(NamedTuple):
         return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, temperature)
 
     def __call__(
-        self, outputs: Outputs, labels: Tensor, text: Tensor | None, weight: float, teacher: Tensor | None = None
+        self,
+        outputs: Outputs,
+        labels: Tensor,
+        text: Tensor | Callable[[], Tensor] | None,
+        weight: float,
+        teacher: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The total loss and its detached parts, in the order of PARTS, shape (4,). Nothing waits for the device.
 
         Args:
             outputs: of the model; `features` must take part in the graph of `logits` and `text`.
             labels: class numbers (B,), -1 for none, or shares of classes (B, C), all 0 for none.
-            text: what the text head is to reach, (B, D), or None without one; or that of all workers' images, in rank
-                order, where it `sees_all` and they have been looked up: then they are not gathered.
+            text: what the text head is to reach, (B, D), or None without one; or, where it `sees_all`, that of all
+                workers' images in rank order, looked up or as `text_ahead` returns it.
             weight: lambda.
             teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with besides `text`.
 
@@ -72,7 +78,7 @@ class Objective(NamedTuple):
             # Times 0 before the sum, which overflows in half precision.
             idle = sum((0 * root).sum() for root in (outputs.text, outputs.scalars) if root is not None)
             return loss_cls + idle, _parts(loss_cls, loss_cls, None, None)
-        loss_text = self._alignment(outputs, labels, text, teacher)
+        loss_text = self._alignment(outputs, labels, text() if callable(text) else text, teacher)
         ratio = self._ratio(loss_cls, loss_text, outputs.features) if self.balance else torch.ones_like(loss_cls)
         total = weight * ratio * loss_text + (1 - weight) * loss_cls
         return total, _parts(total, loss_cls, loss_text, ratio)
@@ -112,6 +118,17 @@ class Objective(NamedTuple):
         means, variances = self.statistics or (None, None)
         known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
         return [known[name] for name in self.loss.needs]
+
+    def text_ahead(self, text: Tensor | None, rows: int) -> Tensor | Callable[[], Tensor] | None:
+        """Starts to gather targets that the loss will need; called before the model's forward pass, which hides it.
+
+        Args:
+            text: of this worker's images, or looked up of all: then there is nothing to gather.
+            rows: images of this worker.
+        """
+        if text is None or not self.sees_all or len(text) != rows or self.loss is None or self.loss.function is kl:
+            return text
+        return gather_ahead(text, self.shares or (rows,) * world_size())
 
     @property
     def sees_all(self) -> bool:

@@ -90,9 +90,11 @@ class Learner:
         images, labels, text = self.on_device(batch, step)
         weight = self.text_teacher.weight(step // self.order.steps_per_epoch)
         text, teacher = self.ask_teacher(images, text) if weight else (text, None)
+        objective = self.text_teacher.objective
+        text = objective.text_ahead(text, len(labels)) if weight else text
         # All workers in parts, or none: where the model is sharded they wait for one another in each.
         backward = self._backward_in_parts if self.parts > 1 else self._backward
-        objective = partial(self.text_teacher.objective, labels=labels, text=text, weight=weight, teacher=teacher)
+        objective = partial(objective, labels=labels, text=text, weight=weight, teacher=teacher)
         parts = backward(images, objective, step)
         # Unscaled before they are clipped: the limit is meant for the gradients themselves.
         self.scaler.unscale_(self.optimizer)
