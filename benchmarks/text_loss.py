@@ -95,16 +95,17 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: given.losses.index(row["loss"]))
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the table."""
-    print("| loss | workers | GFLOP, gathered | by rows | peak MB, gathered | by rows | CPU s, gathered | by rows |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+_SHOWN = (("flops", 1e9), ("peak_bytes", 1e6), ("cpu_s", 1e-3))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The lines of the table."""
+    head = "| loss | workers | GFLOP, gathered | by rows | peak MB, gathered | by rows | CPU ms, gathered | by rows |"
+    lines = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         columns = [f"{row[key] / by:.3g}" for key, by in _SHOWN for row in (before, after)]
-        print(f"| {before['loss']} | {before['workers']} | {' | '.join(columns)} |")
-
-
-_SHOWN = (("flops", 1e9), ("peak_bytes", 1e6), ("cpu_s", 1.0))
+        lines.append(f"| {before['loss']} | {before['workers']} | {' | '.join(columns)} |")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "text_loss.json")
     given = parser.parse_args(arguments)
     rows = measure(given)
-    show(rows)
+    print(*table(rows), sep="\n")
     settings = {key: value for key, value in vars(given).items() if key != "out"}
     here = {"cores": os.cpu_count(), "load_1min": os.getloadavg()[0]}
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ else:
 VL2LITE_TEMPERATURE = 2.0
 _BORLAN_TEMPERATURE = 0.07
 # Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
-_SIGLIP = (-math.log(0.1), -10.0)
-_CLIP = -math.log(0.07)
+SIGLIP_START = (-math.log(0.1), -10.0)
+CLIP_START = -math.log(0.07)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def dist(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def siglip(
-    pred: Tensor, target: Tensor, log_scale: Tensor | float = _SIGLIP[0], bias: Tensor | float = _SIGLIP[1]
+    pred: Tensor, target: Tensor, log_scale: Tensor | float = SIGLIP_START[0], bias: Tensor | float = SIGLIP_START[1]
 ) -> Tensor:
     """Pairwise sigmoid loss on scaled, shifted cosines, summed over pairs, divided by B (arXiv 2303.15343)."""
     logits = _cosines(pred, target) * torch.as_tensor(log_scale).exp() + bias
@@ -129,7 +129,7 @@ def siglip(
     return -F.logsigmoid(signs * logits).sum() / len(pred)
 
 
-def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = _CLIP) -> Tensor:
+def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = CLIP_START) -> Tensor:
     """`normclip` with an inverse temperature exp(log_scale), at most 100 (CLIP, arXiv 2103.00020)."""
     scale = torch.as_tensor(log_scale).exp().clamp(max=100)
     return _symmetric(_cosines(pred, target) * scale)
@@ -180,8 +180,8 @@ ALIGNMENT_LOSSES: dict[str, Loss] = {
     "l2": Loss(l2, per_image=True),
     "kl": Loss(kl),
     "dist": Loss(dist),
-    "siglip": Loss(siglip, contrastive=True, learned=_SIGLIP),
-    "clip_learned": Loss(clip_learned, contrastive=True, learned=(_CLIP,)),
+    "siglip": Loss(siglip, contrastive=True, learned=SIGLIP_START),
+    "clip_learned": Loss(clip_learned, contrastive=True, learned=(CLIP_START,)),
     "vl2litetext": Loss(vl2litetext),
     "vl2lite": Loss(vl2lite, needs=("teacher",)),
     "borlan": Loss(borlan, per_image=True, needs=("labels", "means", "variances")),

@@ -1,5 +1,6 @@
 """Losses by rows on 1 to 4 real processes (gloo) with unequal shares: value and gradient are those of one process."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ def _largest(rank: int, shares: tuple[int, ...]) -> list[int]:
             loss_by_rows(loss, Part(shares), pred.requires_grad_(), target, scalars, *needs).backward()
         found.append(largest.elements)
     return found
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_both_functions_of_a_loss_take_the_same(name: str) -> None:
+    """A row of a user's own may learn fewer scalars than ours, or none."""
+    function = ALIGNMENT_LOSSES[name].function
+    whole, rows = (inspect.signature(each).parameters for each in (function, BY_ROWS[function]))
+    assert [(each.name, each.default) for each in rows.values()][1:] == [
+        (each.name, each.default) for each in whole.values()
+    ]
 
 
 @pytest.mark.slow

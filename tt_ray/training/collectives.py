@@ -82,14 +82,18 @@ def gather_ahead(own: Tensor, shares: tuple[int, ...]) -> Callable[[], Tensor]:
         What waits for the rows of all workers, and returns them; a GPU waits, not the host.
     """
     # Collectives take parts of one size only.
-    padded = own.new_zeros(max(shares), *own.shape[1:])
+    most = max(shares)
+    padded = own.new_zeros(most, *own.shape[1:])
     padded[: len(own)] = own.detach()
-    parts = [torch.empty_like(padded) for _ in shares]
+    every = own.new_empty(most * len(shares), *own.shape[1:])
+    parts = list(every.split(most))
     work = dist.all_gather(parts, padded, async_op=True)
 
     def wait() -> Tensor:
         assert work is not None
         work.wait()
+        if min(shares) == most:
+            return every
         return torch.cat([part[:rows] for part, rows in zip(parts, shares, strict=True)])
 
     return wait

@@ -97,14 +97,20 @@ def infonce(part: Part, pred: Tensor, target: Tensor, temperature: float = 0.1) 
     return all_sum(_rows(part, _cosines(part, pred, target, temperature))) / part.size
 
 
-def clip_learned(part: Part, pred: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:
+def clip_learned(part: Part, pred: Tensor, target: Tensor, log_scale: Tensor | float = losses.CLIP_START) -> Tensor:
     """`normclip` with a learned inverse temperature, at most 100."""
-    return _symmetric(part, _cosines(part, pred, target) * log_scale.exp().clamp(max=100))
+    return _symmetric(part, _cosines(part, pred, target) * torch.as_tensor(log_scale).exp().clamp(max=100))
 
 
-def siglip(part: Part, pred: Tensor, target: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
+def siglip(
+    part: Part,
+    pred: Tensor,
+    target: Tensor,
+    log_scale: Tensor | float = losses.SIGLIP_START[0],
+    bias: Tensor | float = losses.SIGLIP_START[1],
+) -> Tensor:
     """Pairs of the worker's own images."""
-    logits = _cosines(part, pred, target) * log_scale.exp() + bias
+    logits = _cosines(part, pred, target) * torch.as_tensor(log_scale).exp() + bias
     signs = torch.full_like(logits, -1)
     signs.diagonal(part.first).fill_(1)
     return all_sum(-F.logsigmoid(signs * logits).sum()) / part.size

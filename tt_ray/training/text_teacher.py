@@ -55,7 +55,8 @@ class TextTeacher(nn.Module):
         schedule: How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R.
         epochs: Epochs of the training, which all schedules but const and jump need.
         balance: Whether w is computed; otherwise it is 1.
-        negatives: Whether contrastive losses see the whole batch (global) or this process's part of it (local).
+        negatives: Whether contrastive losses see the whole batch (global), of which each process computes the rows of
+            its own images, or this process's part of it alone (local).
         temperature: Temperature of contrastive losses; 0 is the loss's own.
         label_smoothing: Label smoothing of the cross-entropy.
         head: Kind of projection: one linear layer, or an MLP with GELU.
@@ -65,7 +66,8 @@ class TextTeacher(nn.Module):
         normalize_mean: Whether the store's mean is subtracted from embeddings.
         normalize_std: Divide embeddings by nothing, by the average standard deviation, or by each dimension's own.
         by_row: `image_ids` are rows of the store, as `store.rows_of(ids)` returns them, which is faster than ids.
-        on_device: Hold the embeddings on the device of the features, from the first step on.
+        on_device: Hold the embeddings on the device of the features, from the first step on; processes then look up one
+            another's instead of exchanging them, unless one mixes images.
         seed: Seed of the head.
 
     Raises:
