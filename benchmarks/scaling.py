@@ -29,6 +29,7 @@ from benchmarks.step_cost import RESULTS
 from tt_ray.losses import ALIGNMENT_LOSSES
 from tt_ray.terminal.errors import UserError
 
+_TEXT = ("text loss", "text exchange")
 WARNING = "These are predictions from formulas: nothing was run on these GPUs."
 _TUNING = "NCCL, src/graph/tuning.cc: ring, protocol Simple"
 _ASSUMED = (
@@ -86,13 +87,12 @@ def machine(given: argparse.Namespace) -> Machine:
 
 def works(given: argparse.Namespace) -> list[Work]:
     """What is trained, one for each model."""
-    cost, found = text_cost(given.text_loss), []
+    cost, found = text_cost(given.text_loss, by_rows=given.negatives == "global"), []
     for name in given.models:
         parameters, flops = model_cost(name, given.image_size, given.embedding_dim)
         work = Work(name, parameters, flops, given.embedding_dim, given.images, given.image_kb * 1e3, cost)
-        found.append(
-            dataclasses.replace(work, negatives=given.negatives, copies=3 + given.ema, log_every=given.log_every)
-        )
+        chosen = {"negatives": given.negatives, "held": given.on_device, "log_every": given.log_every}
+        found.append(dataclasses.replace(work, copies=3 + given.ema, **chosen))
     return found
 
 
@@ -134,14 +134,18 @@ def _row(work: Work, run: Prediction, alone: float) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Prints what was found."""
     print(f"{result['note']}\n")
-    print("| model | GPUs | global batch | images per s | efficiency | what limits | text loss / compute | read GB/s |")
+    print(
+        "| model | GPUs | global batch | images per s | efficiency | what limits | text loss (and exchange) / step "
+        "| read GB/s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in result["predictions"]:
-        ratio = row["parts_s"]["text loss"] / row["parts_s"]["compute"]
+        parts, step = row["parts_s"], row["batch"] / row["images_per_s"]
+        loss, both = (sum(parts[name] for name in names) / step for names in (("text loss",), _TEXT))
         rate, share = (
             (f"{row['images_per_s']:,.0f}", f"{row['efficiency']:.2f}") if row["fits"] else ("does not fit", "-")
         )
-        columns = [row["model"], row["gpus"], row["batch"], rate, share, row["limit"], f"{ratio:.3f}"]
+        columns = [row["model"], row["gpus"], row["batch"], rate, share, row["limit"], f"{loss:.3f} ({both:.3f})"]
         print(f"| {' | '.join(map(str, columns))} | {row['read_gb_s']:.2g} |")
     for name, turns in result["text_loss_turns_at_gpus"].items():
         found = "; ".join(f"{what}: {gpus or 'not up to 4096'}" for what, gpus in turns.items())
@@ -173,7 +177,10 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--embedding-dim", type=int, default=1024, help="BERT-large's; 0 trains without text")
     parser.add_argument("--text-loss", choices=ALIGNMENT_LOSSES, default="clip")
-    parser.add_argument("--negatives", choices=("global", "rows", "local"), default="global", help="rows is a what-if")
+    parser.add_argument(
+        "--negatives", choices=("global", "gathered", "local"), default="global", help="gathered: as losses of users"
+    )
+    parser.add_argument("--on-device", action="store_true", help="text.on_device: embeddings are not gathered")
     parser.add_argument("--ema", action="store_true", help="an average of the weights in checkpoints")
     parser.add_argument("--log-every", type=int, default=50, help="that of the ImageNet recipes")
     parser.add_argument("--images", type=int, default=1_281_167, help="per epoch and checkpoint: ImageNet-1k")

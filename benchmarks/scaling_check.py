@@ -43,14 +43,14 @@ def predict(share: Share, exchange: Exchange, workers: int, cores: int, batch: i
     """Seconds of a step of `workers` processes with a thread each.
 
     slowest(steps, n) max(1, n / cores), as cores are shared, and then the exchanges; none is hidden, for the cores that
-    would compute meanwhile are those that exchange. All-reduce: latency + 2 (n - 1) / n bytes / rate (ring); gather:
-    latency + (n - 1) / n bytes / rate, twice. The text loss of the whole batch is taken for that of the part: the pairs
-    of so small a batch do not show.
+    would compute meanwhile are those that exchange. All-reduce: latency + 2 (n - 1) / n bytes / rate (ring); gather of
+    the embeddings: latency + (n - 1) / n bytes / rate. Six small messages: the balance, the loss and its softmax. The
+    text loss of the part's rows is taken for that of the part: the pairs of so small a batch do not show.
     """
     gradients = exchange.latency + ring_volume(share.parameters * FLOAT, workers) / exchange.reduce_rate
     gathered = exchange.gather_latency + ring_volume(batch * dim * FLOAT, workers) / 2 / exchange.gather_rate
-    small = exchange.latency * (1 + 1 / log_every)
-    return slowest(share.steps, workers) * max(1.0, workers / cores) + gradients + 2 * gathered + small
+    small = exchange.latency * (6 + 1 / log_every)
+    return slowest(share.steps, workers) * max(1.0, workers / cores) + gradients + gathered + small
 
 
 def measure_share(config: Config, dim: int, folder: Path, repeats: int) -> Share:

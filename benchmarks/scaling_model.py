@@ -24,7 +24,10 @@ BACKWARD = 2 / 3
 """The backward pass's share of a step's FLOPs: two matrix products for each one of the forward pass."""
 ALIGN = "text loss"
 
-Negatives = Literal["global", "rows", "local"]
+ROW_NUMBER = 8
+"""Bytes of the number by which an image's embedding is looked up."""
+
+Negatives = Literal["global", "gathered", "local"]
 
 
 class TextCost(NamedTuple):
@@ -89,8 +92,10 @@ class Work:
     copies: int = 3
     """Of the parameters in a checkpoint: themselves and the optimiser's two moments; one more with an EMA."""
     negatives: Negatives = "global"
-    """What a worker computes of the B x B pairs: all (as the code does), its own images' rows and its own captions'
-    columns (a what-if: the same loss), or its own images with its own captions (text.negatives local)."""
+    """What a worker computes of the B x B pairs: its own images' rows (as the code does), all of them from gathered
+    features (as it does for losses of users), or its own images with its own captions (text.negatives local)."""
+    held: bool = False
+    """Whether each GPU holds all embeddings (text.on_device), so that numbers of rows are gathered in place of them."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +173,26 @@ def exposed_gradients(parameters: int, compute: float, n: int, machine: Machine)
 
 
 def pairs(batch: int, n: int, negatives: Negatives) -> float:
-    """Pairs whose similarity each worker computes, for b = batch / n of its own.
-
-    rows: b x B for its images' rows and b x B again for its captions' columns, since one product no longer serves both
-    directions; the softmax's traffic is then counted twice too high.
-    """
+    """Pairs whose similarity each worker computes, for b = batch / n of its own: b x B, B x B or b x b."""
     share = batch / n
-    return {"global": batch * batch, "rows": min(2 * share * batch, batch * batch), "local": share * share}[negatives]
+    return {"global": share * batch, "gathered": batch * batch, "local": share * share}[negatives]
+
+
+def text_exchange(work: Work, batch: int, compute: float, n: int, machine: Machine) -> float:
+    """What the forward pass does not hide of the embeddings' gather; and features, where the loss is not by rows.
+
+    Where embeddings are held, numbers of rows are gathered before it instead. By rows a softmax over the batch adds up
+    three numbers for each caption: two forward and one backward.
+    """
+    if work.negatives == "local":
+        return 0.0
+    if work.held:
+        targets = all_gather(batch * ROW_NUMBER, n, machine)
+    else:
+        targets = max(all_gather(batch * work.dim * FLOAT, n, machine) - (1 - BACKWARD) * compute, 0.0)
+    if work.negatives == "gathered":
+        return targets + all_gather(batch * work.dim * FLOAT, n, machine)
+    return targets + 3 * all_reduce(batch * FLOAT, n, machine)
 
 
 def text_loss(work: Work, batch: int, n: int, machine: Machine) -> float:
@@ -187,8 +205,6 @@ def predict(work: Work, machine: Machine, gpus: int, batch_per_gpu: float) -> Pr
     """One step of `gpus` workers with that many images each."""
     batch = round(gpus * batch_per_gpu)
     taught = work.dim > 0
-    # The head's outputs and the embeddings, each in a collective of its own; rows would send gradients back as well.
-    gathers = {"global": 2, "rows": 3, "local": 0}[work.negatives] * taught
     compute = batch_per_gpu * work.flops / (machine.flops * machine.mfu)
     saved = work.copies * work.parameters * FLOAT
     steps = max(work.images / batch, 1.0)
@@ -198,9 +214,9 @@ def predict(work: Work, machine: Machine, gpus: int, batch_per_gpu: float) -> Pr
         "compute": compute,
         ALIGN: text_loss(work, batch, gpus, machine) if taught else 0.0,
         "gradients": exposed_gradients(work.parameters, compute, gpus, machine),
-        "gather": gathers * all_gather(batch * work.dim * FLOAT, gpus, machine),
-        # The balance in each step, the recorder in every log_every-th.
-        "small messages": small * (taught + 1 / work.log_every),
+        "text exchange": text_exchange(work, batch, compute, gpus, machine) if taught else 0.0,
+        # In each step the balance, and the loss forward and backward; the recorder in every log_every-th.
+        "small messages": small * (3 * taught + 1 / work.log_every),
         "checkpoint copy": saved / machine.copy_rate / steps,
     }
     beside = {

@@ -1,5 +1,6 @@
 """The measured parts of benchmarks/scaling.py: counted operations, and rates of this machine."""
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +29,7 @@ from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead
 from tt_ray.recipes.imagenet import in1k_vit_s_baseline
 from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
+from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
 from tt_ray.training.objective import Objective
 
 
@@ -76,25 +78,30 @@ class Tally(TorchDispatchMode):
         self._alive -= size
 
 
-def text_cost(loss: str, batch: int = 128, dim: int = 64) -> TextCost:
-    """Runs the real objective, with its balance, at 1, 2 and 3 times `batch`.
+def text_cost(loss: str, by_rows: bool, batch: int = 128, dim: int = 64) -> TextCost:
+    """Runs the real objective, with its balance, at 1, 2 and 3 times `batch`, by rows as several workers do or not.
 
     What grows with the square of the batch is its second difference, f(3b) - 2 f(2b) + f(b) = 2 a b^2.
     """
-    first, second, third = (_objective_cost(loss, number * batch, dim) for number in (1, 2, 3))
+    first, second, third = (_objective_cost(loss, by_rows, number * batch, dim) for number in (1, 2, 3))
     flops, traffic, peak = ((c - 2 * b + a) / (2 * batch * batch) for a, b, c in zip(first, second, third, strict=True))
     return TextCost(flops / dim, traffic, peak)
 
 
-def _objective_cost(loss: str, batch: int, dim: int) -> tuple[int, int, int]:
-    width = 32
-    config = Config().override("text.loss", loss)
-    head, classifier = TextHead(HeadConfig(), width, dim, find_loss(loss).initial_scalars()), nn.Linear(width, 4)
+def _objective_cost(name: str, by_rows: bool, batch: int, dim: int) -> tuple[int, int, int]:
+    width, loss = 32, find_loss(name)
+    head, classifier = TextHead(HeadConfig(), width, dim, loss.initial_scalars()), nn.Linear(width, 4)
     features = torch.randn(batch, width, requires_grad=True)
     labels, text = torch.zeros(batch, dtype=torch.long), torch.randn(batch, dim)
     outputs = Outputs(features, classifier(features), head(features), head.scalars)
+
+    def rows(pred: Tensor, target: Tensor, *scalars: Tensor) -> Tensor:
+        return loss_by_rows(loss, Part((batch,)), pred, target, scalars)
+
+    used = dataclasses.replace(loss, function=rows) if by_rows and loss.function in BY_ROWS else loss
+    objective = Objective.of(Config().override("text.loss", name))._replace(loss=used)
     with FlopCounterMode(display=False) as counter, Tally() as tally:
-        Objective.of(config)(outputs, labels, text, 0.5)[0].backward()
+        objective(outputs, labels, text, 0.5)[0].backward()
     return counter.get_total_flops(), tally.traffic, tally.peak
 
 

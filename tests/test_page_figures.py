@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 
-from benchmarks import picture, what_text_buys
+from benchmarks import picture, text_loss, what_text_buys
 from tests.pages import ROOT
 from tt_ray.statistics import paired_differences, plus_minus
 
@@ -45,3 +45,24 @@ def test_figures_of_the_comparisons_are_those_of_their_rows() -> None:
             gains = plus_minus(paired_differences(values, found[setting, "baseline"]), ".1f", "+")
             cells = f"{plus_minus(values.values(), '.1f')} | {'' if arm == 'baseline' else gains + ' '}|"
             assert f"| {arm} | {cells}" in text or f"| {cells}\n" in text, (setting, arm)
+
+
+def test_figures_of_the_text_loss_are_those_of_its_rows() -> None:
+    text = (ROOT / "docs" / "speed.md").read_text()
+    rows = json.loads((text_loss.RESULTS / "text_loss.json").read_text())["rows"]
+    for line in text_loss.table([row for row in rows if row["loss"] in ("clip", "siglip")])[2:]:
+        assert line in text, line
+
+
+def test_figures_of_the_prediction_are_those_of_its_rows() -> None:
+    text = (ROOT / "docs" / "speed.md").read_text().split("## At scale, on paper")[1]
+    found = json.loads((text_loss.RESULTS / "scaling.json").read_text())
+    for size, name in (("S", "small"), ("B", "base"), ("L", "large")):
+        cells = [
+            f"{row['images_per_s']:,.0f} ({row['efficiency']:.2f}; {row['limit']})"
+            for row in found["predictions"]
+            if name in row["model"] and row["gpus"] > 1 and row["fits"]
+        ]
+        assert f"| ViT-{size} | {' | '.join(cells)} |" in text, cells
+    ratios = [f"{row['ratio']:.2f}" for row in found["check"]]
+    assert f"the prediction was {ratios[0]}, {ratios[1]} and {ratios[2]} times" in " ".join(text.split())

@@ -114,6 +114,8 @@ READ = {
     "python benchmarks.comparisons": _STUDY,
     "python benchmarks.step_cost": _MEASURES,
     "python benchmarks.ray_overhead": _MEASURES,
+    "python benchmarks.text_loss": _MEASURES,
+    "python benchmarks.scaling --negatives": "a smaller prediction runs in tests/benchmarks/test_scaling.py",
     "python benchmarks.linear_probe": "measures for minutes; a smaller one runs in tests/eval/test_linear_benchmark.py",
     "python benchmarks.checkpoint_cost": "measures for minutes at sizes that are fixed",
 }

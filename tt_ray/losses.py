@@ -32,11 +32,11 @@ else:
 
     torch, F = _Later("torch"), _Later("torch.nn.functional")
 
-_VL2LITE_TEMPERATURE = 2.0
+VL2LITE_TEMPERATURE = 2.0
 _BORLAN_TEMPERATURE = 0.07
 # Where the learned scalars start: log of the scale, and SigLIP's bias, as in the papers.
-_SIGLIP = (-math.log(0.1), -10.0)
-_CLIP = -math.log(0.07)
+SIGLIP_START = (-math.log(0.1), -10.0)
+CLIP_START = -math.log(0.07)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def dist(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def siglip(
-    pred: Tensor, target: Tensor, log_scale: Tensor | float = _SIGLIP[0], bias: Tensor | float = _SIGLIP[1]
+    pred: Tensor, target: Tensor, log_scale: Tensor | float = SIGLIP_START[0], bias: Tensor | float = SIGLIP_START[1]
 ) -> Tensor:
     """Pairwise sigmoid loss on scaled, shifted cosines, summed over pairs, divided by B (arXiv 2303.15343)."""
     logits = _cosines(pred, target) * torch.as_tensor(log_scale).exp() + bias
@@ -129,7 +129,7 @@ def siglip(
     return -F.logsigmoid(signs * logits).sum() / len(pred)
 
 
-def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = _CLIP) -> Tensor:
+def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = CLIP_START) -> Tensor:
     """`normclip` with an inverse temperature exp(log_scale), at most 100 (CLIP, arXiv 2103.00020)."""
     scale = torch.as_tensor(log_scale).exp().clamp(max=100)
     return _symmetric(_cosines(pred, target) * scale)
@@ -137,7 +137,7 @@ def clip_learned(pred: Tensor, target: Tensor, log_scale: Tensor | float = _CLIP
 
 def vl2litetext(pred: Tensor, target: Tensor) -> Tensor:
     """T² times `kl` of cosines over T = 2: those of pred and target towards those among the targets (VL2Lite)."""
-    return _VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, target)
+    return VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, target)
 
 
 def vl2lite(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def vl2lite(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
     smooth L1 difference of the (B, B) distances among unit rows of pred and of teacher.
     """
     pairs = F.smooth_l1_loss(_distances(F.normalize(pred, dim=1)), _distances(F.normalize(teacher, dim=1)))
-    return (_VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, teacher) + pairs) / 2
+    return (VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, teacher) + pairs) / 2
 
 
 def borlan(pred: Tensor, target: Tensor, labels: Tensor, means: Tensor, variances: Tensor) -> Tensor:
@@ -180,8 +180,8 @@ ALIGNMENT_LOSSES: dict[str, Loss] = {
     "l2": Loss(l2, per_image=True),
     "kl": Loss(kl),
     "dist": Loss(dist),
-    "siglip": Loss(siglip, contrastive=True, learned=_SIGLIP),
-    "clip_learned": Loss(clip_learned, contrastive=True, learned=(_CLIP,)),
+    "siglip": Loss(siglip, contrastive=True, learned=SIGLIP_START),
+    "clip_learned": Loss(clip_learned, contrastive=True, learned=(CLIP_START,)),
     "vl2litetext": Loss(vl2litetext),
     "vl2lite": Loss(vl2lite, needs=("teacher",)),
     "borlan": Loss(borlan, per_image=True, needs=("labels", "means", "variances")),
@@ -203,7 +203,7 @@ def _cosines(pred: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def _cosine_kl(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
-    return kl(*(_cosines(side, target) / _VL2LITE_TEMPERATURE for side in (pred, teacher)))
+    return kl(*(_cosines(side, target) / VL2LITE_TEMPERATURE for side in (pred, teacher)))
 
 
 def _distances(rows: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from benchmarks import (
     ray_overhead,
     start_up,
     step_cost,
+    text_loss,
     what_text_buys,
 )
 from benchmarks import tune as tune_benchmark
@@ -71,6 +72,18 @@ def test_loop_efficiency_lets_loader_processes_settle(tmp_path: Path) -> None:
             blocks(progress)
     assert calls == [3, 4, 3, 4]
     assert len(blocks.loop_rates) == len(blocks.bare_rates) == 2
+
+
+@pytest.mark.slow
+def test_text_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted, so that it holds at any size: by rows a worker of two has under half the products, and less memory."""
+    out = tmp_path / "deep" / "text_loss.json"
+    size = ["--losses", "clip", "--workers", "2", "--batch", "256", "--embedding-dim", "16", "--repeats", "1"]
+    text_loss.main([*size, "--out", str(out)])
+    gathered, by_rows = json.loads(out.read_text())["rows"]
+    assert (gathered["way"], by_rows["way"]) == text_loss.WAYS
+    assert by_rows["flops"] < 0.5 * gathered["flops"] and by_rows["peak_bytes"] < 0.7 * gathered["peak_bytes"]
+    assert by_rows["cpu_s"] > 0 and "| clip | 2 | " in capsys.readouterr().out
 
 
 def test_window_rates_leave_out_the_first_window_and_short_ones() -> None:

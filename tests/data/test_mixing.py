@@ -95,6 +95,15 @@ def test_workers_with_parts_of_the_batch_mix_as_one() -> None:
             assert torch.equal(one, all_of_it[rows])
 
 
+def test_text_of_all_workers_is_mixed_in_each_ones_part() -> None:
+    rows = [torch.tensor([0, 5]), torch.tensor([1, 2, 3, 4])]
+    expected = _mixing("mixup").mix(*_batch(), seed=3, step=5)[2]
+    images, labels, text = _batch()
+    of_all = text[torch.cat(rows)]
+    found = _mixing("mixup").mix(images[rows[0]], labels[rows[0]], of_all, seed=3, step=5, shares=(2, 4))[2]
+    assert expected is not None and found is not None and torch.equal(found, expected[torch.cat(rows)])
+
+
 def test_without_text() -> None:
     images, labels, _ = _batch()
     assert _mixing("both").mix(images, labels, None, seed=0, step=0)[2] is None

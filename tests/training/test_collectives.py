@@ -13,7 +13,15 @@ from tests.toy import FORKS
 from tests.training.test_objective import _batch, _gradients, _losses_by_hand, _model, _norms
 from tt_ray.config import Config, OptimConfig, TextConfig
 from tt_ray.losses import ALIGNMENT_LOSSES
-from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
+from tt_ray.training.collectives import (
+    all_sum,
+    gather_ahead,
+    gather_rows,
+    log_softmax_over_workers,
+    numbers_of_workers,
+    sum_over_workers,
+    world_size,
+)
 from tt_ray.training.objective import Objective
 
 pytestmark = pytest.mark.slow
@@ -22,22 +30,27 @@ SHARES = (4, 2)
 ROWS = torch.arange(18, dtype=torch.float32).reshape(6, 3)
 
 
-def _work(function: Callable[..., Any], rank: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+def _work(function: Callable[..., Any], rank: int, world: int, folder: Path, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARES))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     torch.save(function(rank, *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def on_two(folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What the function returns on each of two workers."""
-    workers = [FORKS.Process(target=_work, args=(function, rank, folder, arguments)) for rank in range(len(SHARES))]
+def on_workers(folder: Path, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What the function returns on each of `world` workers."""
+    workers = [FORKS.Process(target=_work, args=(function, rank, world, folder, arguments)) for rank in range(world)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(len(SHARES))]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def on_two(folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What the function returns on each of two workers."""
+    return on_workers(folder, len(SHARES), function, *arguments)
 
 
 def _sum(rank: int) -> tuple[int, Tensor, Tensor]:
@@ -68,6 +81,32 @@ def test_gathered_rows_have_the_gradient_of_the_global_loss(shares: tuple[int, .
     assert torch.equal(first[0], ROWS) and torch.equal(second[0], ROWS)
     # Twice: the mean of parameter gradients over the two workers halves it again.
     torch.testing.assert_close(torch.cat([first[1], second[1]]) / 2, alone.grad)
+
+
+def _exchanges(rank: int, shares: tuple[int, ...]) -> dict[str, Any]:
+    local = ROWS.sin().split(shares)[rank].clone().requires_grad_()
+    ahead = gather_ahead(local, shares)
+    logs = log_softmax_over_workers(local)
+    norm = all_sum(local.square().sum()).sqrt()
+    # Each worker's own use of what all have a part in.
+    (grad,) = torch.autograd.grad((logs * (rank + 1)).square().sum() + (rank + 2) * norm, local)
+    return {"logs": logs.detach(), "grad": grad, "ahead": ahead(), "numbers": numbers_of_workers(rank, shares[rank])}
+
+
+@pytest.mark.parametrize("shares", [(3, 3), (3, 1, 2)])
+def test_sums_and_softmaxes_of_all_have_the_gradient_of_what_all_make_of_them(
+    shares: tuple[int, ...], tmp_path: Path
+) -> None:
+    rows = ROWS.sin().requires_grad_()
+    logs, norm = rows.log_softmax(0), rows.norm()
+    losses = [(part * (rank + 1)).square().sum() + (rank + 2) * norm for rank, part in enumerate(logs.split(shares))]
+    (expected,) = torch.autograd.grad(torch.stack(losses).sum(), rows)
+    found = on_workers(tmp_path, len(shares), _exchanges, shares)
+    torch.testing.assert_close(torch.cat([each["logs"] for each in found]), logs.detach())
+    torch.testing.assert_close(torch.cat([each["grad"] for each in found]), expected)
+    for each in found:
+        assert torch.equal(each["ahead"], rows) and not each["ahead"].requires_grad
+        assert each["numbers"] == [tuple(range(len(shares))), shares]
 
 
 def _local_gradients(rank: int, loss: str) -> dict[str, Tensor]:

@@ -212,25 +212,43 @@ def test_in_mixed_precision_the_losses_are_in_full(store: EmbeddingStore) -> Non
     torch.testing.assert_close(inside.text, outside.text, rtol=0.02, atol=0.02)
 
 
-def _on_a_worker(rank: int, path: str, loss: str, epoch: int) -> list[Tensor]:
-    teacher = TextTeacher(WIDTH, open_store(path), loss=loss, schedule="jump-0-2-0", epochs=3)
+def _on_a_worker(rank: int, path: str, loss: str, epoch: int, on_device: bool, mixes: str) -> list[Tensor]:
+    teacher = TextTeacher(WIDTH, open_store(path), loss=loss, schedule="jump-0-2-0", epochs=3, on_device=on_device)
     net, taught = DistributedDataParallel(Net()), DistributedDataParallel(teacher)
     images, labels = (part.split(SHARES)[rank] for part in _batch())
     names = [NAMES[: SHARES[0]], NAMES[SHARES[0] :]][rank]
     features, logits = net(images)
-    taught(features, logits, labels, names, epoch).loss.backward()
+    shares = _mixed().split(SHARES)[rank][:, slice(0, SHARES[0]) if rank == 0 else slice(SHARES[0], ROWS)]
+    taught(features, logits, labels, names, epoch, shares if str(rank) in mixes else None).loss.backward()
     return _gradients(net, taught)
 
 
-@pytest.mark.parametrize(("loss", "epoch"), [("clip", 1), ("siglip", 1), ("l2", 0), ("clip", 2)])
+def _mixed(ranks: str = "01") -> Tensor:
+    """Shares of images where the workers in `ranks` mix their own parts."""
+    parts = [torch.eye(rows) * (0.7 if str(rank) in ranks else 1) for rank, rows in enumerate(SHARES)]
+    return torch.block_diag(*(part + (1 - part[0, 0]) * part.sign().flip(0) for part in parts))
+
+
+@pytest.mark.parametrize(
+    ("loss", "epoch", "on_device", "mixes"),
+    [
+        ("clip", 1, False, ""),
+        ("siglip", 1, True, ""),
+        ("l2", 0, True, "0"),
+        ("clip", 2, False, ""),
+        ("clip", 1, True, "1"),
+        ("kl", 1, False, "01"),
+        ("infonce", 1, True, "01"),
+    ],
+)
 def test_processes_with_unequal_parts_have_the_gradient_of_the_whole_batch(
-    store: EmbeddingStore, loss: str, epoch: int, tmp_path: Path
+    store: EmbeddingStore, loss: str, epoch: int, on_device: bool, mixes: str, tmp_path: Path
 ) -> None:
     """Also in epoch 2, when the weight has fallen to 0 and the head still has to take part."""
     teacher, net = TextTeacher(WIDTH, store, loss=loss, schedule="jump-0-2-0", epochs=3), Net()
     images, labels = _batch()
-    teacher(*net(images), labels, NAMES, epoch).loss.backward()
-    for found in on_two(tmp_path, _on_a_worker, str(store.path), loss, epoch):
+    teacher(*net(images), labels, NAMES, epoch, _mixed(mixes) if mixes else None).loss.backward()
+    for found in on_two(tmp_path, _on_a_worker, str(store.path), loss, epoch, on_device, mixes):
         for mine, whole in zip(found, _gradients(net, teacher), strict=True):
             torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
 

@@ -129,7 +129,8 @@ class TextConfig:
     balance: bool = True
     """Scale the text loss by w, the ratio of the two losses' gradient norms at the feature; False sets w = 1."""
     negatives: Literal["global", "local"] = "global"
-    """Negatives of contrastive losses: the whole batch, or the worker's own part of it."""
+    """Negatives of contrastive losses: the whole batch, of which each worker computes its own images' rows; or the
+    worker's own part of it alone."""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Frozen text encoder: Hugging Face id or local folder; CLIP's projected output with +projection after it."""
     captions: str = ""
@@ -144,7 +145,8 @@ class TextConfig:
     normalize_std: Literal["none", "mean", "full"] = "none"
     """Divide embeddings by nothing, by the average standard deviation, or by each dimension's own."""
     on_device: bool = False
-    """Hold the embeddings in the memory of the worker's device: 2.7 GB for ImageNet at D = 1024."""
+    """Hold the embeddings in the memory of the worker's device: 2.7 GB for ImageNet at D = 1024. Workers then look up
+    one another's targets instead of exchanging them."""
     control: Literal["none", "shuffle", "random_class"] = "none"
     """Control experiment: captions shuffled among images, or one random vector per (true) class."""
 

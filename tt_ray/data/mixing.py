@@ -1,8 +1,10 @@
 """Mixup and cutmix of images, labels and text targets with one coefficient (arXiv 2605.22098)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
@@ -24,19 +26,27 @@ class Mixing:
     classes: int
 
     def mix(
-        self, images: Tensor, labels: Tensor, text: Tensor | None, seed: int, step: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        text: Tensor | None,
+        seed: int,
+        step: int,
+        shares: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mixes `images` (B, 3, H, W) in place, `labels` (B,) to (B, C), `text` (B, D); B must be even.
 
         Every worker draws the same coefficient and box. Cutmix boxes lie anywhere, so the text coefficient is the
         share of pixels, as for labels. Pairs that are not labelled (-1) get shares of 0; an image and its partner are
-        both labelled, or neither (see Order).
+        both labelled, or neither (see Order). `text` may be that of all workers in rank order,
+        who have `shares` of the images: each mixes its own.
         """
         share = self._mix_images(images, np.random.RandomState(seed_of(seed, _MIXING_SEED, step)))
         mixed = mixup_target(labels.clamp(min=0), self.classes, share, self.label_smoothing)
         mixed *= (labels >= 0)[:, None]
         if text is not None and share != 1:
-            text = text * share + text.flip(0) * (1 - share)
+            parts = [text] if len(text) == len(images) else text.split(list(shares))
+            text = text * share + torch.cat([part.flip(0) for part in parts]) * (1 - share)
         return images, mixed, text
 
     def _mix_images(self, images: Tensor, random: np.random.RandomState) -> float:

@@ -1,5 +1,6 @@
 """Classification plus weighted alignment, with named parts: TextTeacher's total loss (arXiv 2605.22098)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from tt_ray.config import Config
 from tt_ray.data.sources.base import NOBODY
-from tt_ray.losses import Loss, distillation, find_loss
+from tt_ray.losses import Loss, distillation, find_loss, kl
 from tt_ray.models.classifier import Outputs
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.collectives import gather_rows, sum_over_workers, world_size
+from tt_ray.training.collectives import gather_ahead, gather_rows, rank, sum_over_workers, world_size
+from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
 
 PARTS = ("loss", "loss_cls", "loss_text", "balance")
 
@@ -48,14 +50,20 @@ class Objective(NamedTuple):
         return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, temperature)
 
     def __call__(
-        self, outputs: Outputs, labels: Tensor, text: Tensor | None, weight: float, teacher: Tensor | None = None
+        self,
+        outputs: Outputs,
+        labels: Tensor,
+        text: Tensor | Callable[[], Tensor] | None,
+        weight: float,
+        teacher: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The total loss and its detached parts, in the order of PARTS, shape (4,). Nothing waits for the device.
 
         Args:
             outputs: of the model; `features` must take part in the graph of `logits` and `text`.
             labels: class numbers (B,), -1 for none, or shares of classes (B, C), all 0 for none.
-            text: what the text head is to reach, (B, D), or None without one.
+            text: what the text head is to reach, (B, D), or None without one; or, where it `sees_all`, that of all
+                workers' images in rank order, looked up or as `text_ahead` returns it.
             weight: lambda.
             teacher: a vision teacher's logits (B, C), or the embedding that a loss compares with besides `text`.
 
@@ -70,7 +78,7 @@ class Objective(NamedTuple):
             # Times 0 before the sum, which overflows in half precision.
             idle = sum((0 * root).sum() for root in (outputs.text, outputs.scalars) if root is not None)
             return loss_cls + idle, _parts(loss_cls, loss_cls, None, None)
-        loss_text = self._alignment(outputs, labels, text, teacher)
+        loss_text = self._alignment(outputs, labels, text() if callable(text) else text, teacher)
         ratio = self._ratio(loss_cls, loss_text, outputs.features) if self.balance else torch.ones_like(loss_cls)
         total = weight * ratio * loss_text + (1 - weight) * loss_cls
         return total, _parts(total, loss_cls, loss_text, ratio)
@@ -89,16 +97,43 @@ class Objective(NamedTuple):
             return distillation(outputs.logits.float(), teacher, self.temperature) * self._part(len(teacher))
         assert outputs.text is not None and text is not None
         pred = outputs.text.float()
-        part = 1.0 if self.gather else self._part(len(pred))
-        if self.gather:
-            pred, text = gather_rows(pred, self.shares), gather_rows(text, self.shares)
-            teacher = None if teacher is None else gather_rows(teacher, self.shares)
+        scalars = () if outputs.scalars is None else outputs.scalars.unbind()
+        options = {"temperature": self.temperature} if self.temperature else {}
+        if not self.sees_all:
+            return self.loss(pred, text, *scalars, *self._needs(labels, teacher), **options) * self._part(len(pred))
+        shares = self.shares or (len(pred),) * world_size()
+        every = None if len(text) == len(pred) else text
+        if self.loss.function in BY_ROWS:
+            own = text if every is None else every.split(shares)[rank()]
+            needs = self._needs(labels, teacher)
+            return loss_by_rows(self.loss, Part(shares, every), pred, own, scalars, *needs, **options)
+        every = gather_rows(text, shares) if every is None else every
+        pred, labels = gather_rows(pred, shares), gather_rows(labels, shares)
+        teacher = None if teacher is None else gather_rows(teacher, shares)
+        return self.loss(pred, every, *scalars, *self._needs(labels, teacher), **options)
+
+    def _needs(self, labels: Tensor, teacher: Tensor | None) -> list[Tensor | None]:
+        """What the loss compares with besides the targets."""
+        assert self.loss is not None
         means, variances = self.statistics or (None, None)
         known = {"teacher": teacher, "labels": labels, "means": means, "variances": variances}
-        scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-        needs = [known[name] for name in self.loss.needs]
-        options = {"temperature": self.temperature} if self.temperature else {}
-        return self.loss(pred, text, *scalars, *needs, **options) * part
+        return [known[name] for name in self.loss.needs]
+
+    def text_ahead(self, text: Tensor | None, rows: int) -> Tensor | Callable[[], Tensor] | None:
+        """Starts to gather targets that the loss will need; called before the model's forward pass, which hides it.
+
+        Args:
+            text: of this worker's images, or looked up of all: then there is nothing to gather.
+            rows: images of this worker.
+        """
+        if text is None or not self.sees_all or len(text) != rows or self.loss is None or self.loss.function is kl:
+            return text
+        return gather_ahead(text, self.shares or (rows,) * world_size())
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the alignment loss compares images of several workers."""
+        return self.gather and world_size() > 1
 
     def _part(self, rows: int) -> float:
         """The weight of a worker's mean that makes the mean over workers that over images."""

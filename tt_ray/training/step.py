@@ -90,9 +90,11 @@ class Learner:
         images, labels, text = self.on_device(batch, step)
         weight = self.text_teacher.weight(step // self.order.steps_per_epoch)
         text, teacher = self.ask_teacher(images, text) if weight else (text, None)
+        objective = self.text_teacher.objective
+        text = objective.text_ahead(text, len(labels)) if weight else text
         # All workers in parts, or none: where the model is sharded they wait for one another in each.
         backward = self._backward_in_parts if self.parts > 1 else self._backward
-        objective = partial(self.text_teacher.objective, labels=labels, text=text, weight=weight, teacher=teacher)
+        objective = partial(objective, labels=labels, text=text, weight=weight, teacher=teacher)
         parts = backward(images, objective, step)
         # Unscaled before they are clipped: the limit is meant for the gradients themselves.
         self.scaler.unscale_(self.optimizer)
@@ -105,16 +107,21 @@ class Learner:
         return torch.cat([parts, norm.detach().reshape(1)])
 
     def on_device(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images, finished, labels and text targets, mixed as configured."""
+        """Images, finished, labels and text targets, mixed as configured.
+
+        Text targets are those of all workers' images where they are held here and the loss compares with them all.
+        """
         device = self.context.device
         images = finish(batch.images.to(device, non_blocking=True), batch.rest, self.config.data)
         images = images.contiguous(memory_format=self.memory_format)
         labels = batch.labels.to(device, non_blocking=True)
         text = None if batch.text is None else batch.text.to(device, non_blocking=True)
         if self.text_teacher.held is not None:
-            text = self.text_teacher.held[batch.rows]
+            all_look_up = self.text_teacher.objective.sees_all
+            text = self.text_teacher.look_up(batch.rows, self.order.shares if all_look_up else ())
         if self.mixing is not None:
-            images, labels, text = self.mixing.mix(images, labels, text, self.config.train.seed, step)
+            seed, shares = self.config.train.seed, self.order.shares
+            images, labels, text = self.mixing.mix(images, labels, text, seed, step, shares)
         return images, labels, text
 
     def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

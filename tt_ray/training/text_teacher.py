@@ -18,7 +18,7 @@ from tt_ray.models.classifier import Outputs, TextHead, build_head
 from tt_ray.schedules import SHAPES, build_schedule
 from tt_ray.terminal.errors import UserError, some
 from tt_ray.terminal.python_calls import from_python
-from tt_ray.training.collectives import rows_of_workers
+from tt_ray.training.collectives import gather_rows, numbers_of_workers
 from tt_ray.training.objective import Objective, check_labels
 
 ImageIds = Sequence[str] | Sequence[int] | np.ndarray | Tensor
@@ -55,7 +55,8 @@ class TextTeacher(nn.Module):
         schedule: How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R.
         epochs: Epochs of the training, which all schedules but const and jump need.
         balance: Whether w is computed; otherwise it is 1.
-        negatives: Whether contrastive losses see the whole batch (global) or this process's part of it (local).
+        negatives: Whether contrastive losses see the whole batch (global), of which each process computes the rows of
+            its own images, or this process's part of it alone (local).
         temperature: Temperature of contrastive losses; 0 is the loss's own.
         label_smoothing: Label smoothing of the cross-entropy.
         head: Kind of projection: one linear layer, or an MLP with GELU.
@@ -65,7 +66,8 @@ class TextTeacher(nn.Module):
         normalize_mean: Whether the store's mean is subtracted from embeddings.
         normalize_std: Divide embeddings by nothing, by the average standard deviation, or by each dimension's own.
         by_row: `image_ids` are rows of the store, as `store.rows_of(ids)` returns them, which is faster than ids.
-        on_device: Hold the embeddings on the device of the features, from the first step on.
+        on_device: Hold the embeddings on the device of the features, from the first step on; processes then look up one
+            another's instead of exchanging them, unless one mixes images.
         seed: Seed of the head.
 
     Raises:
@@ -174,18 +176,22 @@ class TextTeacher(nn.Module):
             raise UserError(f"schedule {self._schedule[0]!r} changes the weight over epochs: pass epoch=")
         if not 0 <= (epoch or 0) < self._schedule[2]:
             raise UserError(f"epoch is {epoch}, but epochs={self._schedule[2]}: epochs are counted from 0")
+        counts, mixed = numbers_of_workers(len(features), shares is not None)
+        objective = self.objective._replace(shares=() if len(set(counts)) == 1 else counts)
         weight, text = self.weight(epoch or 0), None
         if weight and self.targets is not None:
             rows, held = self.rows_of(image_ids), self.hold(features.device)
-            text = self.targets[rows].to(features.device) if held is None else held[torch.from_numpy(rows)]
+            if held is None:
+                text = self.targets[rows].to(features.device)
+            else:  # where any worker mixes, what it has mixed is gathered: others do not know its shares
+                all_look_up = objective.sees_all and not any(mixed)
+                text = self.look_up(torch.from_numpy(rows), counts if all_look_up else ())
         if shares is not None:
             shares = shares.to(logits.device, torch.float32)
             labels = shares @ _smoothed(labels.long(), logits.shape[1], self.objective.label_smoothing)
             text = None if text is None else shares @ text
         # The losses are computed in full precision, as in a training by `tt_ray.train`.
         outputs = self._project(features, logits)
-        counts = rows_of_workers(len(features))
-        objective = self.objective._replace(shares=() if len(set(counts)) == 1 else counts)
         if weight and objective.balance and not (features.requires_grad and torch.is_grad_enabled()):
             raise UserError(
                 "the balance needs the gradient at the features, which have none: in a validation take the "
@@ -218,6 +224,15 @@ class TextTeacher(nn.Module):
         if self.held is None or self.held.index.device != device:
             self.held = hold_targets(self.targets, self._on_device, device)
         return self.held
+
+    def look_up(self, rows: Tensor, shares: tuple[int, ...] = ()) -> Tensor:
+        """Targets of rows (b,) among those that are held; with everyone's `shares` of images, of all workers' rows.
+
+        These are in rank order, (B, D): row numbers are gathered, a thousandth of what the targets would be.
+        """
+        assert self.held is not None
+        rows = rows.to(self.held.index.device, non_blocking=True)
+        return self.held[gather_rows(rows, shares) if shares else rows]
 
     def rows_of(self, image_ids: ImageIds) -> np.ndarray:
         """The store's rows of images, (B,).
