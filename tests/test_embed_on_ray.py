@@ -91,6 +91,7 @@ def only_progress(lines: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_killed_drivers_and_workers_cost_only_what_was_in_flight(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

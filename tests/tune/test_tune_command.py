@@ -165,6 +165,7 @@ def test_the_benchmark_of_a_search_times_its_trials(
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_asha_spends_fewer_epochs_than_fifo_for_the_same_best(cluster: None, tmp_path: Path) -> None:
     rates = "SPACE = {'optim.lr': tune.choice([2e-3, 1e-3, 1e-5, 1e-6, 1e-7, 1e-8])}"
     name = space(tmp_path, f"{rates}\nMETRIC = 'val_loss'")
