@@ -58,7 +58,7 @@ PILLOW: dict[str, Pillow] = {
     "translate_x": lambda image, value: auto_augment.translate_x_rel(image, value, **HOW),
     "translate_y": lambda image, value: auto_augment.translate_y_rel(image, value, **HOW),
 }
-# Of a narrow blur Pillow rounds each of six boxes, and we once: up to three levels, on noise, where the mean is 1.1.
+# Of a narrow blur Pillow rounds each of six boxes, and we once: up to three levels, on noise, where the mean is 1.0.
 APART = {"blur": 3}
 MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 

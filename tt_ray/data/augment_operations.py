@@ -1,6 +1,6 @@
 """Augmenting operations on batches, on any device: what Pillow does to one image, within two grey levels.
 
-Blurs may be three levels from Pillow's where neighbours are black and white, since it rounds six times and we once.
+Narrow blurs are up to three levels from Pillow's on noise (one in the mean), since it rounds six times and we once.
 
 Images are float32 (n, 3, H, W) of whole grey levels from 0 to 255, and may be changed in place; each has its own
 parameter, (n,). No operation looks at a value on the host, so none waits for the device.
