@@ -30,7 +30,6 @@ COVERED_BY = {
     "eval/report/text": "eval/report/test_command",
     "eval/tasks/origins": "eval/tasks/test_registry",
     "eval/tasks/table": "eval/tasks/test_registry",
-    "eval/tasks/shards": "eval/tasks/test_registry",
     "eval/why/__main__": "eval/why/test_command",
     "eval/why/analysis": "eval/why/test_command",
     "eval/why/figures": "eval/why/test_command",

@@ -30,7 +30,7 @@ _PAGE = 4096
 
 
 class Batches(Protocol[B_co]):
-    """What loaders prepare: batches by number, and how many there are."""
+    """What loaders prepare: batches by number."""
 
     def __getitem__(self, index: int, /) -> B_co: ...
 
@@ -41,8 +41,8 @@ def start_server() -> None:
     `prepared` does so itself: called early, the imports happen while the caller builds its model.
     """
     # A loader process runs the main module of its parent again; that of Ray's workers imports Ray.
-    main = sys.modules["__main__"]
-    multiprocessing.set_forkserver_preload([_PRELOADED, *(name for name in ("ray",) if hasattr(main, name))])
+    of_main = ["ray"] if hasattr(sys.modules["__main__"], "ray") else []
+    multiprocessing.set_forkserver_preload([_PRELOADED, *of_main])
     forkserver.ensure_running()
 
 

@@ -23,13 +23,15 @@ from typing import Any
 
 from tt_ray.io.files import sha256
 from tt_ray.io.remote import Remote, unreadable
-from tt_ray.terminal.errors import UserError, reason
+from tt_ray.io.resumable import disk_problems
+from tt_ray.terminal.errors import UserError
 
 Show = Callable[[str, int, int], None]
 THREADS = 16
 _CHECKED = "checked.jsonl"
 _UNFINISHED = ".unfinished"
 _LOOK_S = 0.2
+_ANOTHER_FOLDER = "fix this, or name another folder with --data.local_cache: the same command continues"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class LocalCopy:
             return
         if self._unchecked():
             show = show or _Announced(self)
-            with _disk(self.folder), self._alone(show):
+            with disk_problems(self.folder, _ANOTHER_FOLDER), self._alone(show):
                 if missing := self._unchecked():  # another process may have pulled them meanwhile
                     self._check_room(missing)
                     self._pull(missing, show)
@@ -246,14 +248,3 @@ def _size(path: Path) -> int:
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(path.name + _UNFINISHED)
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or folder}: {reason(error)}; fix this, or name another folder with "
-            "--data.local_cache: the same command continues"
-        ) from error

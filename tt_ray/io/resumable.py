@@ -132,14 +132,12 @@ def remove_halves(path: Path) -> None:
 
 
 @contextmanager
-def disk_problems(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with a disk into a UserError that says where, and how to continue."""
+def disk_problems(path: Path, way: str = "fix this and run the same command to continue") -> Iterator[None]:
+    """Turns what goes wrong with a disk into a UserError that says where, and a `way` to continue."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or path}: {reason(error)}; fix this and run the same command to continue"
-        ) from error
+        raise UserError(f"cannot write {error.filename or path}: {reason(error)}; {way}") from error
 
 
 def digest_of(*columns: pa.StringArray) -> str:
