@@ -49,12 +49,12 @@ def difference_interval(share: float, other: float, count: int, other_count: int
         count: Size of the first sample.
         other_count: Size of the second sample.
     """
-    (low, high), (other_low, other_high) = _wilson(share, count), _wilson(other, other_count)
+    (low, high), (other_low, other_high) = wilson_interval(share, count), wilson_interval(other, other_count)
     difference = share - other
     return difference - hypot(share - low, other_high - other), difference + hypot(high - share, other - other_low)
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2) / (1 + _Z**2 / count)

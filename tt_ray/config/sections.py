@@ -65,6 +65,9 @@ class DataConfig:
     """datasets: column of the image."""
     label_column: str = "label"
     """Column (or metadata.jsonl key) of the label; folders without it take the sub-folder's name."""
+    labels: str = ""
+    """Table (Parquet, CSV, TSV, JSONL) of image_id and label, the class's name: replaces labels of training images, and
+    leaves out those whose label is empty. Validation labels stay. The audit writes such tables."""
     caption_column: str = "caption"
     """Column (or metadata.jsonl key) of the caption; not needed with text.captions or text.embeddings."""
     id_column: str = ""

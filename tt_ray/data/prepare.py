@@ -1,4 +1,4 @@
-"""From a configuration to data that is ready to train on: splits, label noise, captions, embedding store, join."""
+"""From a configuration to data that is ready to train on: splits, corrections and noise of labels, store, join."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tt_ray.config import Config
+from tt_ray.data.corrected_labels import correct_labels
 from tt_ray.data.label_noise import replace_labels, stratified
 from tt_ray.data.sources.base import NOBODY, Source
 from tt_ray.data.sources.registry import drop_unreadable, find_source, open_splits
@@ -45,15 +46,19 @@ def open_data(config: Config, store_path: Path | None, show: Show | None = None)
 
 
 def open_images(config: Config, show: Show | None = None) -> tuple[Source, Source, list[str]]:
-    """Both splits, training sub-sampled, without unreadable images, and notes on what is left out."""
+    """Both splits, training sub-sampled, its labels corrected, without unreadable images; notes on what is left out."""
     data = config.data
     own_captions = config.reads_text and not (config.text.captions or config.text.embeddings)
     train, val = open_splits(data, need_captions=own_captions)
     notes: list[str] = []
+    every = train.ids
     if data.subset < 1:
         count, of = round(data.subset * len(train)), len(train)
         train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
         notes.append(f"{count} of {of} training images were kept (data.subset)")
+    if data.labels:  # after subset, which keeps the same images whatever their labels are corrected to
+        train, said = correct_labels(data, train, val, every)
+        notes += said
     if data.on_bad_image == "skip" and not find_source(data.source).knows_unreadable:
         train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
     return train, val, notes + left_out(config, train, val)

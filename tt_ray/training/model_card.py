@@ -106,7 +106,7 @@ def find_baseline(run: Path, config: Config) -> Baseline | None:
 def public(config: Config) -> Config:
     """The configuration without folders of this machine: of a path or URI the last name is left, ids of a hub stay."""
     ids = {"data.root": config.data.source == "datasets", "text.encoder": True}
-    for path in ("data.root", "text.captions", "text.embeddings", "text.encoder", "teacher.model"):
+    for path in ("data.root", "data.labels", "text.captions", "text.embeddings", "text.encoder", "teacher.model"):
         config = config.override(path, _public(config.get(path), ids.get(path, False)))
     return config
 
