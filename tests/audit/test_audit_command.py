@@ -1,0 +1,167 @@
+"""`python -m tt_ray.audit` from captions to a folder, and a run that trains on what it found."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import tt_ray
+from tests.command_here import draw, listing, one_line
+from tests.text.toy_encoders import bert
+from tt_ray.audit.__main__ import main
+from tt_ray.config import Config
+from tt_ray.data.prepare import open_data, open_images
+from tt_ray.embeddings.build import write_store
+from tt_ray.terminal.command import run_command
+from tt_ray.terminal.errors import UserError
+
+NAMES = ("cat", "dog")
+WRONG = ("dog/3.png", "dog/4.png", "cat/0.png")
+"""Images that lie in the other class's folder."""
+
+
+def shows(name: str) -> str:
+    """The class that an image and its caption show."""
+    label = name.partition("/")[0]
+    return NAMES[1 - NAMES.index(label)] if name in WRONG else label
+
+
+def write(root: Path) -> None:
+    for split, count in (("train", 60), ("test", 3)):
+        rows = []
+        for number, label in enumerate(NAMES):
+            for image in range(count):
+                name = f"{label}/{image}.png"
+                path = root / split / name
+                if split == "test" or image < 2 or name in WRONG:
+                    draw(path, image + 100 * number)
+                else:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(b"no image: none is decoded that was not asked for")
+                rows.append({"file_name": name, "label": label, "caption": f"a {shows(name)}{' a' * image}"})
+        (root / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_embeddings(place: Path) -> None:
+    """Embeddings of what images show."""
+    ids = [f"{label}/{image}.png" for label in NAMES for image in range(60)]
+    random, centres = np.random.default_rng(0), 2 * np.eye(8)
+    rows = np.stack([centres[NAMES.index(shows(name))] + 0.5 * random.normal(size=8) for name in ids])
+    about = {"id": str(place / "encoder"), "revision": "0", "max_tokens": 20}
+    write_store(place / "store", pa.array(ids), [rows.astype(np.float32)], 8, "float32", about)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit")
+    write(folder / "images")
+    bert(folder / "encoder")
+    write_embeddings(folder)
+    return folder
+
+
+def words(place: Path, *more: str) -> list[str]:
+    where = ["--data.source", "imagefolder", "--data.root", str(place / "images"), "--run.storage", str(place / "runs")]
+    return [*where, "--text.embeddings", str(place / "store"), *more]
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Path:
+    main(words(place, "--out", str(place / "out"), "--thumbnails", "4", "--corrected", "0.5"))
+    return place / "out"
+
+
+def test_it_finds_the_labels_that_are_wrong(done: Path) -> None:
+    with (done / "suspects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["image_id"] for row in rows[:3]} == set(WRONG)
+    assert all(row["label"] != row["suggestion"] and row["caption"] for row in rows[:3])
+    assert pq.read_table(done / "suspects.parquet")["image_id"].to_pylist() == [row["image_id"] for row in rows]
+    figures = json.loads((done / "audit.json").read_text())
+    share = figures["noise"]["share"]
+    assert share["low"] <= 3 / 120 <= share["high"] and figures["knowledge"]["accuracy"] > 0.8
+    assert figures["captions"]["images"] == 120 and figures["cut_off"]["share"] > 0.5
+    assert figures["verdict"]["headline"] in (done / "audit.html").read_text().replace("&#39;", "'")
+    page = (done / "suspects.html").read_text()
+    assert page.count("data:image/jpeg") >= 3 and "cannot be read" in page
+
+
+def config_of(place: Path, **changes: object) -> Config:
+    plain = {"data.source": "imagefolder", "data.root": str(place / "images"), "text.weight": 0.0}
+    return tt_ray.recipe("shapes_baseline").override({**plain, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def test_a_run_trains_on_what_it_found(done: Path, place: Path) -> None:
+    before = open_images(config_of(place))[0]
+    for table in ("corrected.csv", "suspects.csv"):
+        after, _, notes = open_images(config_of(place, data__labels=str(done / table)))
+        differ = set(np.array(before.ids.to_pylist())[after.labels != before.labels])
+        assert differ == (set(WRONG) if table == "corrected.csv" else set()), "suspects change nothing until edited"
+        assert notes == [f"{len(differ)} training labels were corrected, and 0 images left out (data.labels)"]
+
+
+def test_a_corrected_table_holds_the_noise_of_an_experiment_too(place: Path) -> None:
+    noisy = words(place, "--out", str(place / "noisy"), "--data.label_noise", "0.2")
+    main([*noisy, "--corrected", "1"])
+    seen = open_data(config_of(place, data__label_noise=0.2), None).train
+    table = place / "noisy" / "corrected.csv"
+    again = open_data(config_of(place, data__labels=str(table)), None).train
+    assert again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
+
+
+def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Path, tmp_path: Path) -> None:
+    config = config_of(place, text__embeddings=str(place / "store"))
+    found = tt_ray.audit(config, tmp_path / "out")  # type: ignore[operator]
+    assert (
+        found.verdict
+        and found.folder == tmp_path / "out"
+        and set(WRONG) <= set(found.suspects["image_id"][:3].to_pylist())
+    )
+    before = listing(tmp_path / "out")
+    with pytest.raises(UserError, match="holds an audit: choose another out, or overwrite to replace it"):
+        tt_ray.audit(config, tmp_path / "out")  # type: ignore[operator]
+    assert listing(tmp_path / "out") == before
+    tt_ray.audit(config, tmp_path / "out", overwrite=True)  # type: ignore[operator]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds something else"):
+        tt_ray.audit(config, tmp_path / "thesis", overwrite=True)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (["--outt", "x"], ["no option --outt", "--out"]),
+        (["--data.rooot", "x"], ["no option --data.rooot", "--data.root"]),
+        (["--corrected", "1.5"], ["--corrected is 1.5", "0.5 to 1"]),
+        (["--thumbnails", "-1"], ["--thumbnails is -1"]),
+        (["--text.embeddings", "", "--text.captions", "none.csv"], ["no caption table none.csv"]),
+        (["--images", "no/such/run"], ["no/such/run", "no such model"]),
+        (["--data.labels", "none.csv"], ["none.csv"]),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    more: list[str], parts: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prog", *words(place, "--out", str(place / "bad")), *more])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    text = one_line(capsys.readouterr().err)
+    assert stop.value.code == 2 and all(part in text for part in parts), text
+    assert not (place / "bad").exists()
+
+
+def test_captions_that_know_nothing_judge_no_label(place: Path, tmp_path: Path) -> None:
+    """Captions are embedded by an encoder of random weights, for a recipe that reads none."""
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"text": {"weight": 0.0}, "train": {"epochs": 1}}))
+    more = ["--text.embeddings", "", "--text.encoder", str(place / "encoder"), "--data.label_noise", "0.5"]
+    main([str(tmp_path / "mine.yaml"), *words(place, "--out", str(tmp_path / "out")), *more])
+    figures = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert figures["verdict"]["kind"] == "unknown" and figures["suspects"]["listed"] == 0
+    assert figures["suspects"]["corrected"] == 0 and "cannot be judged" in (tmp_path / "out" / "audit.md").read_text()

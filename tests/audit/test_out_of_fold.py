@@ -1,0 +1,60 @@
+"""No image is judged by a model that has seen it, or a copy of its caption."""
+
+import numpy as np
+import pytest
+
+from tests.audit.test_noise import CLASSES, embedded, silent
+from tt_ray.audit import out_of_fold as module
+from tt_ray.audit.out_of_fold import Embedded, copies, draw, out_of_fold
+
+
+def test_an_images_own_label_never_decides() -> None:
+    random = np.random.default_rng(0)
+    table = random.normal(size=(400, 300)).astype(np.float32)  # a model of so many features remembers every image
+    labels = random.integers(0, 2, 400)
+    data = Embedded(table, np.arange(400), labels, 2)
+    found = out_of_fold(data, np.arange(400), silent)
+    assert abs((found.classes[:, 0] == labels).mean() - 0.5) < 0.1
+
+
+def test_copies_of_a_caption_stay_together_and_frequent_captions_do_not() -> None:
+    table = np.repeat(np.arange(6, dtype=np.float32), [1, 2, 4, 10, 11, 40])[:, None]
+    groups = copies(Embedded(table, np.arange(len(table)), np.zeros(len(table), np.int64), 1))
+    counts = [len(np.unique(groups[table[:, 0] == number])) for number in range(6)]
+    assert counts == [1, 1, 1, 1, 11, 40]
+
+
+def test_copies_teach_nothing_of_one_another() -> None:
+    random = np.random.default_rng(0)
+    table = np.repeat(random.normal(size=(200, 300)), 3, 0).astype(np.float32)
+    labels = np.repeat(random.integers(0, 2, 200), 3)
+    data = Embedded(table, np.arange(600), labels, 2)
+    apart = out_of_fold(data, np.arange(600), silent)
+    together = out_of_fold(data, copies(data), silent)
+    assert (apart.classes[:, 0] == labels).mean() > 0.75 and (together.classes[:, 0] == labels).mean() < 0.65
+
+
+def test_large_sets_are_fitted_on_a_sample_and_predicted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = embedded(0.2)
+    whole = out_of_fold(data, np.arange(len(data)), silent)
+    monkeypatch.setattr(module, "_WORK", 400 * data.table.shape[1] * CLASSES)
+    monkeypatch.setattr(module, "_CHUNK", 100 * CLASSES)
+    sampled = out_of_fold(data, np.arange(len(data)), silent)
+    assert (whole.folds, round(whole.fitted, -2)) == (5, 1200) and (sampled.folds, sampled.fitted) == (2, 400)
+    assert (whole.classes[:, 0] == sampled.classes[:, 0]).mean() > 0.9
+    assert np.allclose(sampled.shares.sum(1), 1, atol=1e-4) and (np.diff(sampled.shares, axis=1) <= 0).all()
+
+
+def test_only_the_likeliest_classes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = embedded(0.2)
+    whole = out_of_fold(data, np.arange(len(data)), silent)
+    monkeypatch.setattr(module, "KEPT", 2)
+    kept = out_of_fold(data, np.arange(len(data)), silent)
+    assert np.array_equal(kept.classes, whole.classes[:, :2]) and np.array_equal(kept.own, whole.own)
+
+
+def test_a_sample_has_a_share_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    rows = draw(labels, np.arange(1000), 100)
+    assert np.bincount(labels[rows]).tolist() == [60, 30, 10] and (np.diff(rows) > 0).all()
+    assert draw(labels, np.arange(50), 100).tolist() == list(range(50))

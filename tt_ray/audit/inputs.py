@@ -1,0 +1,99 @@
+"""What an audit looks at: images, labels and captions as a training with this configuration would read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from tt_ray.audit.out_of_fold import Embedded, Ints
+from tt_ray.config import Config
+from tt_ray.data.prepare import find_store, join, open_images
+from tt_ray.data.sources.base import NOBODY, Source
+from tt_ray.embeddings.build import Show
+from tt_ray.embeddings.store import EmbeddingStore, open_store
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
+from tt_ray.text.caption_table import read_captions
+
+# pyarrow makes these functions when it is imported: type checkers do not know them.
+pc: Any = pyarrow.compute
+_LEAST = 20
+"""Images with a label and a caption below which nothing can be learned from them."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Training images with their captions."""
+
+    every: Source
+    """All training images, with the labels of the data and of data.labels."""
+    captions: pa.StringArray | None
+    """Their captions, null where there is none; None where only embeddings are known."""
+    images: Source
+    """Those that have a label and an embedding, with the labels that training would see."""
+    texts: pa.StringArray | None
+    """Captions of these."""
+    groups: Ints | None
+    """Numbers of their groups (data.group_column)."""
+    store: EmbeddingStore
+    data: Embedded
+    """Embeddings and labels of `images`."""
+    notes: tuple[str, ...]
+
+
+def taught(config: Config) -> Config:
+    """The configuration with what a run reads text for, whatever arm of a comparison it is."""
+    plain = {"text.weight": 0.5, "text.loss": "clip", "text.temperature": 0.0, "text.control": "none"}
+    plain |= {"text.schedule": "const", "text.max_missing": 1.0, "teacher.model": "", "head.out_dim": 0}
+    return config.override(plain)
+
+
+def read_inputs(config: Config, display: Display) -> Inputs:
+    """Opens images and captions; embeds captions where the configuration names no store and no run has made it yet.
+
+    Raises:
+        UserError: They cannot be read, do not belong together, or are too few.
+    """
+    config = taught(config)
+    every, val, notes = open_images(config, display.show)
+    path = find_store(config, every, display.show, say=display.say)
+    assert path is not None, "the configuration reads text"
+    store = open_store(path)
+    joined = join(config, every, val, store, notes)
+    assert joined.targets is not None
+    kept = np.flatnonzero(joined.train.labels != NOBODY)
+    images, rows = joined.train.select(kept), joined.targets.index[kept].astype(np.int64)
+    used = np.bincount(images.labels, minlength=len(images.classes))
+    if len(images) < _LEAST or (used > 0).sum() < 2:
+        raise UserError(
+            f"{len(images)} images of {(used > 0).sum()} classes have a label and a caption: an audit needs {_LEAST} "
+            "images, and two classes"
+        )
+    captions = _captions(config, every)
+    texts = None if captions is None else captions.take(pc.index_in(images.ids, value_set=every.ids))
+    data = Embedded(store.embeddings, rows, images.labels, len(images.classes))
+    return Inputs(every, captions, images, texts, _groups(images), store, data, joined.notes)
+
+
+def original_labels(config: Config, inputs: Inputs, show: Show) -> Source:
+    """The training images with the labels of the data alone, without data.labels and data.label_noise."""
+    return open_images(taught(config).override("data.labels", ""), show)[0] if config.data.labels else inputs.every
+
+
+def _captions(config: Config, every: Source) -> pa.StringArray | None:
+    """Captions of all training images, from the table or the data; of a store of embeddings the data's own, if any."""
+    if not config.text.captions:
+        return every.captions
+    table = read_captions(Path(config.text.captions).expanduser())
+    return table.captions.take(pc.index_in(every.ids, value_set=table.ids))
+
+
+def _groups(images: Source) -> Ints | None:
+    if images.groups is None:
+        return None
+    numbers = images.groups.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
+    alone = numbers < 0
+    return np.where(alone, len(numbers) + np.arange(len(numbers)), numbers)

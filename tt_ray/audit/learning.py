@@ -1,0 +1,80 @@
+"""What can be learned of labels from captions, put together: probabilities, noise, suspects, directions."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from tt_ray.audit.captions import CaptionFigures
+from tt_ray.audit.directions import Directions, directions
+from tt_ray.audit.inputs import Inputs
+from tt_ray.audit.noise import Noise, Suspects, estimate_noise, rank_suspects
+from tt_ray.audit.out_of_fold import Embedded, Guesses, Ints, Show, copies, out_of_fold
+from tt_ray.audit.verdict import BETTER, Knowledge
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Figures of embeddings and labels."""
+
+    data: Embedded
+    guesses: Guesses
+    noise: Noise
+    suspects: Suspects
+    """With no probability of being wrong where captions know nothing."""
+    directions: Directions
+    accuracy: float
+    """Share of labels that captions predict."""
+    majority: float
+    """Share of the most frequent class."""
+
+    @property
+    def knows(self) -> bool:
+        """Whether captions predict labels better than the most frequent class and captions of other images do."""
+        return _knows(self.accuracy, max(self.majority, self.guesses.shuffled), len(self.data))
+
+
+def learn(data: Embedded, groups: Ints | None, show: Show) -> Learned:
+    """Cross-validates, estimates the noise and ranks suspects.
+
+    Args:
+        data: Embeddings and labels.
+        groups: Numbers of groups that stay in one fold, (N,); None keeps copies of a caption together.
+        show: Called meanwhile.
+    """
+    guesses = out_of_fold(data, copies(data) if groups is None else groups, show)
+    noise = estimate_noise(data.labels, guesses, data.classes)
+    accuracy = float((guesses.classes[:, 0] == data.labels).mean())
+    majority = float(np.bincount(data.labels).max() / len(data))
+    # Where captions know nothing every label would look wrong.
+    share = noise.share.value if _knows(accuracy, max(majority, guesses.shuffled), len(data)) else 0.0
+    suspects = rank_suspects(data.labels, guesses, share, data.classes)
+    likely = data.labels.copy()
+    wrong = suspects.right >= 0.5
+    likely[suspects.rows[wrong]] = suspects.suggestion[wrong]
+    spread = directions(Embedded(data.table, data.rows, likely, data.classes))
+    return Learned(data, guesses, noise, suspects, spread, accuracy, majority)
+
+
+def _knows(accuracy: float, guessed: float, images: int) -> bool:
+    """Whether an accuracy is above that of guessing, by five points and three standard errors."""
+    return accuracy - guessed >= max(BETTER, 3 * sqrt(accuracy * (1 - accuracy) / images))
+
+
+def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | None = None) -> Knowledge:
+    """What a verdict rests on."""
+    data, guesses, noise = learned.data, learned.guesses, learned.noise
+    return Knowledge(
+        knows=learned.knows,
+        accuracy=learned.accuracy,
+        majority=learned.majority,
+        shuffled=guesses.shuffled,
+        noise=noise.share,
+        confident=noise.confident,
+        left=learned.directions.left,
+        within=learned.directions.within,
+        images=len(data),
+        classes=int((np.bincount(data.labels) > 0).sum()),
+        distinct=captions.distinct if captions else len(np.unique(copies(data))),
+        named=captions.named if captions else None,
+    )
