@@ -57,7 +57,7 @@ class Setting(NamedTuple):
 
 
 def study(name: str, arm: str) -> list[float]:
-    """Differences of `benchmarks.what_text_buys` by seed; of the tuning seed, at best rates, where there is no other."""
+    """Differences of `benchmarks.what_text_buys` by seed; of the tuning seed, at best rates, if there is no other."""
     rows = read(RESULTS / f"{name}.jsonl")
     last = any(row["arm"] == arm and row["seed"] != TUNING_SEED for row in rows)
     own, base = (
@@ -225,6 +225,7 @@ def measured(setting: Setting, roots: dict[str, str], storage: Path, display: Di
     return {
         "data": setting.data,
         "setting": setting.name,
+        "knows": known.knows,
         "accuracy": known.accuracy,
         "majority": known.majority,
         "noise": known.noise.value,

@@ -23,6 +23,7 @@ VALUES = {
     "tt_ray.train": ["shapes_basline"],
     "tt_ray.tune": ["loss_wieght"],
     "tt_ray.compare": ["--out", "OUT", "--arms", "a=shapes_basline", "b=shapes_textteacher"],
+    "tt_ray.audit": ["shapes_basline"],
     "tt_ray.export": ["no_such_run", "--out", "OUT"],
     "eval": ["--models", "a=random:test_resnet", "--out", "OUT", "--tasks", "builtni"],
     "eval.text_until": ["--out", "OUT", "--recipe", "shapes_basline"],

@@ -36,6 +36,7 @@ ROOMS = (
     "tt_ray.tune",
     "tt_ray.compare",
     "tt_ray.library",
+    "tt_ray.audit",
     "commands of tt_ray",
     "eval",
     "eval.tasks",

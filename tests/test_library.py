@@ -49,6 +49,7 @@ def test_every_name_is_there_and_no_other() -> None:
         ("export", (None, "out"), "imagesize", "image_size"),
         ("evaluate", ({},), "task_root", "task_roots"),
         ("train", (), "cofnig", "config"),
+        ("audit", (None,), "thumbnial", "thumbnails"),
     ],
 )
 def test_a_misspelt_argument_has_a_nearest_one(

@@ -22,6 +22,7 @@ from eval.tasks.registry import tasks
 from tests.pages import PAGES, ROOT, Shell, commands, spans
 from tests.test_page_runs import COMMANDS as READERS_COMMANDS
 from tests.test_page_runs import RUN, begun
+from tt_ray.audit.__main__ import read as read_audit
 from tt_ray.cli import read_config
 from tt_ray.compare.arms import check as check_arms
 from tt_ray.compare.arms import read_arms
@@ -133,7 +134,7 @@ def options_of(module: str) -> set[str]:
         with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
             parse(form_of(module), args=[*words, "--help"], prog="prog")
     own = {name.rstrip(".") for name in re.findall(r"--[\w.-]+", text.getvalue())}
-    return own | options_of("tt_ray.train") if module == "tt_ray.tune" else own
+    return own | options_of("tt_ray.train") if module in ("tt_ray.tune", "tt_ray.audit") else own
 
 
 def known(option: str, names: set[str]) -> bool:
@@ -167,6 +168,8 @@ def check_command(shell: Shell) -> None:
     arguments = shell.arguments
     if shell.module == "tt_ray.train":
         read_config(arguments, "prog")
+    elif shell.module == "tt_ray.audit":
+        read_audit(arguments)
     elif shell.module == "tt_ray.tune":
         given, base = read_search(arguments)
         Search(given, base, find_space(given.space)).check()

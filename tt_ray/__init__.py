@@ -7,6 +7,7 @@ TYPE_CHECKING = False  # as type checkers take it; `typing` is not imported for 
 if TYPE_CHECKING:
     from eval.evaluate import evaluate
     from eval.protocols.estimator import LinearProbe, probe
+    from tt_ray.audit.audit import Audit, audit
     from tt_ray.config import Config
     from tt_ray.embeddings.store import EmbeddingStore
     from tt_ray.library import Run, embed, export, open_store, recipe, train
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Audit",
     "Config",
     "EmbeddingStore",
     "LinearProbe",
@@ -22,6 +24,7 @@ __all__ = [
     "Taught",
     "TextTeacher",
     "UserError",
+    "audit",
     "embed",
     "evaluate",
     "export",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Audit": "tt_ray.audit.audit",
     "Config": "tt_ray.config",
     "EmbeddingStore": "tt_ray.embeddings.store",
     "LinearProbe": "eval.protocols.estimator",
@@ -39,6 +43,7 @@ _HOMES = {
     "Taught": "tt_ray.training.text_teacher",
     "TextTeacher": "tt_ray.training.text_teacher",
     "UserError": "tt_ray.terminal.errors",
+    "audit": "tt_ray.audit.audit",
     "embed": "tt_ray.library",
     "evaluate": "eval.evaluate",
     "export": "tt_ray.library",

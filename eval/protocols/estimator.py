@@ -20,8 +20,8 @@ from sklearn.utils.validation import (
 
 from eval.metrics import top1
 from eval.protocols.linear import Options, Selection, describe, select, spaced
-from tt_ray.probe.logistic_solver import MAX_ITERATIONS, TOLERANCE
 from eval.tasks.origins import mark_share
+from tt_ray.probe.logistic_solver import MAX_ITERATIONS, TOLERANCE
 from tt_ray.terminal.python_calls import from_python
 
 

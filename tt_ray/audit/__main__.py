@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
     """Audits, and prints the verdict with its evidence."""
     given, config = read(arguments)
     # Only now: they bring torch, which takes seconds.
-    from tt_ray.audit.audit import Options, run_audit
+    from tt_ray.audit.audit import run_audit
+    from tt_ray.audit.findings import Options
 
     command = shlex.join([*program(MODULE).split(), *arguments])
     options = Options(given.images, given.thumbnails, given.corrected, given.overwrite, command)

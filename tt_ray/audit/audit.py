@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import tt_ray
-from tt_ray.audit.captions import CaptionFigures, Cut, Neighbours, count_cut, describe_captions, find_neighbours
+from tt_ray.audit.captions import count_cut, describe_captions, find_neighbours
+from tt_ray.audit.findings import Found, Options
 from tt_ray.audit.inputs import Inputs, original_labels, read_inputs
-from tt_ray.audit.learning import Learned, knowledge_of, learn
+from tt_ray.audit.learning import knowledge_of, learn
 from tt_ray.audit.out_of_fold import draw
 from tt_ray.audit.page import thumbnail, to_html, to_markdown, to_thumbnails
 from tt_ray.audit.tables import corrected_table, pairs_table, suspects_table, write_both, write_csv
-from tt_ray.audit.verdict import Knowledge, Verdict, judge
+from tt_ray.audit.verdict import judge
+from tt_ray.audit.words import sections
 from tt_ray.config import Config
 from tt_ray.io.files import new_folder
 from tt_ray.io.one_writer import beside, one_writer
@@ -29,22 +31,6 @@ FIGURES = "audit.json"
 """Its presence says that a folder is an audit."""
 _FORMAT_VERSION = 1
 _PAIRS_SHOWN = 1000
-
-
-@dataclass(frozen=True)
-class Found:
-    """Everything that is measured."""
-
-    inputs: Inputs
-    captions: CaptionFigures | None
-    cut: Cut | None
-    neighbours: Neighbours
-    learned: Learned
-    knowledge: Knowledge
-    verdict: Verdict
-    pairs: pa.Table | None
-    compared: int
-    """Images whose agreement with their caption was measured."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +78,6 @@ def audit(
     """
     with Display() as display:
         return run_audit(config, Path(out), Options(images, thumbnails, corrected, overwrite), display)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to audit."""
-
-    images: str = ""
-    thumbnails: int = 0
-    corrected: float = 0.9
-    overwrite: bool = False
-    command: str = "tt_ray.audit(...)"
 
 
 def run_audit(config: Config, out: Path, options: Options, display: Display) -> Audit:
@@ -156,8 +131,6 @@ def _agreement(config: Config, inputs: Inputs, model: str, display: Display) -> 
 
 def _write(config: Config, out: Path, found: Found, options: Options, display: Display) -> dict[str, Any]:
     """Writes the folder and returns the figures."""
-    from tt_ray.audit.words import sections
-
     inputs, suspects = found.inputs, found.learned.suspects
     listed = int((suspects.wrong >= 0.5).sum())
     original = original_labels(config, inputs, display.show)

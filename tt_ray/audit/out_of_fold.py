@@ -5,6 +5,7 @@ Multinomial logistic regression on the captions' embeddings, cross-validated, wi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +44,8 @@ Show = Callable[[str, int, int], None]
 class Embedded:
     """Images by the embeddings of their captions."""
 
-    table: npt.NDArray[np.float16] | npt.NDArray[np.float32]
-    """Embeddings, memory-mapped, (rows of the store, D)."""
+    table: npt.NDArray[Any]
+    """Embeddings of either precision, memory-mapped, (rows of the store, D)."""
     rows: Ints
     """Row of each image, (N,)."""
     labels: Ints

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 import tt_ray
-from tt_ray.audit.audit import Found, Options
+from tt_ray.audit.findings import Found, Options
 from tt_ray.audit.noise import Interval
 from tt_ray.audit.page import Page, Section, Table
 

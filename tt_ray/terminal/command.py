@@ -33,6 +33,7 @@ COMMANDS = {
     "train": Command("tt_ray.train", "train a model, with a language teacher, a vision teacher or none"),
     "tune": Command("tt_ray.tune", "search a space of configurations"),
     "compare": Command("tt_ray.compare", "train arms for equal epochs and equal time, and write one table"),
+    "audit": Command("tt_ray.audit", "find wrong labels by captions, and say whether captions will help"),
     "export": Command("tt_ray.export", "turn a run or a checkpoint into a folder that timm loads"),
     "caption": Command("tt_ray.caption_images", "write captions for images"),
     "captions": Command("tt_ray.convert_captions", "check a caption table and write it as Parquet"),

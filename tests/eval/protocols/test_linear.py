@@ -18,10 +18,10 @@ from eval.features.extract import extract
 from eval.metrics import mean_per_class, top1
 from eval.protocols import linear as protocol
 from eval.protocols.linear import Options, Selection, select, spaced
-from tt_ray.probe.logistic_design import moments
 from tests.eval.toy_task import ToyTask, toy_backbone
 from tests.toy import run_toy, toy_config
 from tt_ray.data.prepare import open_data
+from tt_ray.probe.logistic_design import moments
 from tt_ray.terminal.errors import UserError
 
 

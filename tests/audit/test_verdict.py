@@ -1,0 +1,56 @@
+"""The rule is that of the measured settings, says how often it is right, and each kind of verdict has its case."""
+
+from dataclasses import replace
+
+import pytest
+
+from tt_ray.audit.noise import Interval
+from tt_ray.audit.verdict import Knowledge, Rule, draw_rule, gained, hits_left_out, judge, made_of_labels, measured
+
+NONE, MANY = Interval(0.0, 0.0, 0.01), Interval(0.5, 0.47, 0.53)
+PLAIN = Knowledge(True, 0.8, 0.1, 0.1, NONE, NONE, 0.7, 30.0, 5000, 10, 4000, 0.5)
+
+
+def test_the_rule_beats_chance_on_what_it_was_drawn_from_and_is_honest_about_the_rest() -> None:
+    rows = measured()
+    rule = draw_rule(rows)
+    assert len({row["data"] for row in rows}) >= 2 and 0.05 < rule.noise < 0.5
+    never = sum(not gained(row) for row in rows)
+    assert rule.right(rows) > never and hits_left_out(rows) <= rule.right(rows)
+    text = judge(PLAIN).evidence[-1]
+    assert (
+        f"right in {rule.right(rows)} of {len(rows)} measured settings, and in {hits_left_out(rows)} when drawn" in text
+    )
+
+
+def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
+    noises = ((0.0, 0), (0.1, 0), (0.4, 5), (0.5, 5))
+    rows = [{"data": "x", "knows": True, "noise_low": low, "gain": gain, "spread": 1.0} for low, gain in noises]
+    assert draw_rule(rows) == Rule(0.1, 0.4) and Rule(0.1, 0.4).right(rows) == 4
+    rows.append({"data": "y", "knows": False, "noise_low": 0.9, "gain": 0, "spread": 1.0})
+    assert draw_rule(rows) == Rule(0.1, 0.4), "where captions know nothing the estimate means nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"noise": MANY}, "gain", "about 50 % of labels look wrong"),
+        ({"noise": MANY, "left": 0.01, "accuracy": 0.5}, "gain", "a vector for each class would do as much"),
+        ({"knows": False, "noise": MANY}, "unknown", "captions say nothing of the classes"),
+        ({"noise": Interval(0.1, 0.08, 0.12)}, "some", "Correct labels first: about 10 %"),
+        ({"left": 0.01}, "class", "a vector for each class would do as much"),
+        ({}, "unclear", "Within noise"),
+        ({"accuracy": 1.0, "distinct": 10}, "labels", "made from the labels"),
+        ({"accuracy": 1.0, "left": 0.0}, "labels", "wrong labels cannot be seen"),
+        ({"accuracy": 1.0, "named": 1.0}, "labels", "Expect no gain"),
+    ],
+)
+def test_each_kind_of_verdict(changes: dict[str, object], kind: str, words: str) -> None:
+    verdict = judge(replace(PLAIN, **changes))  # type: ignore[arg-type]
+    assert verdict.kind == kind and words in verdict.headline
+    assert len(verdict.evidence) >= 2 and all(each.endswith(".") for each in verdict.evidence)
+
+
+def test_captions_that_name_other_classes_were_not_made_from_the_labels() -> None:
+    assert not made_of_labels(replace(PLAIN, accuracy=0.5, named=1.0, left=0.0, distinct=10))
+    assert not made_of_labels(replace(PLAIN, accuracy=0.995, named=None))
