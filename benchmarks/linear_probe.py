@@ -189,7 +189,7 @@ def run_reference(task: Task, size: Size) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
 
     from eval.protocols.linear import TOLERANCE, spaced
-    from tt_ray.probe.logistic_design import moments
+    from tt_ray.logistic.design import moments
 
     scaling = moments(task.x, task.fit)
     x, test_x = ((part - scaling.mean) / scaling.scale for part in (task.x, task.test_x))

@@ -21,7 +21,7 @@ ROOMS = (
     "tt_ray.schedules",
     "tt_ray.stateless_random",
     "tt_ray.io",
-    "tt_ray.probe",
+    "tt_ray.logistic",
     "tt_ray.config",
     "tt_ray.recipes",
     "tt_ray.cli",

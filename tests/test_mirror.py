@@ -20,7 +20,7 @@ COVERED_BY = {
     "eval/jobs/worker": "eval/jobs/test_scheduler",
     "eval/protocols/finetune_data": "eval/protocols/test_finetune",
     "eval/protocols/finetune_recipes": "eval/protocols/test_finetune",
-    "tt_ray/probe/logistic_design": "probe/test_logistic_solver",
+    "tt_ray/logistic/design": "logistic/test_solver",
     "eval/protocols/registry": "eval/jobs/test_plan",
     "eval/report/__main__": "eval/report/test_command",
     "eval/report/charts": "eval/test_report_page",

@@ -21,8 +21,8 @@ from eval.features.extract import extract
 from eval.metrics import top1
 from eval.protocols.linear import TOLERANCE, Options, select, spaced
 from eval.tasks.origins import mark_share
+from tt_ray.logistic.design import moments
 from tt_ray.models.pretrained import Preprocessing
-from tt_ray.probe.logistic_design import moments
 from tt_ray.text.encoder import load_text_encoder
 
 _BATCH = 256

@@ -21,7 +21,7 @@ from sklearn.utils.validation import (
 from eval.metrics import top1
 from eval.protocols.linear import Options, Selection, describe, select, spaced
 from eval.tasks.origins import mark_share
-from tt_ray.probe.logistic_solver import MAX_ITERATIONS, TOLERANCE
+from tt_ray.logistic.solver import MAX_ITERATIONS, TOLERANCE
 from tt_ray.terminal.python_calls import from_python
 
 

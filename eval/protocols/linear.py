@@ -34,8 +34,8 @@ from eval.features.backbone import Backbone
 from eval.features.cache import task_features
 from eval.metrics import expected_calibration_error, score
 from eval.tasks.registry import Task
-from tt_ray.probe.logistic_design import Design, Matrix, Moments, Rows, moments
-from tt_ray.probe.logistic_solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
+from tt_ray.logistic.design import Design, Matrix, Moments, Rows, moments
+from tt_ray.logistic.solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
 from tt_ray.terminal.errors import UserError, some
 
 TRAITS = Traits(version=2, cost=4.0, on_features=True, draws="validation")

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tt_ray.audit.out_of_fold import Embedded, draw
-from tt_ray.probe.logistic_design import read_blocks
+from tt_ray.logistic.design import read_blocks
 
 _ROWS = 100_000
 """Images that are looked at, at most; stratified."""

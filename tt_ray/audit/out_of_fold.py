@@ -1,6 +1,6 @@
 """Labels as captions see them: class probabilities of every image by models that were fitted without it.
 
-Multinomial logistic regression on the captions' embeddings, cross-validated, with the solver of `tt_ray.probe`.
+Multinomial logistic regression on the captions' embeddings, cross-validated, with the solver of `tt_ray.logistic`.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tt_ray.probe.logistic_design import Design, Moments, moments
-from tt_ray.probe.logistic_solver import Solver, predict
+from tt_ray.logistic.design import Design, Moments, moments
+from tt_ray.logistic.solver import Solver, predict
 from tt_ray.stateless_random import place_in_class, uniform
 
 FOLDS = 5

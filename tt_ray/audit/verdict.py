@@ -64,8 +64,8 @@ class Verdict:
     """What to expect, and why."""
 
     kind: str
-    """gain, some (wrong labels, fewer than were measured), labels (captions made of them), unknown (captions know no class),
-    class (and no more), unclear."""
+    """gain, some (wrong labels, fewer than were measured), labels (captions made of them), unknown (captions know no
+    class), class (and no more), unclear."""
     headline: str
     evidence: tuple[str, ...]
 

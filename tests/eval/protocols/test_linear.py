@@ -21,7 +21,7 @@ from eval.protocols.linear import Options, Selection, select, spaced
 from tests.eval.toy_task import ToyTask, toy_backbone
 from tests.toy import run_toy, toy_config
 from tt_ray.data.prepare import open_data
-from tt_ray.probe.logistic_design import moments
+from tt_ray.logistic.design import moments
 from tt_ray.terminal.errors import UserError
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tt_ray.probe.logistic_design import Design, Matrix, Moments, Rows, check_finite, multiply, read_blocks
+from tt_ray.logistic.design import Design, Matrix, Moments, Rows, check_finite, multiply, read_blocks
 
 TOLERANCE = 1e-5
 MAX_ITERATIONS = 1000

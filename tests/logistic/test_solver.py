@@ -10,8 +10,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from tt_ray.probe.logistic_design import Design, moments, read_blocks
-from tt_ray.probe.logistic_solver import Fit, Pairs, Solver, line_search, predict
+from tt_ray.logistic.design import Design, moments, read_blocks
+from tt_ray.logistic.solver import Fit, Pairs, Solver, line_search, predict
 from tt_ray.terminal.errors import UserError
 
 STRENGTHS = (1e-5, 1e-3, 1e-2, 0.1, 1.0)
@@ -100,8 +100,8 @@ def test_a_memory_map_read_in_blocks_is_one_array(tmp_path: Path, monkeypatch: p
     whole = solver(x, labels, tolerance=1e-6)
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    monkeypatch.setattr("tt_ray.probe.logistic_design._BLOCK_BYTES", 4 * 12 * 64)
-    monkeypatch.setattr("tt_ray.probe.logistic_design._READ_BYTES", 4 * 12 * 100)
+    monkeypatch.setattr("tt_ray.logistic.design._BLOCK_BYTES", 4 * 12 * 64)
+    monkeypatch.setattr("tt_ray.logistic.design._READ_BYTES", 4 * 12 * 100)
     for resident in (0, 1 << 30):
         blocks = solver(mapped, labels, tolerance=1e-6, resident_bytes=resident)
         assert (blocks.objective.design.data is None) == (resident == 0)
