@@ -67,6 +67,9 @@ RUN = {
     f"{TEACH} EMOJI": IMAGES,
     "python tt_ray.train shapes_vision_teacher --data.source imagefolder": IMAGES,
     "python tt_ray.export RUN": "--out exported",
+    "python tt_ray.audit --data.source imagefolder --data.root ROOT --out": "",
+    "python tt_ray.audit --data.source imagefolder --data.root ROOT --text.embeddings": "",
+    "python tt_ray.train shapes_baseline --data.source imagefolder": f"{RESNET} --run.name corrected",
     f"{EVALUATE} --tasks builtin --protocols linear knn": "--tasks digits --protocols knn --seeds 0",
     f"{EVALUATE} --tasks builtin --protocols linear linear_sgd": (
         "--tasks digits --protocols linear_sgd knn --set linear_sgd.steps=3 --seeds 0"
@@ -117,6 +120,7 @@ READ = {
     "python benchmarks.text_loss": _MEASURES,
     "python benchmarks.scaling --negatives": "a smaller prediction runs in tests/benchmarks/test_scaling.py",
     "python benchmarks.linear_probe": "measures for minutes; a smaller one runs in tests/eval/test_linear_benchmark.py",
+    "python benchmarks.audit": "measures for minutes; a smaller one runs in tests/benchmarks/test_audit.py",
     "python benchmarks.checkpoint_cost": "measures for minutes at sizes that are fixed",
 }
 """Commands by their beginning that do not run here, and why."""

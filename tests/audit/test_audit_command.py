@@ -118,7 +118,7 @@ def test_a_corrected_table_holds_the_noise_of_an_experiment_too(place: Path) -> 
 
 def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Path, tmp_path: Path) -> None:
     config = config_of(place, text__embeddings=str(place / "store"))
-    found = tt_ray.audit(config, tmp_path / "out")  # type: ignore[operator]
+    found = tt_ray.audit(config, tmp_path / "out")
     assert (
         found.verdict
         and found.folder == tmp_path / "out"
@@ -126,13 +126,13 @@ def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Pat
     )
     before = listing(tmp_path / "out")
     with pytest.raises(UserError, match="holds an audit: choose another out, or overwrite to replace it"):
-        tt_ray.audit(config, tmp_path / "out")  # type: ignore[operator]
+        tt_ray.audit(config, tmp_path / "out")
     assert listing(tmp_path / "out") == before
-    tt_ray.audit(config, tmp_path / "out", overwrite=True)  # type: ignore[operator]
+    tt_ray.audit(config, tmp_path / "out", overwrite=True)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
-        tt_ray.audit(config, tmp_path / "thesis", overwrite=True)  # type: ignore[operator]
+        tt_ray.audit(config, tmp_path / "thesis", overwrite=True)
 
 
 @pytest.mark.parametrize(

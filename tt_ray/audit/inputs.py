@@ -20,7 +20,7 @@ from tt_ray.text.caption_table import read_captions
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
-_LEAST = 20
+_LEAST = 10
 """Images with a label and a caption below which nothing can be learned from them."""
 
 
