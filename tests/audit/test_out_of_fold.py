@@ -6,6 +6,7 @@ import pytest
 from tests.audit.test_noise import CLASSES, embedded, silent
 from tt_ray.audit import out_of_fold as module
 from tt_ray.audit.out_of_fold import Embedded, copies, draw, out_of_fold
+from tt_ray.terminal.errors import UserError
 
 
 def test_an_images_own_label_never_decides() -> None:
@@ -18,10 +19,19 @@ def test_an_images_own_label_never_decides() -> None:
 
 
 def test_copies_of_a_caption_stay_together_and_frequent_captions_do_not() -> None:
-    table = np.repeat(np.arange(6, dtype=np.float32), [1, 2, 4, 10, 11, 40])[:, None]
+    times = [1, 2, 4, 10, 11, 40, *[1] * 6]
+    table = np.repeat(np.arange(len(times), dtype=np.float32), times)[:, None]
     groups = copies(Embedded(table, np.arange(len(table)), np.zeros(len(table), np.int64), 1))
-    counts = [len(np.unique(groups[table[:, 0] == number])) for number in range(6)]
-    assert counts == [1, 1, 1, 1, 11, 40]
+    counts = [len(np.unique(groups[table[:, 0] == number])) for number in range(len(times))]
+    assert counts == [1, 1, 1, 1, 11, 40, *[1] * 6]
+
+
+def test_classes_of_one_caption_are_learned_all_the_same() -> None:
+    labels = np.repeat([0, 1], 6)
+    data = Embedded(np.eye(2, dtype=np.float32)[labels], np.arange(12), labels, 2)
+    assert (out_of_fold(data, copies(data), silent).classes[:, 0] == labels).all()
+    with pytest.raises(UserError, match="--data.group_column"):
+        out_of_fold(data, labels, silent)
 
 
 def test_copies_teach_nothing_of_one_another() -> None:

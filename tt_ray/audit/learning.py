@@ -30,8 +30,11 @@ class Learned:
 
     @property
     def knows(self) -> bool:
-        """Whether captions predict labels better than the most frequent class and captions of other images do."""
-        return _knows(self.accuracy, max(self.majority, self.guesses.shuffled), len(self.data))
+        """Whether captions predict labels better than the most frequent class does.
+
+        Captions of other images, which do no better than that, are shown as a control: they are tried on one fold.
+        """
+        return _knows(self.accuracy, self.majority, len(self.data))
 
 
 def learn(data: Embedded, groups: Ints | None, show: Show) -> Learned:
@@ -47,7 +50,7 @@ def learn(data: Embedded, groups: Ints | None, show: Show) -> Learned:
     accuracy = float((guesses.classes[:, 0] == data.labels).mean())
     majority = float(np.bincount(data.labels).max() / len(data))
     # Where captions know nothing every label would look wrong.
-    share = noise.share.value if _knows(accuracy, max(majority, guesses.shuffled), len(data)) else 0.0
+    share = noise.share.value if _knows(accuracy, majority, len(data)) else 0.0
     suspects = rank_suspects(data.labels, guesses, share, data.classes)
     likely = data.labels.copy()
     wrong = suspects.right >= 0.5

@@ -14,6 +14,7 @@ from torch import Tensor
 from tt_ray.logistic.design import Design, Moments, moments
 from tt_ray.logistic.solver import Solver, predict
 from tt_ray.stateless_random import place_in_class, uniform
+from tt_ray.terminal.errors import UserError
 
 FOLDS = 5
 KEPT = 16
@@ -99,6 +100,10 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
     for number in range(folds):
         show("cross-validating labels", number, folds)
         inside, fit = np.flatnonzero(fold == number), draw(data.labels, np.flatnonzero(fold != number), most)
+        if not len(fit):
+            raise UserError("all images are of one group each class: leave out --data.group_column")
+        if not len(inside):  # a class has fewer images than there are folds
+            continue
         scaling = moments(data.table, data.rows[fit])
         some = draw(data.labels, inside, _TO_CHOOSE)
         rows = data.rows[np.concatenate([fit, some]) if not number else fit]
@@ -116,7 +121,8 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
 def copies(data: Embedded) -> Ints:
     """Numbers that images share whose captions are equal, bit for bit as embeddings, and not more than `_COPIES`, (N,).
 
-    In different folds, copies would have a model repeat the label of one for the other, whatever captions mean.
+    In different folds, copies would have a model repeat the label of one for the other, whatever captions mean. Images
+    of classes with few captions have numbers of their own: a model could not learn such a class without them.
     """
     hashes = np.empty(len(data), np.int64)
     for start in range(0, len(data), _BLOCK):
@@ -124,7 +130,9 @@ def copies(data: Embedded) -> Ints:
         hashes[start : start + len(block)] = [hash(row.tobytes()) for row in block]
     _, first, member, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     # Numbered by the first row, as hashes differ from process to process.
-    return np.where(counts[member] <= _COPIES, first[member], np.arange(len(member)))
+    of_class = np.unique(data.labels * len(counts) + member) // len(counts)
+    rich = (np.bincount(of_class, minlength=data.classes) >= 2 * FOLDS)[data.labels]
+    return np.where(rich & (counts[member] <= _COPIES), first[member], np.arange(len(member)))
 
 
 def draw(labels: Ints, among: Ints, count: int) -> Ints:
