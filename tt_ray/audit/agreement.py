@@ -23,7 +23,7 @@ from tt_ray.models.teacher import load_teacher
 
 MOST = 20_000
 """Images that are compared, at most: time grows with their square."""
-NEAREST = 30
+NEAREST = 10
 _QUERIES = 1024
 _BATCH = 64
 
