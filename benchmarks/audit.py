@@ -249,6 +249,23 @@ def all_measured(roots: dict[str, str], storage: Path, out: Path, display: Displ
     return rows
 
 
+def noise_table(rows: list[dict[str, Any]]) -> str:
+    """Known noise as the page has it."""
+    lines = [
+        "| data | wrong, % | confident joint | estimate (95 % interval) | AUC of the ranking | listed, of these wrong "
+        "| suggestion right |",
+        f"|{' --- |' * 7}",
+    ]
+    for row in rows:
+        share, low, high = (f"{100 * row[name]:.1f}" for name in ("share", "low", "high"))
+        auc = "" if row["auc"] is None else f"{row['auc']:.3f}"
+        listed = f"{row['listed']:,}" + (f", {100 * row['precision']:.0f} %" if row["noise"] and row["listed"] else "")
+        hits = "" if row["suggestion_right"] is None else f"{100 * row['suggestion_right']:.0f} %"
+        cells = [row["data"], f"{100 * row['noise']:g}", f"{100 * row['confident']:.1f}", f"{share} ({low} to {high})"]
+        lines.append(f"| {' | '.join([*cells, auc, listed, hits])} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows of figures as Markdown."""
     head = list(rows[0])
@@ -294,7 +311,7 @@ def main() -> None:
             rows = all_measured(roots, given.storage, given.out or MEASURED, display)
     if given.out and given.part != "settings":
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+    print(noise_table(rows) if given.part == "noise" else table(rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import audit
+from tests.pages import ROOT
 from tt_ray.audit.verdict import measured
 
 
@@ -23,7 +24,12 @@ def test_known_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     run(monkeypatch, "noise", "--images", "300", "--storage", str(tmp_path), "--out", str(out))
     (row,) = json.loads(out.read_text())
     assert row["low"] <= row["share"] <= row["high"] and row["auc"] > 0.8
-    assert "| data | noise | confident | share |" in capsys.readouterr().out
+    assert "| data | wrong, % | confident joint |" in capsys.readouterr().out
+
+
+def test_the_figures_of_the_page_are_those_of_its_rows() -> None:
+    rows = json.loads((audit.RESULTS / "audit_noise.json").read_text())
+    assert audit.noise_table(rows) in (ROOT / "docs" / "audit.md").read_text()
 
 
 def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

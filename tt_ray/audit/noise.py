@@ -3,16 +3,17 @@
 Confident learning (Northcutt, Jiang and Chuang, 2021, arXiv 1911.00068): with t_j the mean probability of class j over
 images labelled j, an image labelled i counts as one of class j where p_j is the largest of all p_k >= t_k. The counts,
 scaled to the labels' own, are the confident joint, and what is off its diagonal is its estimate of the noise. It counts
-mistakes of the model itself, where classes overlap in what captions say: 4 % of clean labels of clip art, 63 % where
-50 % are wrong.
+mistakes of the model itself, where classes overlap in what captions say, and takes some wrong labels for right ones:
+2 to 3 % of the clean labels of clip art and emoji, 17 to 19 % where 20 % are wrong.
 
-The estimate that is reported leaves those out by looking where the model hardly makes any: at *anchors*, for each
+The estimate that is reported leaves mistakes out by looking where the model hardly makes any: at *anchors*, for each
 predicted class the `_ANCHORS` of its images with the largest probability. Suppose that a label is wrong as often among
-easy images as among hard ones (class-conditional noise, as confident learning supposes too). Of an anchor, the true
-class is the predicted one, so that the share of anchors with another label is the noise; a plain share of images, with
-an interval. The labels of anchors are those of other folds to the model, which has not seen them. Where errors are more
-frequent among hard images, as those of people are, the estimate is too low, and the confident joint is what bounds it
-from above: both are reported.
+easy images as among hard ones (class-conditional noise, as confident learning supposes too). The true class of an
+anchor is the predicted one, so that the share of anchors with another label is the noise: a plain share of images, with
+Wilson's interval. No model has seen the labels of its anchors, which are those of another fold. On clip art and emoji
+it is 0.2 and 0.7 % for clean labels, 23 and 22 % where 20 % are wrong. Where captions know the classes less well, some
+mistakes are left: on Gaussian classes of which models predict 75 %, 3 of 100 anchors. Where errors are more frequent
+among hard images, as those of people are, the estimate is too low.
 
 Given the noise e, spread evenly over the C - 1 other classes, probabilities p of *labels* follow from those of true
 classes q by p_i = (1 - e) q_i + e / (C - 1) (1 - q_i), so that q_i = (p_i - e / (C - 1)) / (1 - e C / (C - 1)), cut off
