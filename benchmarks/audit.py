@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 
 from benchmarks.what_text_buys import TUNING_SEED, read
 from tt_ray.audit.agreement import image_features, suspicion
@@ -39,6 +40,8 @@ from tt_ray.stateless_random import uniform
 from tt_ray.statistics import paired_differences, spread
 from tt_ray.terminal.progress import Display
 
+# pyarrow makes these functions when it is imported: type checkers do not know them.
+pc: Any = pyarrow.compute
 RESULTS = Path(__file__).parent / "results"
 NOISES = (0.0, 0.05, 0.2, 0.5)
 Overrides = dict[str, Any]
@@ -131,7 +134,7 @@ def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any
     found = estimate_noise(labels, guesses, data.classes)
     suspects = rank_suspects(labels, guesses, found.share.value, data.classes)
     right = open_images(taught(config).override("data.label_noise", 0.0))[0]
-    clean = right.labels[pa.compute.index_in(inputs.images.ids, value_set=right.ids).to_numpy()][suspects.rows]
+    clean = right.labels[pc.index_in(inputs.images.ids, value_set=right.ids).to_numpy()][suspects.rows]
     bad = labels[suspects.rows] != clean
     listed, fixed = suspects.wrong >= 0.5, suspects.right >= 0.9
     hits = suspects.suggestion == clean
