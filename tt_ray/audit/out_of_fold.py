@@ -19,15 +19,19 @@ from tt_ray.terminal.errors import UserError
 FOLDS = 5
 KEPT = 16
 """Likeliest classes that are kept of each image: all probabilities of ImageNet's images and classes would take 5 GB."""
-_STRENGTHS = tuple(float(value) for value in np.logspace(-5, 0, 11))
+_STRENGTHS = tuple(float(value) for value in np.logspace(-4, 0, 9))
 """Values of C, from strong to weak: for standardised features the best one lay between 1e-4 and 1e-1."""
 _WORK = 2e10
 """Products in a pass over the fitted rows, at most: about a second on two cores; more rows are sampled."""
 _BYTES = 2**30
-_TOLERANCE = 1e-4
+_TOLERANCE, _ABOVE = 1.0, 1e-4
+"""Fits end when the objective is within this share of its minimum, whatever its gradient: labels are to be judged, not
+weights to be kept."""
 _ITERATIONS = 200
 _TO_CHOOSE = 20_000
-"""Rows on which C is chosen, and on which shuffled captions are tried, at most."""
+"""Rows on which C is chosen, at most."""
+_TO_SHUFFLE = 4000
+"""Rows that shuffled captions are tried on, at most."""
 _PERFECT = 0.02
 """Log loss below which a weaker penalty has nothing to improve."""
 _CHUNK = 2**24
@@ -108,7 +112,7 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
         some = draw(data.labels, inside, _TO_CHOOSE)
         rows = data.rows[np.concatenate([fit, some]) if not number else fit]
         solver = Solver(
-            Design(data.table, rows, scaling, len(fit)), data.labels[fit], data.classes, _TOLERANCE, _ITERATIONS
+            Design(data.table, rows, scaling, len(fit)), data.labels[fit], data.classes, _TOLERANCE, _ITERATIONS, _ABOVE
         )
         if not number:
             strength, fitted = _choose(solver, len(fit), data.labels[some]), len(fit)
@@ -173,11 +177,11 @@ def _choose(solver: Solver, start: int, labels: Ints) -> float:
 
 def _shuffled(data: Embedded, fit: Ints, some: Ints, strength: float) -> float:
     """Accuracy on `some` of a model that learned from captions of other images."""
-    fit = draw(data.labels, fit, _TO_CHOOSE)
+    fit, some = (draw(data.labels, rows, _TO_SHUFFLE) for rows in (fit, some))
     labels = data.labels[fit][uniform(fit, 1, _SHUFFLE_KEY)[:, 0].argsort(kind="stable")]
     scaling = moments(data.table, data.rows[fit])
     solver = Solver(
-        Design(data.table, data.rows[fit], scaling, len(fit)), labels, data.classes, _TOLERANCE, _ITERATIONS
+        Design(data.table, data.rows[fit], scaling, len(fit)), labels, data.classes, _TOLERANCE, _ITERATIONS, _ABOVE
     )
     shares = predict(data.table, data.rows[some], scaling, solver.fit(strength).weights)
     return float((shares.argmax(1) == data.labels[some]).mean())

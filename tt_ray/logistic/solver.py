@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 MAX_ITERATIONS = 1000
 _TRIALS = 20
 _CURVATURE_ROWS = 8192
-_ABOVE = 1e-6
+ABOVE = 1e-6
 """How far above its minimum the objective may be by L-BFGS's own estimate, relative. Weakly regularised fits whose
 gradient is within scikit-learn's tolerance can be a hundred times as far from it."""
 
@@ -218,10 +218,11 @@ class Solver:
         classes: int,
         tolerance: float = TOLERANCE,
         max_iterations: int = MAX_ITERATIONS,
+        above: float = ABOVE,
     ) -> None:
         """Fits the first len(labels) rows of a design that has been turned."""
         self.objective = Objective(design, labels, classes)
-        self.tolerance, self.max_iterations = tolerance, max_iterations
+        self.tolerance, self.max_iterations, self.above = tolerance, max_iterations, above
         self.precondition = Preconditioner(self.objective, design.eigenvalues)
         shape = torch.Size((classes, design.dim + 1))
         # A quarter of the features' memory for pairs, as long as that is between 10 and 40 of them.
@@ -286,7 +287,7 @@ class Solver:
             largest = objective.largest(self.point.gradient, self.tolerance)
             direction = self.pairs.solve(self.point.gradient, self.precondition).neg_()
             above = -float((direction * self.point.gradient).sum()) / 2
-            if largest <= self.tolerance and above <= _ABOVE * self.point.value:
+            if largest <= self.tolerance and above <= self.above * self.point.value:
                 return iteration, largest
             there = line_search(objective, self.point, direction)
             if there is None:  # L-BFGS has lost its way, or rounding errors are all that is left of the gradient
