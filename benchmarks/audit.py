@@ -247,7 +247,8 @@ def all_measured(roots: dict[str, str], storage: Path, out: Path, display: Displ
     for setting in SETTINGS:
         there = any((row["data"], row["setting"]) == (setting.data, setting.name) for row in rows)
         if setting.data in ("shapes", *roots) and not there:
-            rows.append(measured(setting, roots, storage, display))
+            row = measured(setting, roots, storage, display)
+            rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
             out.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
 
