@@ -3,8 +3,9 @@
     python -m benchmarks.end_to_end             # three minutes on two cores
 
 Both train timm's smallest ViT at 64 px, whose step takes so little that loading bounds the rate, as it does next to a
-GPU (`--model vit_tiny_patch16_224`: on a CPU its step takes twice as long as timm's loader), by AdamW with label smoothing and 3-Augment (or `--augment deit`), from JPEGs of 500 x 375 px
-(about 92 kB), with two loader processes and torch's threads. Sides take turns:
+GPU (a step of `--model vit_tiny_patch16_224` takes a CPU twice as long as timm's loader), by AdamW with label smoothing
+and 3-Augment (or `--augment deit`), from JPEGs of 500 x 375 px (about 92 kB), with two loader processes and torch's
+threads. Sides take turns:
 
 - timm: the loop of its train.py as far as it counts here: `create_loader` with its prefetcher, `create_optimizer_v2`,
   clipping, one step after the other, the loss read at the steps at which ours is
