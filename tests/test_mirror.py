@@ -68,6 +68,7 @@ COVERED_BY = {
     "tt_ray/models/pretrained": "models/test_teacher",
     "tt_ray/models/trial_pass": "models/test_classifier",
     "tt_ray/recipes/changes": "recipes/test_registry",
+    "tt_ray/recipes/clipart": "recipes/test_registry",
     "tt_ray/recipes/imagenet": "recipes/test_registry",
     "tt_ray/recipes/shapes": "recipes/test_registry",
     "tt_ray/terminal/command": "test_cli",

@@ -44,8 +44,8 @@ class DataConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     source: str = "shapes"
-    """Where images come from: shapes (built in), imagefolder (split folders), datasets (Parquet, Arrow, hub),
-    torchvision, webdataset (tar shards), or MODULE:NAME of a DataSource of your own."""
+    """Where images come from: shapes or clipart (built in), imagefolder (split folders), datasets (Parquet, Arrow,
+    hub), torchvision, webdataset (tar shards), or MODULE:NAME of a DataSource of your own."""
     root: str = ""
     """Folder, file, URI of Parquet or hub id of the data; torchvision: the folder that holds or receives the set;
     webdataset: folder, URI or pattern of shards, such as s3://bucket/train-{000000..001023}.tar."""
@@ -60,7 +60,8 @@ class DataConfig:
     val_share: Annotated[float, Range(0, 0.9)] = 0.0
     """Share of training images, stratified, to validate on instead of val_split, for selection; 0 takes val_split."""
     group_column: str = ""
-    """Column (or metadata.jsonl key) of each image's group, such as photos of one thing; val_share keeps it whole."""
+    """Column (or metadata.jsonl key) of each image's group, such as photos of one thing; val_share keeps it whole.
+    webdataset and clipart have it under the name group."""
     image_column: str = "image"
     """datasets: column of the image."""
     label_column: str = "label"
