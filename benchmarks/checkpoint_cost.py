@@ -2,9 +2,9 @@
 
     python -m benchmarks.checkpoint_cost
 
-A ViT-B/16 with AdamW and an average of its weights takes steps on one thread; after every few a checkpoint is written
-next to the training, as the loop does it. The clock runs from the end of one step to the end of the next. Then the parts
-of a checkpoint one by one: what training waits for, and what the thread that writes does next to it.
+A ViT-B/16 with AdamW and an average of its weights takes steps on one thread; every few steps a checkpoint is written
+next to the training, as the loop does it. The clock runs from the end of one step to the end of the next. Then the
+parts of a checkpoint one by one: what training waits for, and what the thread that writes does next to it.
 """
 
 import argparse

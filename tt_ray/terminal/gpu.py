@@ -10,9 +10,10 @@ from tt_ray.terminal.errors import UserError, first_line
 if TYPE_CHECKING:
     import torch
 
-_PAGE = "clusters/README.md#drivers"
-# The driver that CUDA of these major versions needs at least.
+PAGE = "clusters/README.md#drivers"
+"""What to install."""
 _DRIVERS = {"12": "525", "13": "580"}
+"""The driver that CUDA of these major versions needs at least."""
 
 
 def gpu(index: int = 0) -> "torch.device":
@@ -59,11 +60,11 @@ def _cause(error: Exception) -> str:
         has = f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
         least = _DRIVERS.get((cuda or "").partition(".")[0])
         newer = f"install driver {least} or newer" if least else "install a newer driver"
-        return f"its NVIDIA driver is for CUDA {has} at most, but {built}: {newer}, or another torch ({_PAGE})"
+        return f"its NVIDIA driver is for CUDA {has} at most, but {built}: {newer}, or another torch ({PAGE})"
     if "no NVIDIA driver" in text:
-        return f"it has no NVIDIA driver: install one ({_PAGE}), or choose machines that have GPUs, or the CPU"
+        return f"it has no NVIDIA driver: install one ({PAGE}), or choose machines that have GPUs, or the CPU"
     if cuda is None:
-        return f"torch {torch.__version__} is built without CUDA: install one that has it ({_PAGE}), or choose the CPU"
+        return f"torch {torch.__version__} is built without CUDA: install one that has it ({PAGE}), or choose the CPU"
     if "no kernel image" in text:
-        return f"{built}, but not for this kind of GPU: install another torch ({_PAGE})"
-    return f"{first_line(error)} ({built}; {_PAGE})"
+        return f"{built}, but not for this kind of GPU: install another torch ({PAGE})"
+    return f"{first_line(error)} ({built}; {PAGE})"

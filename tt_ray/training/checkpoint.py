@@ -81,7 +81,7 @@ def load_checkpoint(
             contents, read = _look(path, modules, optimizer, files)
         contents = from_worker_0(contents)
         if contents.problem:
-            raise UserError(f"{path} {contents.problem}")
+            raise UserError(contents.problem)
         assert contents.described is not None and contents.steps is not None
         for file, module in modules.items():
             current = module.state_dict()
@@ -114,9 +114,9 @@ def _look(
         single = [name for name, (shape, _) in described["optimizer"].items() if not shape]
         steps = {name: opened["optimizer"].get_tensor(name).clone() for name in single}
     except (SafetensorError, KeyError, ValueError, FileNotFoundError) as error:
-        return _Contents(f"does not fit this run's configuration: {one_line(error)[:300]}"), {}
+        return _Contents(f"{path} does not fit this run's configuration: {one_line(error)[:300]}"), {}
     except OSError as error:
-        return _Contents(f"cannot be read: {reason(error)}"), {}
+        return _Contents(f"{path} cannot be read: {reason(error)}"), {}
     described["optimizer"] = {name: each for name, each in described["optimizer"].items() if name not in steps}
     return _Contents("", state, steps, described), {file: each.get_tensor for file, each in opened.items()}
 

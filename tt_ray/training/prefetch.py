@@ -46,7 +46,9 @@ def finished_ahead(batches: Iterable[Batch], device: torch.device, config: DataC
             images = finish(batch.images.to(device, non_blocking=True), batch.rest, config)
             labels = batch.labels.to(device, non_blocking=True)
             text = None if batch.text is None else batch.text.to(device, non_blocking=True)
-            return Batch(images, labels, text, batch.rows, Rest()), stream.record_event()
+            done = torch.cuda.Event()
+            done.record(stream)
+            return Batch(images, labels, text, batch.rows, Rest()), done
 
     for batch, done in one_ahead(batches, begin):
         steps = torch.cuda.current_stream(device)
