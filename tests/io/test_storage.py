@@ -215,7 +215,7 @@ def test_a_run_that_the_first_worker_does_not_see_is_not_begun_again(
     )
     assert agreed([here, elsewhere], monkeypatch) == [config.run_dir / "checkpoints" / "step-00000012"] * 2
     for answer in agreed([elsewhere, here], monkeypatch):
-        assert re.fullmatch(rf"the machine of worker 0 does not see the run folder {elsewhere.run_dir}, .+", answer)
+        assert re.fullmatch(rf"the machine of worker 0 does not see {elsewhere.run_dir}, .+", answer)
 
 
 def test_data_are_fetched_once_by_all_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

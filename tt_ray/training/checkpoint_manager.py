@@ -94,18 +94,19 @@ class CheckpointManager:
         Raises:
             UserError: Worker 0 does not see the run at all: it would start from the beginning. On all workers.
         """
-        seen, path, problems = True, None, list[str]()
+        lost, path, problems = "", None, list[str]()
         if rank == 0:
             with self.storage.alone():
                 self.storage.pull(self.run_dir, skip=("checkpoints", "export"))
-            seen = (self.run_dir / "config.yaml").exists()
+            if not (self.run_dir / "config.yaml").exists():  # which the command has written before it started workers
+                lost = (
+                    f"the machine of worker 0 does not see {self.run_dir}, which the command has begun: "
+                    "choose a --run.storage that all nodes share, or a URI (s3://, gs://)"
+                )
             path, problems = self.newest()
-        seen, path, problems = from_worker_0((seen, path, problems))
-        if not seen:
-            raise UserError(
-                f"the machine of worker 0 does not see the run folder {self.run_dir}, which this command has begun: "
-                "choose a --run.storage that all nodes share, or a URI (s3://, gs://)"
-            )
+        lost, path, problems = from_worker_0((lost, path, problems))
+        if lost:
+            raise UserError(lost)
         return path, problems
 
     def _fetched(self) -> Iterator[Path]:
