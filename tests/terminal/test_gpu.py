@@ -123,6 +123,12 @@ def _by_a_validation(folder: Path) -> None:
         validation.validate_checkpoint(tree, str(folder / "step-00000001"))
 
 
+def _by_the_library(folder: Path) -> None:
+    import tt_ray
+
+    tt_ray.embed(["a cat"], str(folder), device="cuda")
+
+
 def _by_a_command(*words: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         import importlib
@@ -138,6 +144,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "an actor that embeds or captions": _by_an_actor,
     "a job of an evaluation": _by_an_evaluation,
     "a validation next to the training": _by_a_validation,
+    "the library": _by_the_library,
     "efficiency": _by_a_command("eval.efficiency", "--models", "a=vit_tiny_patch16_224"),
     "similarity": _by_a_command("eval.similarity", "--task", "pets", "--models", "a=vit_tiny_patch16_224"),
 }
