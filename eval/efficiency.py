@@ -43,7 +43,6 @@ def main(arguments: list[str]) -> None:
     if min(given.batch_sizes, default=0) < 1:
         raise UserError(f"--batch-sizes are {given.batch_sizes}, but there must be some, all at least 1")
     # Only now: they bring torch and timm, which take seconds.
-
     from eval.features.backbone import open_backbone, parse_models
     from eval.jobs.costs import Costs, Measured, keep_costs
     from eval.jobs.measurement import device_name, measure

@@ -204,7 +204,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         messages.put("started", {"times": times, "workers": context.world})
     take_environment(messages.get("tracker") or {})
     try:
-        if config.run.use_gpu:  # before anything else: Ray would have the worker train on its CPU
+        if config.run.use_gpu:  # before data are pulled, which may take an hour
             gpu(context.device.index or 0)
         # Before the workers form a group: pulling shards may take one node longer than the group waits for it.
         show = context.preparing if context.rank == 0 else None
