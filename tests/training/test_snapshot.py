@@ -1,6 +1,7 @@
 """Copies of the state: whose memory they have, who makes them, what is found in them before they are written."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,34 @@ def test_a_weight_that_is_not_finite_is_named_and_no_other(file: str, bad: float
     assert state.not_finite() == ""
     state.tensors[file]["head.weight"] = torch.tensor([[0.0, 1.0], [LARGE, bad]])
     assert state.not_finite() == "head.weight"
+
+
+def test_on_a_gpu_an_event_follows_the_last_copy_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+
+    class Noted(HostMemory):
+        def copy(self, name: str, tensor: Tensor) -> Tensor:
+            done.append(name)
+            return super().copy(name, tensor)
+
+    class Event:
+        def __init__(self, blocking: bool) -> None:
+            assert blocking, "the thread that writes must not take a processor while it waits"
+
+        def record(self) -> None:
+            done.append("event")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    model, ema = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)
+    model(torch.ones(1)).backward()
+    optimizer.step()
+    for module in (model, ema):
+        monkeypatch.setattr(module, "state_dict", lambda: {"weight": on_gpu(1, 2)})
+        monkeypatch.setattr(module, "parameters", lambda: [SimpleNamespace(is_cuda=True)])
+    state = snapshot(model, optimizer, ema, Noted())
+    assert done == ["model/weight", "optimizer/weight|momentum_buffer", "ema/weight", "event"]
+    assert isinstance(state.copied, Event)
 
 
 class Copying:
