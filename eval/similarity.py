@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tt_ray.io.files import new_file
 from tt_ray.terminal.command import program, read_arguments, run_command
+from tt_ray.terminal.gpu import device_of
 
 if TYPE_CHECKING:
     from eval.features.cka import Grid
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> None:
     from eval.features.cka import between_layers, between_models, layer_names
     from eval.tasks.registry import tasks
 
+    device_of(given.device)
     roots = {given.task: given.task_root.removeprefix(f"{given.task}=")} if given.task_root else {}
     task = tasks([given.task], roots, given.data_root)[given.task]
     backbones = [open_backbone(name, spec) for name, spec in parse_models(given.models).items()]

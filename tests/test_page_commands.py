@@ -45,6 +45,8 @@ EXCEPTIONS = {
     (".venv/bin/python", "-m", "pytest"): "tests; .ci/run",
     ("pip",): "installs",
     ("python", "-m", "pytest"): "tests; .ci/run",
+    ("python", "-c"): "needs a GPU",
+    ("nvidia-smi",): "needs a GPU",
     ("ruff",): "tests/test_style.py",
     ("pyright",): "types",
     ("ray",): "needs a cluster; tests/clusters/test_laptop.py",

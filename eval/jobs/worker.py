@@ -9,6 +9,7 @@ from eval.contract import EvalConfig, Result
 from eval.jobs.plan import Job
 from eval.protocols.registry import protocol
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import device_of
 
 if TYPE_CHECKING:
     from eval.features.backbone import Backbone
@@ -67,6 +68,7 @@ def work(request: Request) -> Answer:
 def _run(request: Request) -> Result | None:
     from eval.features.cache import task_features
 
+    device_of(request.config.device)
     job, task = request.job, request.task
     backbone = _open(job.model, job.spec, job.weights)
     if request.extraction:

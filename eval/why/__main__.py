@@ -26,6 +26,7 @@ import tyro
 
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import device_of
 from tt_ray.terminal.progress import Display
 
 _MOST_RUNS = 2
@@ -66,6 +67,7 @@ def _analyse(given: Arguments) -> None:
     from tt_ray.config import Config
     from tt_ray.data.prepare import open_images
 
+    device_of(given.device)
     _, source, _ = open_images(Config.from_yaml(given.runs[0] / "config.yaml"))
     chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: given.images])
     source = source.select(chosen)

@@ -16,8 +16,9 @@ from tt_ray.config import OptimConfig
 from tt_ray.io.checkpoint_folder import check_manifest, checkpoints, newest_intact
 from tt_ray.io.files import new_folder
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint, snapshot
+from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from tt_ray.training.optim import build_optimizer
+from tt_ray.training.snapshot import HostMemory, snapshot
 
 POSITION = Position(step=2, epoch=1, samples_seen=16)
 EXTRA = {"seconds": 1.5, "scores": {"top1": 12.5}, "classes": ["a", "ö"], "scaler": {}}
@@ -50,7 +51,9 @@ def _trained(name: str = "adamw", hidden: int = 4) -> tuple[nn.Module, Optimizer
 
 def _save(path: Path, name: str = "adamw", step: int = 2, ema: nn.Module | None = None) -> tuple[nn.Module, Optimizer]:
     model, optimizer = _trained(name)
-    save_checkpoint(path, Position(step, 1, 8 * step), snapshot(model, optimizer, ema), EXTRA, "train: {}\n")
+    save_checkpoint(
+        path, Position(step, 1, 8 * step), snapshot(model, optimizer, ema, HostMemory()), EXTRA, "train: {}\n"
+    )
     return model, optimizer
 
 
@@ -92,7 +95,7 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
     model[3].requires_grad_(False)
     optimizer = _optimizer(model)
     _step(model, optimizer, 0)
-    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None), EXTRA, "")
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "")
     again = _net(seed=1)
     again[3].requires_grad_(False)
     restored = _optimizer(again)
@@ -103,7 +106,7 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
 def test_channels_last_weights_come_back(tmp_path: Path) -> None:
     model, optimizer = _trained()
     model.to(memory_format=torch.channels_last)
-    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None), EXTRA, "")
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "")
     again = _net(seed=1).to(memory_format=torch.channels_last)
     load_checkpoint(tmp_path / "step-1", again, _optimizer(again), None)
     assert again[0].weight.is_contiguous(memory_format=torch.channels_last)
