@@ -241,11 +241,11 @@ class Suggestions(Searcher):
             if record.ended:
                 self._tell(record)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self.left:
             record = self.left.pop(0)
         elif (values := self._propose(trial_id)) is None:
-            return Searcher.FINISHED
+            return Searcher.FINISHED  # type: ignore[return-value]  # Ray's word, which its annotation forgets
         else:
             record = self.known[identity(values)] = self.new(values)
         self.running[trial_id] = record
