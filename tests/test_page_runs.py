@@ -113,7 +113,6 @@ READ = {
     "python eval --models mine=runs/in1k": _IMAGENET,
     "python benchmarks.what_text_buys": _STUDY,
     "python benchmarks.comparisons": _STUDY,
-    "python benchmarks.searches": "writes recorded files again; tests/test_page_figures.py computes what it writes",
     "python benchmarks.step_cost": _MEASURES,
     "python benchmarks.ray_overhead": _MEASURES,
     "python benchmarks.text_loss": _MEASURES,
