@@ -6,8 +6,10 @@ For after a change of the statistics or of a space; nothing is trained. A dimens
 out of it, as the space says by now, and trials that are the same after that count once.
 """
 
+import json
 import tempfile
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -36,24 +38,29 @@ def recorded(folder: Path) -> Recorded:
     reports: dict[str, dict[tuple[int, int], list[dict[str, Any]]]] = {}
     for row in pq.read_table(folder / "results.parquet").to_pylist():
         reports.setdefault(row["trial"], {}).setdefault((row["generation"], row["epoch"]), []).append(row)
-    with tempfile.TemporaryDirectory() as scratch:
-        journal, known, repeated = Journal(Path(scratch)), set[str](), 0
-        for name, epochs in reports.items():
-            first = next(iter(epochs.values()))[0]
-            drawn: Values = {path: first[path] for path in space.domains if first[path] is not None}
-            values = space.without_idle(drawn)
-            if first["phase"] == "search" and identity(values) in known:
+    lines: list[dict[str, Any]] = []
+    known, repeated = set[str](), 0
+    for name, epochs in reports.items():
+        first = next(iter(epochs.values()))[0]
+        drawn: Values = {path: first[path] for path in space.domains if first[path] is not None}
+        values = space.without_idle(drawn)
+        if first["phase"] == "search":
+            if identity(values) in known:
                 repeated += 1
                 continue
-            known |= {identity(values)} if first["phase"] == "search" else set()
-            journal.add(name, first["phase"], values, [row["seed"] for row in next(iter(epochs.values()))])
-            for (generation, epoch), rows in sorted(epochs.items()):
-                seeds = {str(row["seed"]): {metric: row[metric] for metric in METRICS} for row in rows}
-                means = {metric: sum(each[metric] for each in seeds.values()) / len(seeds) for metric in METRICS}
-                about = {"epoch": epoch, "generation": generation, "at": rows[0]["at"], "values": values}
-                journal.report(name, {**means, **about, "seeds": seeds, "seconds": rows[0]["trial_seconds"]})
-            journal.end(name, first["status"])
-    return Recorded(space, journal, repeated)
+            known.add(identity(values))
+        seeds = [row["seed"] for row in next(iter(epochs.values()))]
+        lines.append({"kind": "trial", "trial": name, "phase": first["phase"], "values": values, "seeds": seeds})
+        for (generation, epoch), rows in sorted(epochs.items()):
+            own = {str(row["seed"]): {metric: row[metric] for metric in METRICS} for row in rows}
+            means = {metric: fmean(each[metric] for each in own.values()) for metric in METRICS}
+            about = {"epoch": epoch, "generation": generation, "at": rows[0]["at"], "values": values}
+            report = {**means, **about, "seeds": own, "seconds": rows[0]["trial_seconds"]}
+            lines.append({"kind": "report", "trial": name, "row": report})
+        lines.append({"kind": "end", "trial": name, "status": first["status"], "reason": ""})
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return Recorded(space, Journal(Path(scratch)), repeated)
 
 
 def main() -> None:
