@@ -15,6 +15,7 @@ import numpy as np
 from eval.jobs.costs import Costs, read_costs
 from eval.jobs.results import ResultRow, Table, read_predictions
 from eval.protocols.registry import PROTOCOLS
+from eval.report.classes import Confusion, Key, confusions
 from eval.report.content import Cell, CellKey, Counted, Difference, Failure, ModelOrigin, Report, Section
 from tt_ray.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
 from tt_ray.statistics import paired_differences, spread
@@ -90,7 +91,17 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
         comparisons=sum(each.interval is not None for each in differences),
         marked=sum(each.mark != 0 for each in differences),
         costs=_costs(out, index, models),
+        confusions=_confusions(out, index, sections),
     )
+
+
+def _confusions(out: Path, index: _Index, sections: Sequence[Section]) -> tuple[Confusion, ...]:
+    jobs: dict[Key, dict[str, None]] = {
+        (section.label, task, model): {} for section in sections for task in section.tasks for model in section.models
+    }
+    for row in index.rows:
+        jobs[index.section(row), index.task(row), index.model(row)][row.job] = None
+    return confusions(out, {key: sorted(names) for key, names in jobs.items()})
 
 
 def _sections(out: Path, index: _Index, models: Sequence[str], progress: Progress) -> tuple[Section, ...]:

@@ -256,4 +256,5 @@ def test_a_search_with_another_condition_is_another_search(tmp_path: Path) -> No
     first, other = (search_of(tmp_path, text).settings for text in (HEADS, HEADS.partition("WHEN")[0]))
     assert first["space"].keys() == other["space"].keys() and first["space"] != other["space"]
     assert first["space"]["head.depth"] == "[2, 3] when head.kind in 'mlp'"
+    assert other["space"]["head.depth"] == "[2, 3]", "as before there were conditions: such a search resumes"
     json.dumps(first)
