@@ -23,7 +23,7 @@ Key = tuple[str, str, str]
 
 
 class Confusion(NamedTuple):
-    """How often images of a class were taken for another one, over seeds and draws; pairs that never happen left out."""
+    """How often images of a class were taken for another one, over seeds and draws; without pairs that never happen."""
 
     protocol: str
     task: str
@@ -103,14 +103,10 @@ def confusion_csv(found: Sequence[Confusion]) -> str:
 def write_images(found: Sequence[Confusion], path: Path) -> None:
     """A row for each test image of each protocol, task and model: its class, and how often it was named right."""
     names = ("protocol", "task", "model")
-    types = [
-        *((name, pa.string()) for name in names),
-        ("image", pa.int64()),
-        ("class", pa.int32()),
-        ("right", pa.float64()),
-    ]
-    with pq.ParquetWriter(path, pa.schema(types)) as writer:
+    own = [("image", pa.int64()), ("class", pa.int32()), ("right", pa.float64())]
+    schema = pa.schema([*((name, pa.string()) for name in names), *own])
+    with pq.ParquetWriter(path, schema) as writer:
         for each in found:
             columns = [pa.repeat(getattr(each, name), len(each.truth)) for name in names]
             columns += [pa.array(np.arange(len(each.truth))), pa.array(each.truth), pa.array(each.right)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=pa.schema(types)))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))

@@ -281,7 +281,7 @@ def test_numbers_are_the_same_in_all_formats(sample: Path, tmp_path: Path) -> No
     parser = _Tables()
     parser.feed((tmp_path / "report.html").read_text())
     rows = [row for row in cells(sample) if row["main_metric"] == "yes"]
-    for table, protocol in ((1, "linear"), (3, "knn")):
+    for table, protocol in ((1, "linear"), (4, "knn")):
         page = {re.split(r" *(top1|mean_per)", row[0])[0].strip(): row[1:] for row in parser.tables[table][1:]}
         section = markdown.split(f"\n## {protocol}\n")[1].split("\n#")[0]
         lines = {
