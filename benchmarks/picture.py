@@ -8,10 +8,11 @@ The figures are means and standard deviations over seeds, of the arms `baseline`
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.what_text_buys import TUNING_SEED, best_rates, read
+from tt_ray.statistics import spread
 
 RESULTS = Path(__file__).parent / "results"
 OUT = Path(__file__).parents[1] / "docs" / "textteacher.svg"
@@ -82,7 +83,7 @@ def figures(study: str) -> dict[str, tuple[float, float]]:
         values = [
             row["top1"] for row in rows if (row["arm"], row["rate"]) == (arm, rate) and row["seed"] != TUNING_SEED
         ]
-        found[arm] = fmean(values), stdev(values)
+        found[arm] = fmean(values), spread(values) or 0.0
     return found
 
 
