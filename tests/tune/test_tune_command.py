@@ -151,6 +151,21 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
 
 
 @pytest.mark.slow
+def test_optuna_ends_where_a_space_has_no_more_configurations(cluster: None, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    out = tmp_path / "out"
+    text = "SPACE = {'optim.grad_clip': tune.choice([0.0, 1.0]), 'optim.warmup_epochs': tune.choice([0.0, 0.5])}\n"
+    text += "WHEN = {'optim.warmup_epochs': {'optim.grad_clip': 1.0}}\nNUM_SAMPLES = 5"
+    arguments = [space(tmp_path, text), "--base", "shapes_baseline", "--searcher", "optuna", "--final-seeds"]
+    main([*arguments, "--out", str(out), *TOY, "--train.epochs", "1"])
+    records = Journal(out).of("search")
+    assert {record.status for record in records} == {"done"}
+    found = sorted(tuple(record.values.items()) for record in records)
+    warm = [(("optim.grad_clip", 1.0), ("optim.warmup_epochs", value)) for value in (0.0, 0.5)]
+    assert found == [(("optim.grad_clip", 0.0),), *warm]
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_a_search_times_its_trials(
     cluster: None, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
