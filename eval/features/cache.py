@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.contract import EvalConfig
+from eval.contract import EvalConfig, Precision
 from eval.features.backbone import Backbone
 from eval.features.extract import Floats, Ints, extract_into
 from eval.tasks.registry import Task, images_fingerprint, split_rows
@@ -65,13 +65,14 @@ def test_features(backbone: Backbone, task: Task, config: EvalConfig) -> tuple[F
     return x, y
 
 
-def cache_key(backbone: Backbone, images: Sequence[str]) -> str:
-    """Names the folder of features: a hash of weights, decoding, preprocessing, fingerprints of the images, and dtype.
+def cache_key(backbone: Backbone, images: Sequence[str], precision: Precision = "fp32") -> str:
+    """Names the folder of features: a hash of weights, decoding, preprocessing, fingerprints of images, and precision.
 
     Fingerprints hold the set, its version, its split, ids, and sizes and times of the user's files; labels play no
     part, so that tasks that differ in labels alone share their features.
     """
-    parts = [FORMAT, DECODING, backbone.weights, asdict(backbone.preprocessing), list(images), "float32"]
+    dtype = "float32" if precision == "fp32" else precision  # of the forward pass: features are kept in float32
+    parts = [FORMAT, DECODING, backbone.weights, asdict(backbone.preprocessing), list(images), dtype]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -82,7 +83,7 @@ def _cached(
     opened = [task.opened(split) for split in splits]
     sources = [each.source for each in opened]
     images = [f"{task.version} {split} {images_fingerprint(each)}" for split, each in zip(splits, opened, strict=True)]
-    folder = config.cache / cache_key(backbone, images)
+    folder = config.cache / cache_key(backbone, images, config.precision)
     sizes = tuple(map(len, sources))
     if not _complete(folder):
         with _disk_problems(config.cache):

@@ -1,6 +1,6 @@
 """Features of a timm classifier for every image of a split: decoded ahead, in parts that fit into memory.
 
-Preprocessing is the model's own (timm's data configuration), everything is float32, nothing is augmented.
+Preprocessing is the model's own (timm's data configuration), features are float32, nothing is augmented.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from eval.contract import EvalConfig
-from eval.features.backbone import Backbone
+from eval.features.backbone import Backbone, forward_pass
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import channels_first, normalize
 from tt_ray.data.image_batches import eval_images
@@ -115,7 +115,8 @@ def extract_into(backbone: Backbone, source: Source, config: EvalConfig, out: Fl
     limit, start, held = config.batch_size, 0, list[Tensor]()
     try:
         for images in _ahead(decoder, config.num_loaders, device):
-            features, limit = _forward(model, preprocessing, images, limit, device)
+            with forward_pass(config):
+                features, limit = _forward(model, preprocessing, images, limit, device)
             held.extend(features)
             if sum(part.nbytes for part in held) >= _FLUSH_BYTES:
                 start, held = _flush(held, out, start), []
@@ -165,7 +166,7 @@ def _forward(
         part = images[start : start + limit]
         try:
             batch = normalize(part.to(device, non_blocking=True), preprocessing.mean, preprocessing.std)
-            parts.append(pooled(model, batch))
+            parts.append(pooled(model, batch).float())
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error) or limit == 1:
                 raise

@@ -15,6 +15,7 @@ from eval.contract import EvalConfig
 from eval.jobs.plan import Job
 from eval.jobs.worker import Answer, Request, work
 from eval.protocols.registry import protocol
+from tt_ray.cluster.actor_pool import places_on
 from tt_ray.cluster.own_eval import call_pickled
 
 _TRIES = 3
@@ -122,9 +123,8 @@ class _Scheduler:
         """Tasks that fit the cluster side by side."""
         import ray
 
-        total, wanted = ray.cluster_resources(), self.resources
-        fits = [total.get(kind, 0) // each for kind, each in (("CPU", wanted.cpus), ("GPU", wanted.gpus)) if each]
-        return max(int(min(fits, default=1)), 1)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return max(places_on(nodes, self.resources.cpus, self.resources.gpus), 1)
 
     def finish(self, item: Item, answer: Answer) -> None:
         item.tries += 1
@@ -186,4 +186,4 @@ def _label(item: Item) -> str:
 
 def requests_for(jobs: Sequence[Job], tasks: Mapping[str, Any], base: EvalConfig) -> list[Request]:
     """One request for each job, with the settings of `base`."""
-    return [Request(job, tasks[job.task], replace(base, options=job.options, seed=job.seed)) for job in jobs]
+    return [Request(job, tasks[job.task], replace(base, options=job.options, seed=job.seed, precision=job.precision)) for job in jobs]

@@ -49,6 +49,8 @@ def work(request: Request) -> Answer:
 
     start = time.perf_counter()
     torch.set_num_threads(request.config.threads)
+    # A fine-tuning before this may have left TF32 on in the process; with it, solvers would miss their tolerance.
+    torch.set_float32_matmul_precision("highest")
     result, problem, kind = None, "", ""
     try:
         result = _run(request)
@@ -73,8 +75,10 @@ def _run(request: Request) -> Result | None:
         task_features(backbone, task, request.config)
         return None
     result = protocol(job.protocol).evaluate(backbone, task, request.config)
-    # A job that ran out of memory has got a smaller one.
-    return replace(result, chosen=result.chosen | {"batch_size": request.config.batch_size})
+    config = request.config
+    precision = "tf32" if config.precision == "fp32" and config.device.startswith("cuda") else config.precision
+    # A job that ran out of memory has got a smaller batch.
+    return replace(result, chosen={"precision": precision} | result.chosen | {"batch_size": config.batch_size})
 
 
 @functools.lru_cache(_OPEN_MODELS)
