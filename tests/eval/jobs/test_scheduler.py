@@ -11,10 +11,12 @@ import pytest
 import ray
 
 from eval.contract import EvalConfig, Result
+from eval.jobs.evaluation import cpus_beside
 from eval.jobs.plan import Job
 from eval.jobs.scheduler import JobResources, State, schedule
 from eval.jobs.worker import Answer, Request
 from tests.toy import stop_ray
+from tt_ray.cluster.connect import keep_ray_quiet
 from tt_ray.terminal.errors import Stopped
 
 pytestmark = pytest.mark.slow
@@ -22,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    from tt_ray.cluster.connect import join_ray
-
-    join_ray()
+    """With a GPU that Ray hands out, and nobody computes on."""
+    keep_ray_quiet()
+    ray.init(address="local", num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     stop_ray()
 
@@ -40,6 +42,12 @@ def do(request: Request) -> Answer:
     kind = "features" if request.extraction else job.protocol
     with (folder / "log").open("a") as log:
         log.write(f"{job.task} {kind} {request.config.batch_size}\n")
+    if job.task == "shares":  # ends once the other one is there as well
+        (folder / f"seed {job.seed}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("seed *"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return Answer(Result({"GPU": ray.get_runtime_context().get_assigned_resources()["GPU"]}, 1), 0.1)
     if job.task == "killed" or (job.task == "killed once" and not (folder / "mark").exists()):
         (folder / "mark").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -58,7 +66,7 @@ def do(request: Request) -> Answer:
     return Answer(None if request.extraction else Result({"top1": 1.0}, 1), 0.1)
 
 
-def run(requests: list[Request], cpus: float = 1) -> dict[str, Answer]:
+def run(requests: list[Request], cpus: float = 1, gpus: float = 0) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     states: list[State] = []
 
@@ -66,7 +74,7 @@ def run(requests: list[Request], cpus: float = 1) -> dict[str, Answer]:
         assert job.label not in answers, "each job ends once"
         answers[job.label] = answer
 
-    schedule(requests, JobResources(cpus), ended, states.append, do)
+    schedule(requests, JobResources(cpus, gpus), ended, states.append, do)
     assert states[-1].waiting == 0 and not states[-1].running
     return answers
 
@@ -84,6 +92,30 @@ def test_features_are_extracted_once_before_the_jobs_that_need_them_and_long_job
     assert [line.rsplit(" ", 1)[0] for line in log(tmp_path)] == [
         "b features", "a finetune", "b finetune", "a finetune", "b linear", "b knn",
     ]  # fmt: skip
+
+
+def test_two_jobs_share_a_gpu(tmp_path: Path) -> None:
+    answers = run([request(tmp_path, "shares", seed=seed) for seed in (0, 1)], 0.5, 0.5)
+    assert [answer.result and answer.result.metrics for answer in answers.values()] == [{"GPU": 0.5}] * 2
+    assert len(list(tmp_path.glob("seed *"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "cpus"),
+    [
+        (0, [{"CPU": 64.0, "GPU": 8.0}], 1),
+        (1, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}], 8),
+        (0.25, [{"CPU": 64.0, "GPU": 8.0}], 2),
+        (0.3, [{"CPU": 16.0, "GPU": 2.0}], 2),  # three share a GPU
+        (1, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}], 4),  # all jobs take as many
+        (0.1, [{"CPU": 4.0, "GPU": 1.0}], 1),
+        (1, [{"CPU": 4.0}], 1),  # which is refused
+    ],
+)
+def test_cpus_of_a_node_are_shared_by_the_jobs_on_its_gpus(
+    gpus: float, nodes: list[dict[str, float]], cpus: int
+) -> None:
+    assert cpus_beside(gpus, nodes) == cpus
 
 
 def test_a_job_whose_process_dies_is_tried_again_with_half_the_batch(tmp_path: Path) -> None:
@@ -120,15 +152,15 @@ def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: 
 def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def resources() -> dict[str, float]:
+    def nodes() -> list[dict[str, Any]]:
         assert not asked, "a cluster that was stopped by the same signal would not answer"
         asked.append(1)
-        return {"CPU": 1}
+        return [{"Alive": True, "Resources": {"CPU": 1}}]
 
     def looked(state: State) -> None:
         raise Stopped("stopped", 143)
 
-    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(ray, "nodes", nodes)
     monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
     with pytest.raises(Stopped):
         schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)
