@@ -17,7 +17,6 @@ COVERED_BY = {
     "eval/jobs/evaluation": "eval/test_eval_command",
     "eval/jobs/measurement": "eval/test_efficiency",
     "eval/jobs/summary": "eval/test_eval_command",
-    "eval/jobs/worker": "eval/jobs/test_scheduler",
     "eval/protocols/finetune_data": "eval/protocols/test_finetune",
     "eval/protocols/finetune_recipes": "eval/protocols/test_finetune",
     "eval/protocols/logistic_design": "eval/protocols/test_logistic_solver",

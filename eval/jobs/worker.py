@@ -27,6 +27,8 @@ class Request:
     config: EvalConfig
     extraction: bool = False
     """Only put the task's features into the cache, for this job and others."""
+    beside: tuple[Job, ...] = ()
+    """Jobs of other models whose features an extraction makes as well: it decodes the images once."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ def work(request: Request) -> Answer:
 
 
 def _run(request: Request) -> Result | None:
-    from eval.features.cache import task_features
+    from eval.features.cache import fill_cache
 
     job, task = request.job, request.task
     backbone = _open(job.model, job.spec, job.weights)
     if request.extraction:
-        task_features(backbone, task, request.config)
+        others = [_open(each.model, each.spec, each.weights) for each in request.beside]
+        fill_cache([backbone, *others], task, request.config)
         return None
     result = protocol(job.protocol).evaluate(backbone, task, request.config)
     config = request.config

@@ -61,8 +61,10 @@ def test_the_pool_fits(options: PoolOptions, nodes: list[dict[str, float]], pool
         (PoolOptions(threads=0), CPUS, "--threads is 0"),
         (PoolOptions(actors=-1), CPUS, "--actors is -1"),
         (PoolOptions(actors=4, gpus_per_actor=0.4), [{"CPU": 9.0, "GPU": 1.0}], "1 CPUs and 0.4 GPUs each do not fit"),
-        *((PoolOptions(gpus_per_actor=gpus), GPUS, f"--gpus_per_actor is {gpus}: choose 1, or a fraction")
-          for gpus in (0.0, -1.0, 1.5, 2.0, 1e-6, float("nan"), float("inf"))),
+        *(
+            (PoolOptions(gpus_per_actor=gpus), GPUS, f"--gpus_per_actor is {gpus}: choose 1, or a fraction")
+            for gpus in (0.0, -1.0, 1.5, 2.0, 1e-6, float("nan"), float("inf"))
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(options: PoolOptions, nodes: list[dict[str, float]], message: str) -> None:

@@ -110,9 +110,7 @@ def test_of_two_commands_one_embeds_and_the_other_waits(
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
 
 
-def test_an_embedding_that_is_not_finite_is_named_as_by_one_process(
-    tmp_path: Path, encoder: str, no_ray: None
-) -> None:
+def test_an_embedding_that_is_not_finite_is_named_as_by_one_process(tmp_path: Path, encoder: str, no_ray: None) -> None:
     copy = shutil.copytree(encoder, tmp_path / "encoder")
     spoil(copy)
     lines = []

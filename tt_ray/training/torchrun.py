@@ -97,4 +97,6 @@ def wait_for_all(group: Any, context: "LocalContext") -> None:
             time.sleep(0.1)
             if context.request:  # torchrun's SIGTERM, which training would answer with a checkpoint
                 raise SystemExit(1) from None
-        raise RuntimeError(f"another process of torchrun has ended, or cannot be reached: {first_line(error)}") from error
+        raise RuntimeError(
+            f"another process of torchrun has ended, or cannot be reached: {first_line(error)}"
+        ) from error

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import ray
 from eval.contract import EvalConfig, Result
 from eval.jobs.evaluation import cpus_beside
 from eval.jobs.plan import Job
-from eval.jobs.scheduler import JobResources, State, schedule
+from eval.jobs.scheduler import JobResources, State, _items, schedule
 from eval.jobs.worker import Answer, Request
 from tests.toy import stop_ray
 from tt_ray.cluster.connect import keep_ray_quiet
@@ -51,6 +52,8 @@ def do(request: Request) -> Answer:
     if job.task == "killed" or (job.task == "killed once" and not (folder / "mark").exists()):
         (folder / "mark").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if job.task == "crowded" and request.extraction and (request.beside or job.model == "m1"):
+        return Answer(None, 0.0, "no such model", "mistake")
     if job.task == "mistake" and request.extraction:
         return Answer(None, 0.0, "no such data", "mistake")
     if job.task == "full" and request.config.batch_size > 16:
@@ -147,6 +150,42 @@ def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: 
     assert [answers[f"model mistake {name} seed 0"].problem for name in ("knn", "linear")] == ["no such data"] * 2
     assert not answers["model fine finetune seed 0"].kind
     assert log(tmp_path).count("mistake features 64") == 1
+
+
+def several(folder: Path, device: str, models: int = 3, tasks: tuple[str, ...] = ("a", "b")) -> list[Request]:
+    """knn and linear of several models."""
+    found = []
+    for task in tasks:
+        for number in range(models):
+            for protocol in ("knn", "linear"):
+                given = request(folder, task, protocol)
+                job = replace(given.job, model=f"m{number}", weights=str(number))
+                found.append(replace(given, job=job, config=replace(given.config, device=device)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("device", "slots", "models"),
+    [("cuda", 1, [3, 3]), ("cuda", 2, [3, 3]), ("cuda", 3, [2, 1, 2, 1]), ("cuda", 6, [1] * 6), ("cpu", 1, [1] * 6)],
+)
+def test_on_gpus_one_extraction_serves_several_models_as_long_as_all_have_work(
+    tmp_path: Path, device: str, slots: int, models: list[int]
+) -> None:
+    items = _items(several(tmp_path, device), slots)
+    assert [1 + len(item.request.beside) for item in items] == models
+    assert [len(item.waiting) for item in items] == [2 * count for count in models]
+    for item in items:
+        mine = {each.weights for each in (item.request.job, *item.request.beside)}
+        assert {each.request.job.weights for each in item.waiting} == mine
+        assert {each.request.job.task for each in item.waiting} == {item.request.job.task}
+
+
+def test_a_model_that_fails_among_several_fails_alone(tmp_path: Path) -> None:
+    answers = run(several(tmp_path, "cuda", 2, ("crowded",)), ray.cluster_resources()["CPU"])
+    assert {label: answer.problem for label, answer in answers.items()} == {
+        f"m{number} crowded {name} seed 0": "no such model" * number for number in (0, 1) for name in ("knn", "linear")
+    }
+    assert log(tmp_path).count("crowded features 64") == 3
 
 
 def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
