@@ -154,10 +154,8 @@ def test_an_actor_that_dies_once_is_started_again(ray_of_two: Path, tmp_path: Pa
 class Sharing:
     """Answers with the part of a GPU that its actor has, once two actors are there."""
 
-    about: dict[str, Any] = {"kind": "sharing"}
-
     def __init__(self, folder: Path, pool: Pool) -> None:
-        self.folder = folder
+        self.folder, self.about = folder, {"kind": "sharing"}
         assert (pool.device, pool.share) == ("cuda", 0.5)
 
     def __call__(self, items: list[Any]) -> bytes:

@@ -80,7 +80,7 @@ class TextEncoder:
         """Rows of each batch and their token ids; a thread tokenises the next captions while the model runs."""
         order, window = np.arange(len(captions)), WINDOW
         if self._on_gpu:
-            # Sorted by characters, captions can be tokenised batch by batch, so that a GPU waits for the first one only.
+            # Sorted by characters, captions can be tokenised batch by batch: a GPU waits for the first one only.
             window = batch_size = batch_size or _GPU_BATCH
             order = np.argsort([-len(caption) for caption in captions], kind="stable")
         windows = [order[start : start + window] for start in range(0, len(order), window)]
