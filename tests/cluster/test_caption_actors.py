@@ -143,7 +143,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(launch, "start_ray", lambda config, say: by.append("Ray") or False)
     monkeypatch.setattr(launch, "train_on_ray", lambda *_, **__: {"top1": 1.0})
     monkeypatch.setattr(preflight, "try_model", lambda *_: None)
-    monkeypatch.setattr(run, "Messages", lambda: SimpleNamespace(send=None))
+    monkeypatch.setattr(run, "Messages", lambda: SimpleNamespace(send=print))
     monkeypatch.setattr(run, "ProgressThread", lambda *_: ExitStack())
     yield by
 

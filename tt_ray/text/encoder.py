@@ -15,7 +15,8 @@ from tt_ray.text.encoder_files import PROJECTION, find_encoder, revision_of
 from tt_ray.text.families import FAMILIES, Family
 from tt_ray.text.pooling import Settings, load_dense, pool, read_json, read_settings
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _BIDIRECTIONAL_POOLING = {"avg": "mean", "cls": "cls", "last": "last"}
 
