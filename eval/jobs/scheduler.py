@@ -21,6 +21,8 @@ from tt_ray.cluster.own_eval import call_pickled
 _TRIES = 3
 # Seconds between looks at the cluster's size, and between updates of the display while nothing ends.
 _LOOK_S = 1.0
+# Models whose features one task extracts, at most: they are in memory together.
+_TOGETHER = 8
 # An extraction is worth starting before any job that does not wait for one.
 _EXTRACTION_COST = 1e12
 
@@ -129,15 +131,15 @@ class _Scheduler:
 
     def finish(self, item: Item, answer: Answer) -> None:
         item.tries += 1
+        if answer.kind and item.request.beside:  # one model must not fail the others, nor all fill the memory
+            for each in _one_by_one(item):
+                self.push(each)
+            return
         if answer.kind == "memory" and item.tries < _TRIES:
             config = item.request.config
             smaller = replace(config, batch_size=max(config.batch_size // 2, 1))
             item.request = replace(item.request, config=smaller)
             self.push(item)
-            return
-        if answer.kind and item.request.beside:  # one model must not fail the others
-            for each in _one_by_one(item):
-                self.push(each)
             return
         if answer.kind == "memory":
             answer = replace(answer, problem=f"{answer.problem} (tried {item.tries} times)")
@@ -168,7 +170,8 @@ def _items(requests: Sequence[Request], slots: int) -> list[Item]:
         if place not in extractions:
             extractions[place] = Item(replace(request, extraction=True), 0.0)
         extractions[place].waiting.append(item)
-    together = -(-len(extractions) // slots) if requests and requests[0].config.device.startswith("cuda") else 1
+    on_gpu = bool(requests) and requests[0].config.device.startswith("cuda")
+    together = min(-(-len(extractions) // slots), _TOGETHER) if on_gpu and extractions else 1
     by_images: dict[str, list[Item]] = {}
     for (_, images), item in extractions.items():
         by_images.setdefault(images, []).append(item)

@@ -52,7 +52,7 @@ class TextEncoder:
         ]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad: int = pad or 0
-        self._on_gpu = str(device).startswith("cuda")
+        self._on_gpu = str(device) != "cpu"
         self.dim: int = self._forward([[self._pad]]).shape[1]
         """Length D of an embedding."""
 
@@ -131,7 +131,9 @@ class TextEncoder:
         return vectors
 
     def _moved(self, tensor: Any) -> Any:
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._on_gpu else tensor.to(self._device)
+        """The tensor on the device; the host does not wait until it is there."""
+        pinned = tensor.pin_memory() if str(self._device).startswith("cuda") else tensor
+        return pinned.to(self._device, non_blocking=True)
 
 
 def _flush(held: list[tuple[npt.NDArray[np.int64], Any]], out: npt.NDArray[np.float32]) -> list[Any]:
