@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Precision = Literal["fp32", "bf16"]
-"""float32, for which GPUs take TF32, or bfloat16 autocast."""
+Precision = Literal["fp32", "tf32", "bf16"]
+"""float32, the same on GPUs with products in TF32, or bfloat16 autocast."""
 
 
 @dataclass(frozen=True)

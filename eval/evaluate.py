@@ -56,8 +56,8 @@ class Arguments:
     """Images of a forward pass; halved and tried again when memory runs out."""
     num_loaders: int = 0
     """Processes of each job that decode images; 0 decodes in its threads."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of forward passes: fp32 (for which GPUs take TF32) or bf16, whose results get a protocol's hash of their own."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Of forward passes; auto takes fp32 on CPUs and tf32 on GPUs. All but fp32 give a protocol a hash of its own."""
     cache: Path | None = None
     """Folder of extracted features; the default is OUT/features."""
     check: bool = False
@@ -79,7 +79,7 @@ def evaluate(
     gpus_per_job: float = 0.0,
     batch_size: int = 256,
     num_loaders: int = 0,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto",
 ) -> "pa.Table":
     """Evaluates models as `python -m eval` does, in parallel on Ray; what `out` has is not run again.
 
@@ -96,7 +96,7 @@ def evaluate(
         gpus_per_job: GPUs of each job; a fraction lets several share one.
         batch_size: Images of a forward pass; halved and tried again when memory runs out.
         num_loaders: Processes of each job that decode images; 0 decodes in its threads.
-        precision: Of forward passes: fp32 (for which GPUs take TF32) or bf16.
+        precision: Of forward passes: fp32, tf32 or bf16; auto takes fp32 on CPUs and tf32 on GPUs.
 
     Returns:
         One row for each metric of each of these jobs: model, task, protocol, seed, metric, value, n, ... (all columns:
@@ -208,6 +208,8 @@ def check(given: Arguments) -> None:
         from tt_ray.cluster.actor_pool import check_share
 
         check_share("--gpus-per-job", given.gpus_per_job)
+    elif given.precision == "tf32":
+        raise UserError("--precision tf32 is for GPUs: set --gpus-per-job, or choose fp32 or bf16")
     for name in ("models", "tasks", "protocols", "seeds"):
         values = getattr(given, name)
         if not values and not (name == "models" and given.check):
@@ -233,7 +235,10 @@ def open_evaluation(given: Arguments) -> "Evaluation":
     options = read_options(given.protocols, given.set)
     from eval.features.backbone import parse_models
 
-    return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds, given.precision)
+    precision = given.precision
+    if precision == "auto":
+        precision = "tf32" if given.gpus_per_job else "fp32"
+    return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds, precision)
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -60,18 +60,21 @@ class Backbone:
 
 @contextmanager
 def forward_pass(config: EvalConfig) -> Iterator[None]:
-    """Inference with models in `config.precision`; GPUs take TF32 for float32, here alone.
+    """Inference with models in `config.precision`, which means TF32 here alone.
 
     What is fitted on features is computed outside: with TF32, solvers would not reach their tolerance.
     """
     device, before = torch.device(config.device).type, torch.get_float32_matmul_precision()
+    of_convolutions = torch.backends.cudnn.allow_tf32  # on unless told otherwise, unlike that of other products
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     try:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = of_convolutions
 
 
 def parse_models(items: Sequence[str]) -> dict[str, str]:

@@ -79,9 +79,8 @@ def _run(request: Request) -> Result | None:
         return None
     result = protocol(job.protocol).evaluate(backbone, task, request.config)
     config = request.config
-    precision = "tf32" if config.precision == "fp32" and config.device.startswith("cuda") else config.precision
     # A job that ran out of memory has got a smaller batch.
-    return replace(result, chosen={"precision": precision} | result.chosen | {"batch_size": config.batch_size})
+    return replace(result, chosen={"precision": config.precision} | result.chosen | {"batch_size": config.batch_size})
 
 
 @functools.lru_cache(_OPEN_MODELS)

@@ -65,7 +65,7 @@ def protocol_hash(name: str, options: Any, precision: Precision = "fp32") -> str
     """Sixteen hexadecimal digits that stand for the protocol, its version, every number of its recipe, and precision.
 
     The recipe is the options' fields, or what their property `recipe_numbers` returns where they have one. float32 is
-    not named, so that results keep the hash that they have had; TF32 of GPUs counts as its rounding.
+    not named, so that results keep the hash that they have had.
     """
     recipe = options.recipe_numbers if hasattr(options, "recipe_numbers") else asdict(options)
     parts = [name, protocol(name).TRAITS.version, recipe, *([] if precision == "fp32" else [precision])]

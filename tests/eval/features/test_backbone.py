@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -153,16 +154,21 @@ def test_empty_folder(tmp_path: Path) -> None:
     assert "holds neither export/" in message(lambda: open_backbone("m", str(tmp_path)))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_tf32_is_for_forward_passes_on_gpus_alone(device: str) -> None:
+def test_tf32_is_for_forward_passes_on_gpus_alone(device: str, precision: Any) -> None:
     """Outside them solvers compute, which would not reach their tolerance."""
-    config = EvalConfig(None, Path(), device=device)
+    config = EvalConfig(None, Path(), device=device, precision=precision)
     assert torch.get_float32_matmul_precision() == "highest"
+    convolutions = torch.backends.cudnn.allow_tf32
     with pytest.raises(KeyError), forward_pass(config):
-        assert torch.get_float32_matmul_precision() == ("high" if device == "cuda" else "highest")
+        fast = (device, precision) == ("cuda", "tf32")
+        assert torch.get_float32_matmul_precision() == ("high" if fast else "highest")
+        assert device == "cpu" or torch.backends.cudnn.allow_tf32 == fast
         assert torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device)
         raise KeyError
     assert torch.get_float32_matmul_precision() == "highest" and not torch.is_inference_mode_enabled()
+    assert torch.backends.cudnn.allow_tf32 == convolutions
 
 
 def test_bf16_is_for_forward_passes_alone() -> None:

@@ -34,15 +34,6 @@ def test_results_say_their_precision(tmp_path: Path, name: str, precision: Any) 
     assert answer.result.chosen["precision"] == precision and answer.result.chosen["batch_size"] == 16
 
 
-def test_float32_of_a_gpu_says_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = request(tmp_path, "knn", device="cuda")
-    on_cpu = replace(given.config, device="cpu")
-    evaluate = knn.evaluate
-    monkeypatch.setattr(knn, "evaluate", lambda backbone, task, config: evaluate(backbone, task, on_cpu))
-    answer = work(given)
-    assert answer.result is not None and answer.result.chosen["precision"] == "tf32"
-
-
 def test_a_solver_does_not_compute_in_the_tf32_of_a_training_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
