@@ -85,7 +85,7 @@ class TextEncoder:
             window = batch_size = batch_size or _GPU_BATCH
             order = np.argsort([-len(caption) for caption in captions], kind="stable")
         windows = [order[start : start + window] for start in range(0, len(order), window)]
-        texts = ([captions[row] for row in rows] for rows in windows)
+        texts = ([captions[row] for row in map(int, rows)] for rows in windows)
         for rows, tokens in zip(windows, _one_ahead(self._tokenize, texts, len(windows)), strict=True):
             # Longest first: equal lengths need no padding, and a lack of memory shows in the first batch.
             longest = np.argsort([-len(ids) for ids in tokens], kind="stable")
