@@ -16,6 +16,7 @@ from tests.toy import random_store, stop_ray, toy_config
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.preflight import prepare
 from tt_ray.training.run_folder import read_result
@@ -265,6 +266,26 @@ class Command:
         out, err = self.process.communicate(timeout=120)
         wait_until(lambda: not processes_with(self.mark), 120)
         return self.process.returncode, out, err
+
+
+@pytest.mark.parametrize("gpus", ["0", "0.5"])
+def test_captions_of_a_search_on_gpus_are_embedded_by_the_cluster(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, gpus: str
+) -> None:
+    embeds: list[Any] = []
+
+    def preparing(config: Config, display: Display, embed: Any = None) -> None:
+        embeds.append(embed)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("tt_ray.training.preflight.prepare", preparing)
+    words = ["loss_weight", "--out", str(tmp_path), "--gpus-per-trial", gpus, *TOY, "--text.embeddings", store]
+    given, base = read(words)
+    search = Search(given, base, find_space("loss_weight"))
+    search.check()
+    with pytest.raises(UserError, match="far enough"):
+        search._prepare(Display())
+    assert [embed is not None for embed in embeds] == [gpus != "0"]
 
 
 def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> None:

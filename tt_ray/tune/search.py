@@ -268,7 +268,12 @@ class Search:
             base = base.override("text.weight", 0.5)
         if self.space.metric == "top5":
             self._check_top5(base)  # before captions are embedded, which can take long
-        data = prepare(base, display)
+        embed = None
+        if base.run.use_gpu:
+            from tt_ray.cluster.caption_actors import embed_on_gpus
+
+            embed = embed_on_gpus(base.text.encoder, display)
+        data = prepare(base, display, embed)
         self.record, self.said, store = data.record, data.notes, data.store
         display.show("trying the model", 0, 1)
         check_model(base, data.classes)  # here once, rather than in each trial
