@@ -15,6 +15,7 @@ from tt_ray.data.prepare import open_images
 from tt_ray.data.sources.base import NOBODY
 from tt_ray.io.storage import Storage
 from tt_ray.models.classifier import TaughtClassifier, mixed_precision
+from tt_ray.models.device_profile import use_gpu_profile
 from tt_ray.models.export import load_backbone
 from tt_ray.training.collectives import sum_over_workers
 
@@ -55,6 +56,7 @@ def validate_checkpoint(config_tree: dict[str, Any], checkpoint: str) -> dict[st
     _, split, _ = open_images(config)
     cuda = config.run.use_gpu and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
+    use_gpu_profile(device)
     model = TaughtClassifier(load_backbone(folder, config, len(split.classes)), None).to(device)
     autocast = mixed_precision(device, config.train.precision)
     batches = EvalBatches(split, config, 0, 1)
