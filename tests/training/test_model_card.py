@@ -32,7 +32,9 @@ def finished(storage: Path, name: str, top1: float, recipe: str = "shapes_baseli
     for folder in (config.run_dir, checkpoint):
         config.to_yaml(folder / "config.yaml")
     position = {"step": STEPS, "epoch": 2, "samples_seen": 64 * STEPS}
-    (checkpoint / "state.json").write_text(json.dumps({"position": position, "extra": {"classes": ["a", "b"]}}))
+    (checkpoint / "state.json").write_text(
+        json.dumps({"position": position, "extra": {"classes": ["a", "b"], "precision": "bf16"}})
+    )
     scores = {"top1": top1, "val_loss": 1.0, "val_images": 1000}
     (config.run_dir / "metrics.jsonl").write_text(json.dumps({"kind": "validation", "step": STEPS, **scores}) + "\n")
     result = {**scores, "steps": STEPS, "versions": {"torch": "1.2.3", "commit": "abc"}}

@@ -20,7 +20,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims, shape = _dims(x)
-        own = x.float()
+        own = _precise(x)
         count = own.numel() // own.shape[1]
         centre = own.sum(dims) / max(count, 1)  # a worker may have no image in the last part of a batch
         squares = (own - centre.view(shape)).square().sum(dims)
@@ -42,13 +42,18 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, scale, total = ctx.saved_tensors
         dims, shape = _dims(x)
-        grad = grads[0].float()
-        normal = (x.float() - mean.view(shape)) * scale.view(shape)
+        grad = _precise(grads[0])
+        normal = (_precise(x) - mean.view(shape)) * scale.view(shape)
         # Each worker's own sums are its part of the gradients of weight and bias, which are averaged like any others.
         own = torch.stack([grad.sum(dims), (grad * normal).sum(dims)])
         along, across = (sum_over_workers(own) / total).unbind()
         inner = grad - along.view(shape) - normal * across.view(shape)
         return (inner * (scale * weight).view(shape)).to(x.dtype), own[1], own[0], None
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 at least, whatever autocast has made of it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _dims(x: Tensor) -> tuple[list[int], list[int]]:
@@ -81,7 +86,7 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         return out
 
     def _normalize(self, x: Tensor) -> Tensor:
-        weight = x.new_ones(self.num_features, dtype=torch.float32) if self.weight is None else self.weight
+        weight = _precise(x.new_ones(self.num_features)) if self.weight is None else self.weight
         bias = torch.zeros_like(weight) if self.bias is None else self.bias
         out, mean, var, total = cast(tuple[Tensor, ...], _Normalize.apply(x, weight, bias, self.eps))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:

@@ -27,7 +27,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
         raise UserError(f"optim.name is {config.name!r}; {nearest(config.name, names)}")
     info = get_optimizer_info(config.name)
     kwargs: dict[str, Any] = {"eps": config.eps} if info.has_eps else {}
-    # Parameters that are on a GPU already, or sharded there. Fused kernels round in their own way: a CPU keeps the plain.
+    # Of parameters that are on a GPU already. Fused kernels round in their own way: a CPU keeps those that it had.
     if next(model.parameters()).device.type == "cuda" and _can_fuse(info.opt_class):
         kwargs["fused"] = True
     if config.name in ("lamb", "lambc"):
@@ -37,8 +37,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     return create_optimizer_v2(model, config.name, lr=config.lr, weight_decay=config.weight_decay, **kwargs)
 
 
-def _can_fuse(kind: type[Optimizer]) -> bool:
-    """Whether an optimiser is one of torch's that can update all parameters in one kernel: AdamW, Adam, SGD, Adagrad."""
+def _can_fuse(kind: Any) -> bool:
+    """Whether an optimiser is one of torch's that can update all parameters in one kernel: AdamW, Adam, SGD, ..."""
     return kind.__module__.startswith("torch.optim") and "fused" in inspect.signature(kind).parameters
 
 

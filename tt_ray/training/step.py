@@ -175,7 +175,7 @@ class Learner:
         return torch.cat([sums[:, :-1].sum(0), sums[:, -1].amax(0, keepdim=True)])
 
     def _backward_in_parts(self, images: Tensor, objective: Loss, step: int) -> Tensor:
-        """The same gradient in less memory: the loss needs the features of all parts, which come first, without a graph.
+        """The same gradient in less memory: the loss needs features of all parts, which come first, without a graph.
 
         Each part then runs again, with the same random numbers, to carry its share of the gradient back (GradCache,
         arXiv 2101.06983). Batch-norm statistics see every part twice.
