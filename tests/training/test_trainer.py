@@ -177,7 +177,6 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),
-    "two, one batch norm": (2, {**RESNET, "text__loss": "clip", "data__cutmix": 1.0}),
     "three, one batch norm": (3, {**RESNET, "text__weight": 0.0, "train__ema": 0.9}),
     "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp"}),
     "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0}),

@@ -1,12 +1,13 @@
 """Batch norm by the statistics of all workers' images (train.sync_batchnorm), on CPUs and GPUs alike.
 
-torch.nn.SyncBatchNorm takes no tensors of a CPU, and on a GPU the host waits for the workers' counts in each layer.
+torch.nn.SyncBatchNorm and DDP refuse it on a CPU, and on a GPU the host waits for the workers' counts in each layer.
 """
 
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tt_ray.training.collectives import sum_over_workers, world_size
@@ -61,8 +62,8 @@ def _dims(x: Tensor) -> tuple[list[int], list[int]]:
     return [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """In training one batch norm for all workers, and outside of it the batch norm that it was made of.
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """In training one batch norm for all workers, and outside of it the batch norm that it was made of, of any rank.
 
     Args:
         norm: torch's batch norm, or timm's with an activation. Parameters, buffers and their names are the same.
@@ -80,10 +81,14 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
     # A graph of the compiler ends here, at the exchange, and another one begins behind it.
     @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
-        out = self._normalize(input) if self.training else super().forward(input)
+        out = self._normalize(input) if self.training else self._evaluate(input)
         for name in self.then:
             out = getattr(self, name)(out)
         return out
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
 
     def _normalize(self, x: Tensor) -> Tensor:
         weight = _precise(x.new_ones(self.num_features)) if self.weight is None else self.weight
