@@ -76,7 +76,6 @@ COVERED_BY = {
     "tt_ray/training/checkpoint_manager": "io/test_storage",
     "tt_ray/training/context": "training/test_trainer",
     "tt_ray/training/preflight": "tune/test_tune_command",
-    "tt_ray/training/step": "training/test_trainer",
     "tt_ray/training/torchrun": "test_train_command",
     "tt_ray/tune/__main__": "tune/test_tune_command",
     "tt_ray/tune/live_table": "tune/test_search_direction",

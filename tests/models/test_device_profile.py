@@ -53,7 +53,7 @@ def settings() -> dict[str, Any]:
 
 
 def test_torch_is_set_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, conv = settings(), torch.backends.cudnn.conv.fp32_precision
+    before, own = settings(), torch.backends.cudnn.fp32_precision
     use_gpu_profile(CPU)
     assert settings() == before
     try:
@@ -64,7 +64,7 @@ def test_torch_is_set_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         torch.set_float32_matmul_precision(before["products"])
         torch.backends.cuda.matmul.fp32_precision = before["products of cuBLAS"]
-        torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.benchmark = conv, before["benchmark"]
+        torch.backends.cudnn.fp32_precision, torch.backends.cudnn.benchmark = own, before["benchmark"]
     assert settings() == before
 
 

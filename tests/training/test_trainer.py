@@ -357,9 +357,9 @@ def test_resuming_in_another_precision_is_said(
     first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As train.precision auto does on a device of another kind."""
+    config, result = toy_config(tmp_path, "shapes_baseline"), dict[str, Any]()
+    start_run(config)
     for epochs, precision in ((1, first), (2, then)):
-        config = toy_config(tmp_path, "shapes_baseline")
-        start_run(config)
         monkeypatch.setattr("tt_ray.training.step.precision_on", lambda *_, precision=precision: precision)
         with suppress(Interrupted):
             result = train(config, open_data(config, None), LocalContext.start(False), until=epochs % 2)

@@ -14,7 +14,7 @@ def use_gpu_profile(device: torch.device) -> None:
     # What autocast leaves in float32 is multiplied in TF32, whose relative error is 1e-3 a product: the losses too, and
     # the gradients by which the balance divides. The original trains all of it in float16, whose error is as large.
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.fp32_precision = "tf32"
     # Sizes of batches do not change, but for the last one of a validation: each is tried once.
     torch.backends.cudnn.benchmark = True
 

@@ -78,8 +78,6 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         """What timm's batch norms do next, by name."""
         self.train(norm.training)
 
-    # A graph of the compiler ends here, at the exchange, and another one begins behind it.
-    @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
         out = self._normalize(input) if self.training else self._evaluate(input)
         for name in self.then:
@@ -90,6 +88,8 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         mean, var = self.running_mean, self.running_var
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
 
+    # A graph of the compiler ends here, at the exchange, and another one begins behind it.
+    @torch.compiler.disable
     def _normalize(self, x: Tensor) -> Tensor:
         weight = _precise(x.new_ones(self.num_features)) if self.weight is None else self.weight
         bias = torch.zeros_like(weight) if self.bias is None else self.bias

@@ -108,7 +108,9 @@ class Learner:
         text = objective.text_ahead(text, len(labels)) if weight else text
         # All workers in parts, or none: where the model is sharded they wait for one another in each.
         if self.parts > 1 and objective.adds_up(weight):
-            parts = self._backward_part_by_part(images, (labels, text if weight else None, teacher), weight, step)
+            own = text if weight else None
+            assert own is None or isinstance(own, Tensor), "no image is compared with another worker's"
+            parts = self._backward_part_by_part(images, (labels, own, teacher), weight, step)
         else:
             backward = self._backward_in_parts if self.parts > 1 else self._backward
             whole = partial(objective, labels=labels, text=text, weight=weight, teacher=teacher)
