@@ -76,7 +76,7 @@ def _shared(rank: int, folder: Path, configs: dict[str, Config]) -> dict[str, An
     found = {}
     for name, config in configs.items():
         data = open_data(config, Path(config.text.embeddings))
-        trainer, again = (Trainer(config, data, LocalContext(rank, 4, torch.device("cpu"))) for _ in range(2))
+        trainer = Trainer(config, data, LocalContext(rank, 4, torch.device("cpu")))
         batches = TrainBatches(data.train, data.targets, trainer.order, config)
         trainer.model.train()
         losses = [float(trainer.step(batches[step], step)[0]) for step in range(4)]
@@ -86,8 +86,11 @@ def _shared(rank: int, folder: Path, configs: dict[str, Config]) -> dict[str, An
         if rank == 0:
             save_checkpoint(folder / name, Position(4, 0, 32), state, {}, "")
         dist.barrier()
-        load_checkpoint(folder / name, again.model, again.optimizer, None)
-        restored = snapshot(again.model, again.optimizer, None)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.zero_()
+        load_checkpoint(folder / name, trainer.model, trainer.optimizer, None)
+        restored = snapshot(trainer.model, trainer.optimizer, None)
         first = next(trainer.model.parameters())
         mesh = tuple(first.device_mesh.shape) if isinstance(first, DTensor) else ()
         found[name] = (state.tensors, restored.tensors, losses, mesh)
