@@ -89,6 +89,7 @@ def _shared(rank: int, folder: Path, configs: dict[str, Config]) -> dict[str, An
         with torch.no_grad():
             for parameter in trainer.model.parameters():
                 parameter.zero_()
+        trainer.optimizer.state.clear()
         load_checkpoint(folder / name, trainer.model, trainer.optimizer, None)
         restored = snapshot(trainer.model, trainer.optimizer, None)
         first = next(trainer.model.parameters())

@@ -251,8 +251,8 @@ class TrainConfig:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
     """compile: torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, for small batches on GPUs."""
     activation_checkpointing: bool = False
-    """Compute activations of the backbone's blocks again in the backward pass, by timm, instead of keeping them: the same
-    gradients in less memory. Running statistics of batch norm see each image twice."""
+    """Compute activations of the backbone's blocks again in the backward pass, by timm, instead of keeping them: the
+    same gradients in less memory. Running statistics of batch norm see each image twice."""
     sync_batchnorm: bool = False
     """Batch norm by the statistics of all workers' images, so that the result does not depend on their number; of each
     part by itself, where a share runs in parts."""
