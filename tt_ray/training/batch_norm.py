@@ -3,7 +3,7 @@
 torch.nn.SyncBatchNorm and DDP refuse it on a CPU, and on a GPU the host waits for the workers' counts in each layer.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,10 @@ class _Normalize(torch.autograd.Function):
         return (inner * (scale * weight).view(shape)).to(x.dtype), own[1], own[0], None
 
 
+# A graph of the compiler ends at the exchange, and another one begins after it.
+_normalize_eagerly: Any = torch.compiler.disable(_Normalize.apply)
+
+
 def _precise(x: Tensor) -> Tensor:
     """In float32 at least, whatever autocast has made of it."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -88,12 +92,10 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         mean, var = self.running_mean, self.running_var
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
 
-    # A graph of the compiler ends here, at the exchange, and another one begins behind it.
-    @torch.compiler.disable
     def _normalize(self, x: Tensor) -> Tensor:
         weight = _precise(x.new_ones(self.num_features)) if self.weight is None else self.weight
         bias = torch.zeros_like(weight) if self.bias is None else self.bias
-        out, mean, var, total = cast(tuple[Tensor, ...], _Normalize.apply(x, weight, bias, self.eps))
+        out, mean, var, total = _normalize_eagerly(x, weight, bias, self.eps)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
