@@ -15,7 +15,7 @@ from tt_ray.data.loader import TrainBatches
 from tt_ray.data.prepare import Data, open_data
 from tt_ray.training.context import LocalContext
 from tt_ray.training.objective import Objective
-from tt_ray.training.step import Learner
+from tt_ray.training.step import Learner, common_precision
 
 # By name: whether the loss adds up over parts, and the settings. Parts draw their own random numbers.
 CASES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -103,3 +103,29 @@ def test_parts_run_once_where_the_loss_adds_up_to_the_gradient_of_two_passes(wor
                 largest_entry = float(expected[parameter].abs().max())
                 distance = float((gradient - expected[parameter]).abs().max())
                 assert distance <= 1e-5 * largest_entry + 1e-7, (name, parameter, distance, largest_entry)
+
+
+@pytest.mark.parametrize(
+    ("others", "own", "common"), [(0.0, "bf16", "bf16"), (1.0, "bf16", "fp32"), (1.0, "fp32", "fp32")]
+)
+def test_workers_on_cards_of_several_kinds_compute_in_one_precision(
+    others: float, own: str, common: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tt_ray.training.step.precision_on", lambda *_: own)
+    monkeypatch.setattr("tt_ray.training.step.sum_over_workers", lambda tensor: tensor + others)
+    assert common_precision(torch.device("cpu"), "auto") == common
+
+
+@pytest.mark.parametrize(("mode", "marks"), [("default", 0), ("max-autotune-no-cudagraphs", 0), ("reduce-overhead", 2)])
+def test_each_step_begins_graphs_anew_where_there_are_some(
+    mode: str, marks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: seen.append("begin"))
+    config = toy_config(tmp_path, "shapes_baseline", train__compile=True, train__compile_mode=mode)
+    data = open_data(config, None)
+    learner = Learner(config, data, LocalContext(0, 1, torch.device("cpu")))
+    for step in range(2):
+        learner.step(TrainBatches(data.train, None, learner.order, config)[step], step)
+    assert len(seen) == marks
