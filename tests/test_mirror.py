@@ -76,7 +76,6 @@ COVERED_BY = {
     "tt_ray/training/checkpoint_manager": "io/test_storage",
     "tt_ray/training/context": "training/test_trainer",
     "tt_ray/training/preflight": "tune/test_tune_command",
-    "tt_ray/training/step": "training/test_trainer",
     "tt_ray/tune/__main__": "tune/test_tune_command",
     "tt_ray/tune/live_table": "tune/test_search_direction",
     "tt_ray/tune/results": "tune/test_search_direction",

@@ -74,6 +74,23 @@ def _assert_same(one: object, other: object) -> None:
         assert one == other
 
 
+@pytest.mark.parametrize("saved_fused", [True, False])
+def test_kernels_are_those_of_the_device_that_resumes(saved_fused: bool, tmp_path: Path) -> None:
+    """A GPU's are fused and keep `step` there; a scaler knows by the optimiser, not by its groups, which it has."""
+    model = _net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=saved_fused)
+    _step(model, optimizer, 0)
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "train: {}\n")
+    again = _net(seed=1)
+    other = torch.optim.AdamW(again.parameters(), lr=1e-2, fused=not saved_fused)
+    load_checkpoint(tmp_path / "step-1", again, other, None)
+    assert [group["fused"] for group in other.param_groups] == [not saved_fused]
+    for one, restored in ((model, optimizer), (again, other)):
+        _step(one, restored, 1)
+    for first, second in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_everything_comes_back_bit_equal_and_goes_on_alike(name: str, tmp_path: Path) -> None:
     ema = _net(seed=5)

@@ -168,6 +168,11 @@ def _restore_optimizer(optimizer: Optimizer, entries: dict[str, Any], groups: li
         name, key = name_and_key.rsplit("|", 1)
         by_number.setdefault(numbers[name], {})[key] = value
     saved = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
+    # By which kernels it steps depends on the device that it now runs on, and where it keeps `step` depends on those.
+    saved = [
+        {**group, **{key: now[key] for key in ("fused", "foreach", "capturable") if key in now}}
+        for group, now in zip(saved, optimizer.param_groups, strict=True)
+    ]
     # JSON has no tuples; optimisers unpack betas either way, but equal state is easier to check.
     saved = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in saved]
     optimizer.load_state_dict({"state": by_number, "param_groups": saved})

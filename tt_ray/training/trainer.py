@@ -18,6 +18,7 @@ from tt_ray.io.checkpoint_folder import checkpoint_name
 from tt_ray.io.files import new_file
 from tt_ray.io.provenance import versions
 from tt_ray.io.storage import Storage
+from tt_ray.models.device_profile import precision_note
 from tt_ray.models.export import write_export
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss
 from tt_ray.terminal.progress import Standing
@@ -71,6 +72,7 @@ class Trainer(Learner):
         self.steps = config.train.epochs * self.order.steps_per_epoch
         self.stop = min(until * self.order.steps_per_epoch or self.steps, self.steps)
         self.seconds, self.scores, self.warnings = 0.0, dict[str, float](), list[str]()
+        self.warnings += filter(None, [precision_note(context.device, config.train.precision)])
         self.first_step_at: float | None = None
         self.metrics = StepMetrics()
         self.checkpoints = CheckpointManager(
@@ -216,6 +218,7 @@ class Trainer(Learner):
             "seconds": self.seconds,
             "scores": self.scores,
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "classes": self.data.train.classes,
         }
         self.checkpoints.save(position, state, extra, self.validations.start)
@@ -263,7 +266,12 @@ class Trainer(Learner):
         if path is None:
             return 0
         position, extra = load_checkpoint(path, self.model, self.optimizer, self.ema and self.ema.module)
-        self.scaler.load_state_dict(extra["scaler"])
+        if (before := extra.get("precision", self.precision)) != self.precision:  # auto, on devices of another kind
+            self.warnings.append(
+                f"trained in {before} up to step {position.step}, and in {self.precision} from there on"
+            )
+        if extra["scaler"]:  # empty where losses were not scaled
+            self.scaler.load_state_dict(extra["scaler"])
         self.seconds, self.scores = extra["seconds"], extra["scores"]
         return position.step
 
@@ -276,6 +284,7 @@ class Trainer(Learner):
             "steps": self.steps,
             "epochs": config.train.epochs,
             "train_seconds": self.seconds,
+            "precision": self.precision,
             "first_step_at": self.first_step_at,
             "versions": versions() if self.context.rank == 0 else {},
             "notes": [*self.data.notes, *self.warnings, *found],

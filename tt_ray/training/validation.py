@@ -16,6 +16,7 @@ from tt_ray.data.prepare import open_images
 from tt_ray.data.sources.base import NOBODY
 from tt_ray.io.storage import Storage
 from tt_ray.models.classifier import TaughtClassifier, mixed_precision
+from tt_ray.models.device_profile import use_gpu_profile
 from tt_ray.models.export import load_backbone
 from tt_ray.terminal.gpu import gpu
 from tt_ray.training.collectives import sum_over_workers
@@ -59,6 +60,7 @@ def validate_checkpoint(config_tree: dict[str, Any], checkpoint: str) -> dict[st
     # It may have been given no GPU, next to the workers at the end of a run; one that it was given must work.
     given = os.environ.get("CUDA_VISIBLE_DEVICES") or torch.cuda.is_available()
     device = gpu() if config.run.use_gpu and given else torch.device("cpu")
+    use_gpu_profile(device)
     model = TaughtClassifier(load_backbone(folder, config, len(split.classes)), None).to(device)
     autocast = mixed_precision(device, config.train.precision)
     batches = EvalBatches(split, config, 0, 1)
