@@ -17,10 +17,11 @@ from tt_ray.config import Config
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.prepare import open_data
 from tt_ray.models.classifier import TaughtClassifier
-from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint, snapshot
+from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from tt_ray.training.context import LocalContext
 from tt_ray.training.optim import clip_gradients
 from tt_ray.training.parallelism import mesh_of
+from tt_ray.training.snapshot import HostMemory, snapshot
 from tt_ray.training.trainer import Trainer
 
 
@@ -82,7 +83,7 @@ def _shared(rank: int, folder: Path, configs: dict[str, Config]) -> dict[str, An
         losses = [float(trainer.step(batches[step], step)[0]) for step in range(4)]
         gathered = [parameter.dtype for parameter in trainer.model.parameters()]
         assert set(gathered) == {torch.float32}, "what the optimiser updates"
-        state = snapshot(trainer.model, trainer.optimizer, None)
+        state = snapshot(trainer.model, trainer.optimizer, None, HostMemory())
         if rank == 0:
             save_checkpoint(folder / name, Position(4, 0, 32), state, {}, "")
         dist.barrier()
@@ -91,7 +92,7 @@ def _shared(rank: int, folder: Path, configs: dict[str, Config]) -> dict[str, An
                 parameter.zero_()
         trainer.optimizer.state.clear()
         load_checkpoint(folder / name, trainer.model, trainer.optimizer, None)
-        restored = snapshot(trainer.model, trainer.optimizer, None)
+        restored = snapshot(trainer.model, trainer.optimizer, None, HostMemory())
         first = next(trainer.model.parameters())
         mesh = tuple(first.device_mesh.shape) if isinstance(first, DTensor) else ()
         found[name] = (state.tensors, restored.tensors, losses, mesh)
