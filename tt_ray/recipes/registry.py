@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from tt_ray.config import Config
-from tt_ray.recipes import imagenet, shapes
+from tt_ray.recipes import clipart, imagenet, shapes
 
 _RECIPES: tuple[Callable[[], Config], ...] = (
     shapes.shapes_textteacher,
     shapes.shapes_baseline,
     shapes.shapes_text_until_4,
+    clipart.clipart_textteacher,
+    clipart.clipart_baseline,
     imagenet.in1k_vit_s_textteacher,
     imagenet.in1k_vit_s_baseline,
     shapes.shapes_vision_teacher,
@@ -31,4 +33,4 @@ _RECIPES: tuple[Callable[[], Config], ...] = (
     imagenet.in1k_vit_s_vl2lite,
 )
 RECIPES = {recipe.__name__: recipe for recipe in _RECIPES}
-"""A new recipe is a function in `shapes.py`, `imagenet.py` or a file of its own, and a row above."""
+"""A new recipe is a function in `shapes.py`, `clipart.py`, `imagenet.py` or a file of its own, and a row above."""
