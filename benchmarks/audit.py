@@ -1,13 +1,13 @@
 """What the audit of captions and labels is worth: wrong labels that are known, captions that are exchanged, its time.
 
-    python -m benchmarks.audit noise --roots clipart=CLIPART emoji=EMOJI
+    python -m benchmarks.audit noise --roots emoji=EMOJI
     python -m benchmarks.audit pairs --model runs/shapes_baseline
     python -m benchmarks.audit scale --rows 1300000 --dim 1024 --classes 1000
-    python -m benchmarks.audit settings --roots clipart=CLIPART emoji=EMOJI
+    python -m benchmarks.audit settings --roots emoji=EMOJI
 
-`noise` replaces labels of the built-in shapes, and of image folders with captions, and prints what the audit makes of
-it. `pairs` gives a tenth of the images the caption of another one. `scale` audits random embeddings. `settings` writes
-tt_ray/audit/measured.json, the settings whose gain has been measured, from which verdicts are drawn.
+`noise` replaces labels of built-in shapes and clip art, and of image folders with captions, and prints what the audit
+makes of it. `pairs` gives a tenth of the images the caption of another one. `scale` audits random embeddings.
+`settings` writes tt_ray/audit/measured.json, the settings whose gain has been measured, from which verdicts are drawn.
 """
 
 import argparse
@@ -28,8 +28,7 @@ from benchmarks.what_text_buys import TUNING_SEED, read
 from tt_ray.audit.agreement import image_features, suspicion
 from tt_ray.audit.inputs import Inputs, read_inputs, taught
 from tt_ray.audit.learning import knowledge_of, learn
-from tt_ray.audit.noise import estimate_noise, rank_suspects
-from tt_ray.audit.out_of_fold import Embedded, copies, draw, out_of_fold
+from tt_ray.audit.out_of_fold import Embedded, draw
 from tt_ray.audit.verdict import MEASURED
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_images
@@ -43,6 +42,7 @@ from tt_ray.terminal.progress import Display
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
 RESULTS = Path(__file__).parent / "results"
+BUILT_IN = ("shapes", "clipart")
 NOISES = (0.0, 0.05, 0.2, 0.5)
 Overrides = dict[str, Any]
 
@@ -118,9 +118,10 @@ SETTINGS = (
 
 
 def configure(data: str, changes: Overrides, roots: dict[str, str], storage: Path) -> Config:
-    """Built-in shapes, or an image folder with captions."""
-    config = RECIPES["shapes_textteacher"]().override("run.storage", str(storage))
-    if data != "shapes":
+    """Built-in shapes or clip art, or an image folder with captions."""
+    config = RECIPES["clipart_textteacher" if data == "clipart" else "shapes_textteacher"]()
+    config = config.override("run.storage", str(storage))
+    if data not in BUILT_IN:
         config = config.override({"data.source": "imagefolder", "data.root": roots[data]})
     return config.override(changes)
 
@@ -130,9 +131,8 @@ def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any
     inputs = read_inputs(config.override("data.label_noise", noise), display)
     started = time.perf_counter()
     labels, data = inputs.images.labels, inputs.data
-    guesses = out_of_fold(data, copies(data), display.show)
-    found = estimate_noise(labels, guesses, data.classes)
-    suspects = rank_suspects(labels, guesses, found.share.value, data.classes)
+    learned = learn(data, inputs.groups, display.show)
+    found, suspects = learned.noise, learned.suspects
     right = open_images(taught(config).override("data.label_noise", 0.0))[0]
     clean = right.labels[pc.index_in(inputs.images.ids, value_set=right.ids).to_numpy()][suspects.rows]
     bad = labels[suspects.rows] != clean
@@ -197,9 +197,9 @@ def at_scale(rows: int, dim: int, classes: int, display: Display) -> dict[str, A
         ids = pa.array([f"{number:07d}.jpg" for number in range(rows)])
         store = open_store(write_store(Path(folder) / "store", ids, blocks(), dim, "float16", {"id": "random"}).path)
         data = Embedded(store.embeddings, np.arange(rows), labels, classes)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         learned = learn(data, None, display.show)
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     share = learned.noise.share
     true = float((labels != clean).mean())
     return {
@@ -207,6 +207,7 @@ def at_scale(rows: int, dim: int, classes: int, display: Display) -> dict[str, A
         "dim": dim,
         "classes": classes,
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "fitted": learned.guesses.fitted,
         "noise": true,
@@ -223,7 +224,7 @@ def measured(setting: Setting, roots: dict[str, str], storage: Path, display: Di
     if setting.shuffled:
         mixed = uniform(np.arange(len(data)), 1, 2)[:, 0].argsort(kind="stable")
         data = Embedded(data.table, data.rows[mixed], data.labels, data.classes)
-    known = knowledge_of(inputs, learn(data, None, display.show))
+    known = knowledge_of(inputs, learn(data, inputs.groups, display.show))
     gains = setting.gains()
     return {
         "data": setting.data,
@@ -246,7 +247,7 @@ def all_measured(roots: dict[str, str], storage: Path, out: Path, display: Displ
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
     for setting in SETTINGS:
         there = any((row["data"], row["setting"]) == (setting.data, setting.name) for row in rows)
-        if setting.data in ("shapes", *roots) and not there:
+        if setting.data in (*BUILT_IN, *roots) and not there:
             row = measured(setting, roots, storage, display)
             rows.append({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
             out.write_text(json.dumps(rows, indent=1) + "\n")
@@ -300,12 +301,12 @@ def main() -> None:
         if given.part == "noise":
             rows = [
                 {"data": name, **known_noise(configure(name, sizes, roots, given.storage), noise, display)}
-                for name in ("shapes", *roots)
+                for name in (*BUILT_IN, *roots)
                 for noise in NOISES
             ]
         elif given.part == "pairs":
             rows = []
-            for name in ("shapes", *roots):
+            for name in (*BUILT_IN, *roots):
                 config = configure(name, {**sizes, **_CLEAN}, roots, given.storage)
                 inputs = read_inputs(config, display)
                 rows.append({"data": name, **exchanged_captions(inputs, config, given.model, 0.1, display)})

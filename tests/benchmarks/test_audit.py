@@ -22,8 +22,8 @@ def test_known_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(audit, "NOISES", (0.2,))
     out = tmp_path / "noise.json"
     run(monkeypatch, "noise", "--images", "300", "--storage", str(tmp_path), "--out", str(out))
-    (row,) = json.loads(out.read_text())
-    assert row["low"] <= row["share"] <= row["high"] and row["auc"] > 0.8
+    shapes, drawings = json.loads(out.read_text())
+    assert all(row["low"] <= row["share"] <= row["high"] and row["auc"] > 0.8 for row in (shapes, drawings))
     assert "| data | wrong, % | confident joint |" in capsys.readouterr().out
 
 

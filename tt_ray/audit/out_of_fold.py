@@ -21,8 +21,8 @@ KEPT = 16
 """Likeliest classes that are kept of each image: all probabilities of ImageNet's images and classes would take 5 GB."""
 _STRENGTHS = tuple(float(value) for value in np.logspace(-4, 0, 9))
 """Values of C, from strong to weak: for standardised features the best one lay between 1e-4 and 1e-1."""
-_WORK = 2e10
-"""Products in a pass over the fitted rows, at most: about a second on two cores; more rows are sampled."""
+_WORK = 1e10
+"""Products in a pass over the fitted rows, at most: a second or two on a core; of more rows a sample is fitted."""
 _BYTES = 2**30
 _TOLERANCE, _ABOVE = 1.0, 1e-4
 """Fits end when the objective is within this share of its minimum, whatever its gradient: labels are to be judged, not
