@@ -131,7 +131,7 @@ def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any
     inputs = read_inputs(config.override("data.label_noise", noise), display)
     started = time.perf_counter()
     labels, data = inputs.images.labels, inputs.data
-    learned = learn(data, inputs.groups, display.show)
+    learned = learn(data, display.show)
     found, suspects = learned.noise, learned.suspects
     right = open_images(taught(config).override("data.label_noise", 0.0))[0]
     clean = right.labels[pc.index_in(inputs.images.ids, value_set=right.ids).to_numpy()][suspects.rows]
@@ -151,7 +151,6 @@ def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any
         "suggestion_right": _mean(hits[listed & bad]),
         "corrected": int(fixed.sum()),
         "corrected_right": _mean(hits[fixed]),
-        "seconds": time.perf_counter() - started,
     }
 
 
@@ -198,7 +197,7 @@ def at_scale(rows: int, dim: int, classes: int, display: Display) -> dict[str, A
         store = open_store(write_store(Path(folder) / "store", ids, blocks(), dim, "float16", {"id": "random"}).path)
         data = Embedded(store.embeddings, np.arange(rows), labels, classes)
         started, cpu = time.perf_counter(), time.process_time()
-        learned = learn(data, None, display.show)
+        learned = learn(data, display.show)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     share = learned.noise.share
     true = float((labels != clean).mean())
@@ -224,7 +223,7 @@ def measured(setting: Setting, roots: dict[str, str], storage: Path, display: Di
     if setting.shuffled:
         mixed = uniform(np.arange(len(data)), 1, 2)[:, 0].argsort(kind="stable")
         data = Embedded(data.table, data.rows[mixed], data.labels, data.classes)
-    known = knowledge_of(inputs, learn(data, inputs.groups, display.show))
+    known = knowledge_of(inputs, learn(data, display.show))
     gains = setting.gains()
     return {
         "data": setting.data,

@@ -32,7 +32,7 @@ def learned() -> dict[float, tuple[Learned, np.ndarray]]:
     found = {}
     for noise in (0.0, 0.2, 0.5):
         data, clean = embedded(noise)
-        found[noise] = learn(data, None, silent), clean
+        found[noise] = learn(data, silent), clean
     return found
 
 
@@ -97,7 +97,7 @@ def test_classes_of_few_images_are_not_judged() -> None:
     labels = data.labels.copy()
     labels[labels == 4] = 3
     labels[:2] = 4  # two images of a class that looks like none
-    result = learn(Embedded(data.table, data.rows, labels, CLASSES), None, silent)
+    result = learn(Embedded(data.table, data.rows, labels, CLASSES), silent)
     few = np.isin(result.suspects.rows, [0, 1])
     assert (result.suspects.wrong[few] == 0).all() and result.noise.by_class[4] is None
 
@@ -108,6 +108,6 @@ def test_a_store_of_half_precision_and_rows_in_any_order(tmp_path: Path) -> None
     place = np.argsort(order)
     np.save(tmp_path / "table.npy", data.table[order].astype(np.float16))
     table = np.load(tmp_path / "table.npy", mmap_mode="r")
-    first, second = (learn(each, None, silent) for each in (data, Embedded(table, place, data.labels, CLASSES)))
+    first, second = (learn(each, silent) for each in (data, Embedded(table, place, data.labels, CLASSES)))
     same = first.guesses.classes[:, 0] == second.guesses.classes[:, 0]
     assert same.mean() > 0.99 and abs(first.noise.share.value - second.noise.share.value) < 0.02

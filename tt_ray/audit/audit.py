@@ -112,7 +112,7 @@ def measure(config: Config, options: Options, display: Display) -> Found:
         captions = describe_captions(inputs.captions, inputs.every.labels, images.classes)
         cut = count_cut(inputs.store.manifest["encoder"], inputs.captions)
     pairs, compared = _agreement(config, inputs, options.images, display)
-    learned = learn(data, inputs.groups, display.show)
+    learned = learn(data, display.show)
     knowledge = knowledge_of(inputs, learned, captions)
     neighbours = find_neighbours(inputs.store, data.rows, images.labels)
     return Found(inputs, captions, cut, neighbours, learned, knowledge, judge(knowledge), pairs, compared)

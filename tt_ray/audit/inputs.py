@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from tt_ray.audit.out_of_fold import Embedded, Ints
+from tt_ray.audit.out_of_fold import Embedded
 from tt_ray.config import Config
 from tt_ray.data.prepare import find_store, join, open_images
 from tt_ray.data.sources.base import NOBODY, Source
@@ -36,8 +36,6 @@ class Inputs:
     """Those that have a label and an embedding, with the labels that training would see."""
     texts: pa.StringArray | None
     """Captions of these."""
-    groups: Ints | None
-    """Numbers of their groups (data.group_column)."""
     store: EmbeddingStore
     data: Embedded
     """Embeddings and labels of `images`."""
@@ -75,7 +73,7 @@ def read_inputs(config: Config, display: Display) -> Inputs:
     captions = _captions(config, every)
     texts = None if captions is None else captions.take(pc.index_in(images.ids, value_set=every.ids))
     data = Embedded(store.embeddings, rows, images.labels, len(images.classes))
-    return Inputs(every, captions, images, texts, _groups(images), store, data, joined.notes)
+    return Inputs(every, captions, images, texts, store, data, joined.notes)
 
 
 def original_labels(config: Config, inputs: Inputs, show: Show) -> Source:
@@ -89,11 +87,3 @@ def _captions(config: Config, every: Source) -> pa.StringArray | None:
         return every.captions
     table = read_captions(Path(config.text.captions).expanduser())
     return table.captions.take(pc.index_in(every.ids, value_set=table.ids))
-
-
-def _groups(images: Source) -> Ints | None:
-    if images.groups is None:
-        return None
-    numbers = images.groups.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
-    alone = numbers < 0
-    return np.where(alone, len(numbers) + np.arange(len(numbers)), numbers)

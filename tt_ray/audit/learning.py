@@ -9,7 +9,7 @@ from tt_ray.audit.captions import CaptionFigures
 from tt_ray.audit.directions import Directions, directions
 from tt_ray.audit.inputs import Inputs
 from tt_ray.audit.noise import Noise, Suspects, estimate_noise, rank_suspects
-from tt_ray.audit.out_of_fold import Embedded, Guesses, Ints, Show, copies, out_of_fold
+from tt_ray.audit.out_of_fold import Embedded, Guesses, Show, copies, out_of_fold
 from tt_ray.audit.verdict import BETTER, Knowledge
 
 
@@ -37,15 +37,13 @@ class Learned:
         return _knows(self.accuracy, self.majority, len(self.data))
 
 
-def learn(data: Embedded, groups: Ints | None, show: Show) -> Learned:
-    """Cross-validates, estimates the noise and ranks suspects.
+def learn(data: Embedded, show: Show) -> Learned:
+    """Cross-validates, estimates the noise and ranks suspects; `show` is called meanwhile.
 
-    Args:
-        data: Embeddings and labels.
-        groups: Numbers of groups that stay in one fold, (N,); None keeps copies of a caption together.
-        show: Called meanwhile.
+    Copies of a caption stay in one fold, other images of a group (data.group_column) do not: where a whole series had
+    another label than its captions suggest, a model that has seen none of it would take all of its labels for wrong.
     """
-    guesses = out_of_fold(data, copies(data) if groups is None else groups, show)
+    guesses = out_of_fold(data, copies(data), show)
     noise = estimate_noise(data.labels, guesses, data.classes)
     accuracy = float((guesses.classes[:, 0] == data.labels).mean())
     majority = float(np.bincount(data.labels).max() / len(data))

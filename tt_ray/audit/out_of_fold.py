@@ -105,7 +105,7 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
         show("cross-validating labels", number, folds)
         inside, fit = np.flatnonzero(fold == number), draw(data.labels, np.flatnonzero(fold != number), most)
         if not len(fit):
-            raise UserError("all images are of one group each class: leave out --data.group_column")
+            raise UserError("no class has images of two different captions or groups: there is nothing to learn from")
         if not len(inside):  # a class has fewer images than there are folds
             continue
         scaling = moments(data.table, data.rows[fit])
