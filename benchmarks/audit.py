@@ -129,7 +129,6 @@ def configure(data: str, changes: Overrides, roots: dict[str, str], storage: Pat
 def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any]:
     """What the audit makes of labels of which so many are wrong."""
     inputs = read_inputs(config.override("data.label_noise", noise), display)
-    started = time.perf_counter()
     labels, data = inputs.images.labels, inputs.data
     learned = learn(data, display.show)
     found, suspects = learned.noise, learned.suspects
