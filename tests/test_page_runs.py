@@ -117,6 +117,7 @@ READ = {
     "python benchmarks.what_text_buys": _STUDY,
     "python benchmarks.comparisons": _STUDY,
     "python benchmarks.step_cost": _MEASURES,
+    "python benchmarks.end_to_end --model": _MEASURES,
     "python benchmarks.ray_overhead": _MEASURES,
     "python benchmarks.text_loss": _MEASURES,
     "python benchmarks.scaling --negatives": "a smaller prediction runs in tests/benchmarks/test_scaling.py",
