@@ -57,11 +57,11 @@ def main(arguments: list[str]) -> None:
     lines += [f"note: {note}" for note in done.figures["notes"]]
     count = done.figures["suspects"]
     lines.append(
-        f"{count['listed']} labels look wrong: {given.out / 'suspects.csv'}; the page: {given.out / 'audit.html'}"
+        f"labels that look wrong: {count['listed']}, {given.out / 'suspects.csv'}; the page: {given.out / 'audit.html'}"
     )
     if count["corrected"]:
         lines.append(
-            f"{count['corrected']} corrections that are right with a probability of {given.corrected:g} or more: "
+            f"suggestions that are right with a probability of {given.corrected:g} or more: {count['corrected']}, "
             f"--data.labels {given.out / 'corrected.csv'}"
         )
     print("\n".join(lines))

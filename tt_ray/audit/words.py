@@ -49,8 +49,8 @@ def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
         f"Confident learning's own estimate is {per_cent(noise.confident)}, mistakes of the model included.",
         "What captions cannot show: a wrong label whose caption was made from the label, or by the same mistake, looks "
         "right; and a caption of another image looks like a wrong label.",
-        f"corrected.csv has {figures['suspects']['corrected']:,} suggestions that are right with a probability of "
-        f"{options.corrected:g} or more; --data.labels reads it, in train, compare, tune and here.",
+        f"corrected.csv has the suggestions that are right with a probability of {options.corrected:g} or more "
+        f"({figures['suspects']['corrected']:,}); --data.labels reads it, in train, compare, tune and here.",
     ]
     classes = sorted(figures["classes"], key=lambda each: -each["suspected"])
     rows = [
@@ -86,8 +86,8 @@ def _suspects(found: Found, figures: dict[str, Any]) -> Section:
         )
     head = ("image", "label", "suggestion", "label is wrong", "suggestion is right", "caption")
     sentences = [
-        f"{listed:,} images have a label that is wrong with a probability of at least a half; the first {count} of the "
-        "ranking are below, all of them in suspects.csv and suspects.parquet. Edit the column label (the name of a "
+        f"Labels that are wrong with a probability of at least a half: {listed:,}. The first {count} of the ranking are "
+        "below, all of them in suspects.csv and suspects.parquet. Edit the column label (the name of a "
         "class, or nothing to leave the image out) and pass the file as --data.labels."
     ]
     return Section("Suspects", sentences, [Table(head, rows, (3, 4))])
