@@ -86,8 +86,8 @@ def _suspects(found: Found, figures: dict[str, Any]) -> Section:
         )
     head = ("image", "label", "suggestion", "label is wrong", "suggestion is right", "caption")
     sentences = [
-        f"Labels that are wrong with a probability of at least a half: {listed:,}. The first {count} of the ranking are "
-        "below, all of them in suspects.csv and suspects.parquet. Edit the column label (the name of a class, or "
+        f"Labels that are wrong with a probability of at least a half: {listed:,}. The first {count} of the ranking "
+        "are below, all of them in suspects.csv and suspects.parquet. Edit the column label (the name of a class, or "
         "nothing to leave the image out) and pass the file as --data.labels."
     ]
     return Section("Suspects", sentences, [Table(head, rows, (3, 4))])
