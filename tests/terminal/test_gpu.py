@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,19 @@ def _by_ray_train(folder: Path) -> None:
 
 def _by_an_actor(folder: Path) -> None:
     from tt_ray.cluster.actor_pool import Actor, Pool
+    from tt_ray.cluster.caption_actors import CaptionEncoder
 
-    made = list[Pool]()
     actor: Any = object.__new__(Actor)
     actor._failed = False
-    if problem := actor._try(lambda: actor._make(made.append, Pool(1, 1, True))):
-        assert not actor._failed and not made
+    if problem := actor._try(lambda: actor._make(partial(CaptionEncoder, str(folder), 8, False), Pool(1, 1, True))):
+        assert not actor._failed
         raise UserError(problem)
+
+
+def _by_a_captioner(folder: Path) -> None:
+    from tt_ray.text.captioner import CaptionerOptions, load_captioner
+
+    load_captioner(CaptionerOptions(str(folder)), "cuda")
 
 
 def _by_an_evaluation(folder: Path) -> None:
@@ -141,7 +148,8 @@ def _by_a_command(*words: str) -> Callable[[Path], None]:
 WAYS: dict[str, Callable[[Path], None]] = {
     "torchrun": _by_torchrun,
     "Ray Train": _by_ray_train,
-    "an actor that embeds or captions": _by_an_actor,
+    "an actor that embeds": _by_an_actor,
+    "a captioner": _by_a_captioner,
     "a job of an evaluation": _by_an_evaluation,
     "a validation next to the training": _by_a_validation,
     "the library": _by_the_library,

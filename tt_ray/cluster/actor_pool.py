@@ -20,7 +20,6 @@ from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.errors import UserError
-from tt_ray.terminal.gpu import gpu
 from tt_ray.terminal.progress import Display
 
 # Ray Data gives up after so long without a finished shard; its own 30 minutes are short for large models on CPUs.
@@ -262,8 +261,6 @@ class Actor:
         import torch
 
         torch.set_num_threads(pool.threads)
-        if pool.gpu:
-            gpu()
         self._worker = make(pool)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tt_ray.io.hub import find_model
 from tt_ray.terminal.errors import UserError, first_line
+from tt_ray.terminal.gpu import device_of
 from tt_ray.text.encoder import check_vocabulary, quiet_transformers
 from tt_ray.text.encoder_files import revision_of
 
@@ -129,8 +130,9 @@ class Captioner:
 def load_captioner(options: CaptionerOptions, device: str = "cpu") -> Captioner:
     """Loads a frozen captioner: safetensors weights only, no code from outside; float32 on CPUs, bfloat16 on GPUs.
 
-    Raises UserError when it cannot be found, read, or used as a captioner.
+    Raises UserError when it cannot be found, read, or used as a captioner, or the device cannot be used.
     """
+    device_of(device)
     folder = find_captioner(options.model)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"captioner {folder} has no *.safetensors weights (others are not read: they can hold code)")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tt_ray.terminal.errors import UserError, first_line
+from tt_ray.terminal.gpu import device_of
 from tt_ray.text.encoder_files import PROJECTION, find_encoder, revision_of
 from tt_ray.text.families import FAMILIES, Family
 from tt_ray.text.pooling import Settings, load_dense, pool, read_json, read_settings
@@ -179,8 +180,9 @@ def load_text_encoder(name: str, device: str = "cpu") -> TextEncoder:
         device: Device to compute on.
 
     Raises:
-        UserError: It cannot be found, read, or used as a text encoder without guessing.
+        UserError: It cannot be found, read, or used as a text encoder without guessing; or the device cannot be used.
     """
+    device_of(device)
     folder = find_encoder(name)
     settings = read_settings(folder)
     # Set, it keeps the tokenizers library quiet when a process that used its threads forks loader processes.
