@@ -17,7 +17,7 @@ from tt_ray.config.checks import (
     check_batch,
     check_fields,
     check_ranges,
-    check_schedule,
+    check_schedules,
     check_teachers,
     check_text,
     first_problem,
@@ -60,7 +60,7 @@ class Config:
         """Raises UserError, naming the path, for values that no run could use."""
         check_ranges({item.name: getattr(self, item.name) for item in fields(self)})
         check_fields(self.data, self.model, self.train, self.run)
-        check_schedule(self.text, self.train.epochs)
+        check_schedules(self.text, self.optim, self.train.epochs)
         if self.teaches:
             check_teachers(self.text, self.teacher, self.head, self.data)
         if self.reads_text:

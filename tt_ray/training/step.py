@@ -1,6 +1,7 @@
 """One training step on one worker: a batch in, the gradient of the objective, one update of the weights."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -18,7 +19,7 @@ from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mix
 from tt_ray.models.teacher import Teacher, load_teacher
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.class_statistics import class_statistics
+from tt_ray.training.class_statistics import class_statistics, class_weights
 from tt_ray.training.context import Context
 from tt_ray.training.objective import Objective
 from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients
@@ -76,9 +77,14 @@ class Learner:
         objective = Objective.of(self.config)
         if self.config.teaches and objective.loss is not None and "means" in objective.loss.needs:
             assert self.data.targets is not None
+            targets, labels = self.data.class_texts or (self.data.targets, train.labels)
             where = (self.context.device, order.rank, order.world)
-            statistics = class_statistics(self.data.targets, train.labels, len(train.classes), *where)
+            sample = self.config.text.class_variance == "sample"
+            statistics = class_statistics(targets, labels, len(train.classes), *where, sample=sample)
+        weighs = self.config.optim.class_weights == "balanced"
+        weights = class_weights(train.labels, len(train.classes)) if weighs else None
         return objective._replace(
+            class_weights=None if weights is None else weights.to(self.context.device),
             shares=() if len(set(order.shares)) == 1 else order.shares,
             labelled=() if order.labelled is None else order.labelled_shares,
             statistics=statistics,
@@ -121,7 +127,7 @@ class Learner:
             text = self.text_teacher.look_up(batch.rows, self.order.shares if all_look_up else ())
         if self.mixing is not None:
             seed, shares = self.config.train.seed, self.order.shares
-            images, labels, text = self.mixing.mix(images, labels, text, seed, step, shares)
+            images, labels, text = self.mixing.mix(images, labels, text, seed, step, shares, self.order.rank)
         return images, labels, text
 
     def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -135,7 +141,8 @@ class Learner:
         self._seed(step, 0)
         with self.autocast():
             outputs = self.net(images)
-        loss, parts = objective(outputs)
+        with self._loss_precision():
+            loss, parts = objective(outputs)
         self.scaler.scale(loss).backward()
         return parts
 
@@ -153,7 +160,8 @@ class Learner:
                 pooled.append(self.net(chunk).features)
         with self.autocast():
             outputs = self.model.heads(torch.cat(pooled).requires_grad_())
-        loss, parts = objective(outputs)
+        with self._loss_precision():
+            loss, parts = objective(outputs)
         roots = [root for root in (outputs.logits, outputs.text, outputs.scalars) if root is not None]
         grads = torch.autograd.grad(self.scaler.scale(loss), roots)
         start = 0
@@ -178,6 +186,10 @@ class Learner:
         torch.default_generator.manual_seed(seed)
         if self.context.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _loss_precision(self) -> AbstractContextManager[object]:
+        """Losses are computed in single precision, unless they are to be rounded as the model is."""
+        return self.autocast() if self.config.text.loss_precision == "autocast" else nullcontext()
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
