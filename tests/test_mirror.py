@@ -73,6 +73,7 @@ COVERED_BY = {
     "tt_ray/recipes/rows": "recipes/test_registry",
     "tt_ray/recipes/shapes": "recipes/test_registry",
     "tt_ray/terminal/command": "test_cli",
+    "tt_ray/text/open_clip_model": "text/test_coca",
     "tt_ray/train": "test_train_command",
     "tt_ray/training/async_validation": "test_train_command",
     "tt_ray/training/checkpoint_manager": "io/test_storage",

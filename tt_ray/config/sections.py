@@ -180,7 +180,8 @@ class TeacherConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: str = ""
-    """timm:NAME, hf:ID (CLIP's projected output with +projection after it), or a run or export folder; empty: none."""
+    """timm:NAME, hf:ID (CLIP's projected output with +projection after it), open_clip:ARCHITECTURE/WEIGHTS (or its
+    folder), or a run or export folder; empty: none."""
     target: Literal["embedding", "logits"] = "embedding"
     """Target from the teacher: its embedding, by text.loss, or its logits (plain distillation: text.balance False)."""
     temperature: Annotated[float, Range(0.001)] = 4.0

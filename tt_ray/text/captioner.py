@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -12,6 +12,10 @@ from tt_ray.io.hub import find_model
 from tt_ray.terminal.errors import UserError, first_line
 from tt_ray.text.encoder import check_vocabulary, quiet_transformers
 from tt_ray.text.encoder_files import revision_of
+from tt_ray.text.open_clip_model import PREFIX, find_open_clip
+
+if TYPE_CHECKING:
+    from tt_ray.text.coca import CocaCaptioner
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _ASK = "Describe the image in one sentence."
@@ -43,7 +47,7 @@ class CaptionerOptions:
     """Longest caption, in the captioner's tokens; None takes its family's: 128 of PaliGemma and LLaVA, 30 of CoCa, or
     40."""
     beams: int | None = None
-    """Beams of the search for the likeliest caption, 1 is greedy; None takes 6 for CoCa, and 1 for others."""
+    """Beams of the search for the likeliest caption, 1 is greedy; None takes 2 for CoCa, and 1 for others."""
     temperature: float = 0.0
     """0 writes the likeliest words; above it, words are drawn at random."""
     seed: int = 0
@@ -57,6 +61,8 @@ class CaptionerOptions:
                 f"--max_tokens {tokens}, --beams {beams} and --temperature {self.temperature:g} must be at least 1, 1 "
                 "and 0"
             )
+        if self.prompt and self.model.startswith(PREFIX):
+            raise UserError(f"captioner {self.model} takes no prompt: leave out --prompt")
         if (beams or 1) > 1 and self.temperature:
             raise UserError("choose either --beams or --temperature: a search draws nothing at random")
 
@@ -133,11 +139,15 @@ class Captioner:
         return self._processor(images=images, text=[text] * len(images), padding=True, return_tensors="pt")
 
 
-def load_captioner(options: CaptionerOptions, device: str = "cpu") -> Captioner:
+def load_captioner(options: CaptionerOptions, device: str = "cpu") -> "Captioner | CocaCaptioner":
     """Loads a frozen captioner: safetensors weights only, no code from outside; float32 on CPUs, bfloat16 on GPUs.
 
     Raises UserError when it cannot be found, read, or used as a captioner.
     """
+    if options.model.startswith(PREFIX):
+        from tt_ray.text.coca import load_coca  # imports torch
+
+        return load_coca(options, device)
     folder = find_captioner(options.model)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"captioner {folder} has no *.safetensors weights (others are not read: they can hold code)")
@@ -157,6 +167,8 @@ def find_captioner(name: str) -> Path:
 
     Raises UserError when there is none.
     """
+    if name.startswith(PREFIX):
+        return find_open_clip(name.removeprefix(PREFIX), f"captioner {name}")
     return find_model(name, _HUB_FILES, f"captioner {name}", "a local folder as --model")
 
 
