@@ -247,5 +247,5 @@ def _official_rows(file: Path) -> Rows:
 
 def _names_image(line: str, mark: str) -> bool:
     """Whether a line has the form of an official one with this mark after the image's name."""
-    image, found, _ = line.partition(mark)
-    return bool(found) and (mark == _COLON or bool(_FILE.fullmatch(image)))
+    image, found, _ = line.partition(_TAB)
+    return bool(found) and (image.endswith(":") if mark == _COLON else bool(_FILE.fullmatch(image)))
