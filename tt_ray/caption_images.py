@@ -26,7 +26,7 @@ from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
 from tt_ray.stateless_random import place_in_class, seed_of
 from tt_ray.terminal.command import program, read_arguments, run_command
-from tt_ray.terminal.errors import UserError, one_line
+from tt_ray.terminal.errors import UserError, one_line, some
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, made_of, write_captions
 from tt_ray.text.captioner import CaptionerOptions, find_captioner, load_captioner
@@ -192,8 +192,8 @@ def caption(given: Arguments, display: Display) -> str:
     if given.llm.model:
         return _do(_about_classes(given, config, out, display), given, out, display)
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
-    fill = _filling(given, config) if given.template else None
     ids, read, left_out, *_ = open_unlabelled(config, "train")
+    fill = _filling(given, config, ids) if given.template else None
     display.notes(left_out)
     work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}
     template = {"template": given.template} if given.template else {}
@@ -282,13 +282,17 @@ def _about_classes(given: Arguments, config: DataConfig, out: Path, display: Dis
     )
 
 
-def _filling(given: Arguments, config: DataConfig) -> Callable[[pa.StringArray, Sequence[str]], list[str]]:
-    """What makes a template's captions of images' ids and a captioner's captions."""
+def _filling(
+    given: Arguments, config: DataConfig, ids: pa.StringArray
+) -> Callable[[pa.StringArray, Sequence[str]], list[str]]:
+    """What makes a template's captions of images' ids and a captioner's captions; raises UserError without labels."""
     names: dict[str, str] = {}
     if LABEL in given.template:
         source = open_source(config, "train", need_captions=False)
         named = pa.array(name_classes(source.classes, given.class_names), pa.string()).take(pa.array(source.labels))
         names = dict(zip(source.ids.to_pylist(), named.to_pylist(), strict=True))
+        if lacking := [image for image in ids.to_pylist() if image not in names]:
+            raise UserError(f"{len(lacking)} of {len(ids)} images have no label for --template: {some(lacking, 3)}")
 
     def fill(ids: pa.StringArray, captions: Sequence[str]) -> list[str]:
         parts = re.split(r"(\{label\}|\{caption\})", given.template)  # at once: a caption may speak of {label}

@@ -20,6 +20,7 @@ from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.objective import PARTS, Objective
 from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients, learning_rate
+from tt_ray.training.run_folder import changed_paths
 from tt_ray.training.validation import batch_mean
 
 PUBLISHED = RECIPES["in1k_vit_s_published"]()
@@ -163,6 +164,19 @@ def test_negatives_follow_the_scope_unless_they_are_named(scope: str, negatives:
     assert saved.text.local_negatives is local
     assert Objective.of(saved).gather is not local and Objective.of(saved).own_balance is (scope == "worker")
     assert Config.from_dict({"text": {"negatives": "local"}}).text.local_negatives  # as saved before there was a scope
+
+
+def test_what_depends_on_the_number_of_workers_keeps_one() -> None:
+    two = {"data.cutmix": 1.0, "run.num_workers": 2}
+    scope, local, ours = (
+        Config().override({**two, **more}) for more in ({"text.scope": "worker"}, {"text.negatives": "local"}, {})
+    )
+    for config in (scope, local, scope.override("text.weight", 0.0)):
+        with pytest.raises(UserError, match=r"run\.num_workers is 1:2, .* depend on the number: choose one"):
+            config.override("run.num_workers", "1:2")
+        assert changed_paths(config, config.override("run.num_workers", 3)) == ["run.num_workers"]
+    for config in (ours, local.override("text.weight", 0.0), scope.override({"text.weight": 0.0, "data.cutmix": 0.0})):
+        assert not changed_paths(config, config.override("run.num_workers", "1:3"))
 
 
 def test_each_worker_mixes_the_captions_of_all_by_each_ones_own_share() -> None:

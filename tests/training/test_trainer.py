@@ -189,7 +189,10 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3}),
     "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
-    "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0}),
+    "four, sharded": (
+        4,
+        {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0, "head__freeze": True},
+    ),
 }
 
 

@@ -66,11 +66,22 @@ class Config:
         if self.reads_text:
             check_text(self.text)
         check_batch(self.train, self.data, self.workers[1])
+        if self.by_worker and self.workers[0] != self.workers[1]:
+            raise UserError(
+                f"run.num_workers is {self.run.num_workers}, but text.scope worker and text.negatives local make "
+                "results depend on the number: choose one"
+            )
 
     @property
     def workers(self) -> tuple[int, int]:
         """The fewest and the most workers; raises UserError when run.num_workers is neither N nor MIN:MAX."""
         return workers_range(self.run.num_workers)
+
+    @property
+    def by_worker(self) -> bool:
+        """Whether what is computed depends on the number of workers, who learn from their own parts of a batch."""
+        text, mixes = self.text, bool(self.data.mixup or self.data.cutmix)
+        return (text.scope == "worker" and mixes) or (self.teaches and (text.local_negatives or text.scope == "worker"))
 
     @property
     def run_dir(self) -> Path:

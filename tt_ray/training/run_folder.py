@@ -128,7 +128,8 @@ def starts_over(config: Config) -> bool:
 def changed_paths(before: Config, now: Config) -> list[str]:
     """Fields that differ between two configurations and change what a run computes."""
     free = tuple(path for path in _FREE if path != _PARTS or not _drops(now))
-    return [path for path in Config.paths() if not path.startswith(free) and before.get(path) != now.get(path)]
+    found = [path for path in Config.paths() if not path.startswith(free) and before.get(path) != now.get(path)]
+    return found + ["run.num_workers"] * (now.by_worker and before.workers != now.workers)
 
 
 def _drops(config: Config) -> bool:
