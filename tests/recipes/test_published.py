@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,7 +255,7 @@ def test_the_mean_over_batches_is_that_of_torchs_own_sampler_and_loader(images: 
     means = []
     for rank in range(workers):
         sampler = DistributedSampler(range(images), workers, rank, shuffle=False)  # type: ignore[arg-type]
-        loader = DataLoader(correct.tolist(), batch_size=size, sampler=sampler)
+        loader: Any = DataLoader(correct.tolist(), batch_size=size, sampler=sampler)  # type: ignore[arg-type]
         batches = [batch.double().mean().item() for batch in loader]
         means.append(sum(batches) / len(batches))
     assert batch_mean(correct, workers, size) == pytest.approx(sum(means) / workers)

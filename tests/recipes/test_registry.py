@@ -1,6 +1,7 @@
 """Named runs: every one is complete, documented, and called as its function is."""
 
 import inspect
+from typing import Any
 
 import pytest
 import timm
@@ -42,7 +43,7 @@ def test_every_model_is_one_of_timms_with_the_arguments_that_the_recipe_names(na
     kwargs = {**config.model.kwargs, **({"drop_path_rate": config.model.drop_path} if config.model.drop_path else {})}
     classes = {"in21k_vit_b_textteacher": 10450, "cub_vit_s_textteacher": 200}.get(name, 1000)
     with torch.device("meta"):
-        model = timm.create_model(config.model.name, num_classes=classes, **kwargs)
+        model: Any = timm.create_model(config.model.name, num_classes=classes, **kwargs)
     features = model.get_classifier()
     assert isinstance(features, torch.nn.Linear) and features.out_features == classes
     if "vit_" in config.model.name and "xcit" not in config.model.name and "next" not in config.model.name:

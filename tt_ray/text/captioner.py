@@ -26,7 +26,7 @@ _PROMPTS = {
     "paligemma": "caption and describe in detail",
     **dict.fromkeys(("llava", "llava_next"), "Describe the images content in detail"),
 }
-_LENGTHS = dict.fromkeys(("paligemma", "llava", "llava_next"), 128)
+_LENGTHS: dict[str, int] = {"paligemma": 128, "llava": 128, "llava_next": 128}
 _LENGTH = 40
 # Their processors put the image's place into the text themselves.
 _PLACE_IMAGE = ("blip", "blip-2", "git")

@@ -109,9 +109,10 @@ def load_describer(options: DescriberOptions, device: str = "cpu") -> ClassDescr
     folder = find_describer(options.model)
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    model_class: Any = transformers.AutoModelForCausalLM
     with quiet_transformers():
         try:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            model, info = model_class.from_pretrained(
                 folder,
                 use_safetensors=True,
                 output_loading_info=True,
