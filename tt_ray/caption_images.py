@@ -175,6 +175,8 @@ class _Job:
     """What is counted, for the display."""
     write: Callable[[Shards], str]
     """Writes the table of finished shards; returns a sentence."""
+    also: dict[str, str] = field(default_factory=dict[str, str])
+    """What the table depends on that shards do not."""
 
 
 def caption(given: Arguments, display: Display) -> str:
@@ -193,10 +195,9 @@ def caption(given: Arguments, display: Display) -> str:
         return _do(_about_classes(given, config, out, display), given, out, display)
     captioner = find_captioner(options.model)  # a wrong name costs no start of Ray
     ids, read, left_out, *_ = open_unlabelled(config, "train")
-    fill = _filling(given, config, ids) if given.template else None
+    fill, also = _filling(given, config, ids) if given.template else (None, {})
     display.notes(left_out)
     work = {"images": digest_of(ids), "images per shard": _SHARD, "decoding": DECODING}
-    template = {"template": given.template} if given.template else {}
     job = _Job(
         work,
         asdict(options),
@@ -204,7 +205,8 @@ def caption(given: Arguments, display: Display) -> str:
         len(ids),
         partial(ImageCaptioner, options, given.batch_size, read),
         "images captioned",
-        partial(_write, out=out, ids=ids, fill=fill, also=template),
+        partial(_write, out=out, ids=ids, fill=fill, also=also),
+        also,
     )
     return _do(job, given, out, display)
 
@@ -214,7 +216,7 @@ def _check(given: Arguments) -> None:
     model, template, llm = given.captioner.model, given.template, given.llm.model
     if llm and (model or template):
         raise UserError("choose either --llm.model, which writes captions from class names, or --model and --template")
-    if not llm and not (template and (_CAPTION in template) == bool(model)) and not (model and not template):
+    if not llm and (not (model or template) or (template and (_CAPTION in template) != bool(model))):
         raise UserError(
             "choose either a captioner with --model, or --template for captions made of class names, or both with "
             f"{_CAPTION} in the template"
@@ -238,10 +240,9 @@ def _do(job: _Job, given: Arguments, out: Path, display: Display) -> str:
     """Does what is missing of a job, and has its table written; returns a sentence."""
     items = [range(start, min(start + _SHARD, job.items)) for start in range(0, job.items, _SHARD)]
     folder = out.with_name(f"{out.name}.unfinished")
-    template = {"template": given.template} if given.template else {}
     if out.exists():
         about = made_of(out) or {}
-        asked = about | job.work | job.options | {"revision": job.revision} | template
+        asked = about | job.work | job.options | {"revision": job.revision} | job.also
         if about != asked or about.get("template", "") != given.template:
             raise UserError(f"{out} exists already, made of something else: delete it or choose another --out")
         shutil.rmtree(folder, ignore_errors=True)  # killed between the last two steps
@@ -264,7 +265,7 @@ def _about_classes(given: Arguments, config: DataConfig, out: Path, display: Dis
     names = name_classes(source.classes, given.class_names)
     display.notes(source.left_out)
     if options.rows == "class":
-        ids = pa.array(f"{name}/{number}" for name in source.classes for number in range(options.texts))
+        ids = pa.array([f"{name}/{number}" for name in source.classes for number in range(options.texts)], pa.string())
         rows, images = None, ""
     else:
         ids, images = source.ids, digest_of(source.ids)
@@ -284,8 +285,11 @@ def _about_classes(given: Arguments, config: DataConfig, out: Path, display: Dis
 
 def _filling(
     given: Arguments, config: DataConfig, ids: pa.StringArray
-) -> Callable[[pa.StringArray, Sequence[str]], list[str]]:
-    """What makes a template's captions of images' ids and a captioner's captions; raises UserError without labels."""
+) -> tuple[Callable[[pa.StringArray, Sequence[str]], list[str]], dict[str, str]]:
+    """What makes a template's captions of images' ids and a captioner's captions, and what they depend on.
+
+    Raises UserError where an image has no label, and the template asks for one.
+    """
     names: dict[str, str] = {}
     if LABEL in given.template:
         source = open_source(config, "train", need_captions=False)
@@ -301,7 +305,7 @@ def _filling(
         )
         return ["".join(each.get(part, part) for part in parts) for each in known]
 
-    return fill
+    return fill, {"template": given.template, "labels": digest_of(pa.array(names.values(), pa.string()))}
 
 
 def class_captions(

@@ -54,8 +54,10 @@ class TextTeacher(nn.Module):
         schedule: How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos, jump-A-B-R or vl2.
         epochs: Epochs of the training, which all schedules but const and jump need.
         balance: Whether w is computed; otherwise it is 1.
+        scope: Whether the balance, and the negatives where `negatives` is auto, are of the whole batch (global), or of
+            each process's own part (worker) as in TextTeacher's code.
         negatives: Whether contrastive losses see the whole batch (global), of which each process computes the rows of
-            its own images, or this process's part of it alone (local).
+            its own images, or this process's part of it alone (local); auto as `scope` says.
         temperature: Temperature of contrastive losses; 0 is the loss's own.
         label_smoothing: Label smoothing of the cross-entropy.
         head: Kind of projection: one linear layer, or an MLP with GELU.
@@ -87,7 +89,8 @@ class TextTeacher(nn.Module):
         schedule: str = "const",
         epochs: int | None = None,
         balance: bool = True,
-        negatives: Literal["global", "local"] = "global",
+        scope: Literal["global", "worker"] = "global",
+        negatives: Literal["auto", "global", "local"] = "auto",
         temperature: float = 0.0,
         label_smoothing: float = 0.0,
         head: Literal["linear", "mlp"] = "linear",
@@ -106,6 +109,7 @@ class TextTeacher(nn.Module):
             loss=loss,
             temperature=temperature,
             balance=balance,
+            scope=scope,
             negatives=negatives,
             normalize_mean=normalize_mean,
             normalize_std=normalize_std,
