@@ -12,6 +12,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from tests.toy import run_toy, toy_config
 from tests.training.test_collectives import on_two
 from tests.training.test_objective import CLASSES, _batch, _gradients, _model
 from tt_ray.config import Config, OptimConfig, TextConfig
@@ -19,6 +20,7 @@ from tt_ray.data.mixing import _MIXING_SEED, build_mixing
 from tt_ray.recipes import RECIPES
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
+from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.objective import PARTS, Objective
 from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients, learning_rate
 from tt_ray.training.run_folder import changed_paths
@@ -26,7 +28,7 @@ from tt_ray.training.validation import batch_mean
 
 PUBLISHED = RECIPES["in1k_vit_s_published"]()
 HALF, SEED, STEP, WEIGHT = 3, 5, 2, 0.5
-EPS = PUBLISHED.optim.eps
+EPS, TOY_MODEL = PUBLISHED.optim.eps, "vit_tiny_patch16_224"
 
 
 def test_ours_stays_the_default_and_the_recipe_has_each_difference_in_a_field() -> None:
@@ -211,6 +213,33 @@ def test_losses_inside_autocast_have_rounded_similarities(precision: str) -> Non
     assert inside != objective(outputs, labels, text, WEIGHT)[1][column].item()
 
 
+ROUNDED = ("clip", "normclip", "infonce", "siglip", "clip_learned", "kl", "l2", "dist")
+
+
+def _rounded(rank: int, losses: tuple[str, ...]) -> list[Tensor]:
+    """Alignment losses inside autocast, of three images of each of two workers, who see all."""
+    found = []
+    for loss in losses:
+        images, labels, text = (part.split(HALF)[rank] for part in _batch())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(
+                Objective.of(Config(text=TextConfig(loss=loss)))(_model(loss)(images), labels, text, WEIGHT)[1]
+            )
+    return found
+
+
+@pytest.mark.slow
+def test_losses_inside_autocast_are_those_of_one_worker_where_all_see_all(tmp_path: Path) -> None:
+    found = on_two(tmp_path, _rounded, ROUNDED)
+    for place, loss in enumerate(ROUNDED):
+        images, labels, text = _batch()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            alone = Objective.of(Config(text=TextConfig(loss=loss)))(_model(loss)(images), labels, text, WEIGHT)[1]
+        column = PARTS.index("loss_text")
+        mean = (found[0][place][column] + found[1][place][column]) / 2
+        assert mean.item() == pytest.approx(alone[column].item(), rel=0.02), loss
+
+
 def _lamb(values: list[Tensor], gradients: list[list[Tensor]], lr: float, decay: float) -> list[Tensor]:
     """FusedLAMB: gradients divided by their norm where it is above 1, then LAMB with a trust ratio where one decays."""
     first, second = [torch.zeros_like(value) for value in values], [torch.zeros_like(value) for value in values]
@@ -261,3 +290,15 @@ def test_the_mean_over_batches_is_that_of_torchs_own_sampler_and_loader(images: 
     assert batch_mean(correct, workers, size) == pytest.approx(sum(means) / workers)
     if images % (workers * size) == 0:
         assert batch_mean(correct, workers, size) == pytest.approx(correct.mean().item())
+
+
+def test_the_recipe_trains_at_toy_size_in_half_precision(tmp_path: Path) -> None:
+    small = {"data__augment": "crop", "data__cache_gb": 1.0, "model__name": TOY_MODEL, "optim__warmup_epochs": 1.0}
+    here = {"data__source": "shapes", "run__use_gpu": False, "run__num_workers": 1, "run__log_every": 1}
+    config = toy_config(tmp_path, "in1k_vit_s_published", **small, **here, train__epochs=3, train__eval_every=1)
+    result = run_toy(config)
+    rows = read_rows(config.run_dir / "metrics.jsonl")
+    steps = [row for row in rows if row["kind"] == "step"]
+    assert [row["lr"] for row in steps] == pytest.approx([1e-6] * 12 + [1e-5 + 2.99e-3 * 0.75] * 6)
+    assert all(row["top1_batch_mean"] >= 0 for row in rows if row["kind"] == "validation")
+    assert config.train.precision == "fp16" and math.isfinite(result["top1"])
