@@ -329,6 +329,7 @@ def test_impossible_options(options: dict[str, Any]) -> None:
         CaptionerOptions(**options).check()
 
 
+@ARRAYS
 def test_families_are_asked_as_the_papers_code_asks_them(folder_of_llava: Path, tmp_path: Path) -> None:
     llava_ = load_captioner(CaptionerOptions(str(folder_of_llava)))
     paligemma(tmp_path)
