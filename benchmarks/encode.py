@@ -26,11 +26,11 @@ import torch
 
 from benchmarks.step_cost import RESULTS, Side, compare, report
 from tt_ray.cluster.actor_pool import Actor, Pool
+from tt_ray.cluster.caption_actors import CaptionEncoder
 from tt_ray.cluster.connect import join_ray
 from tt_ray.cluster.messages import Messages
 from tt_ray.config import ShapesConfig
 from tt_ray.data.sources.shapes import shapes_source
-from tt_ray.embed_captions import CaptionEncoder
 from tt_ray.text.encoder import load_text_encoder
 from tt_ray.text.encoder_files import MINILM, find_encoder
 

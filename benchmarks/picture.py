@@ -8,10 +8,11 @@ The figures are means and standard deviations over seeds, of the arms `baseline`
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.what_text_buys import TUNING_SEED, best_rates, read
+from tt_ray.statistics import spread
 
 RESULTS = Path(__file__).parent / "results"
 OUT = Path(__file__).parents[1] / "docs" / "textteacher.svg"
@@ -82,7 +83,7 @@ def figures(study: str) -> dict[str, tuple[float, float]]:
         values = [
             row["top1"] for row in rows if (row["arm"], row["rate"]) == (arm, rate) and row["seed"] != TUNING_SEED
         ]
-        found[arm] = fmean(values), stdev(values)
+        found[arm] = fmean(values), spread(values) or 0.0
     return found
 
 
@@ -107,12 +108,12 @@ def _result() -> Iterable[str]:
     for number, (study, name) in enumerate(STUDIES.items()):
         top = 48 + 68 * number
         yield _text(_BAR_LEFT, top, name)
-        for place, (arm, (mean, spread)) in enumerate(figures(study).items()):
+        for place, (arm, (mean, sd)) in enumerate(figures(study).items()):
             y, width = top + 8 + 20 * place, _BAR_WIDTH * mean / 100
             yield f'<rect x="{_BAR_LEFT}" y="{y}" width="{width:.1f}" height="16" fill="{_ARMS[arm]}"/>'
-            ends = [_BAR_LEFT + _BAR_WIDTH * (mean + sign * spread) / 100 for sign in (-1, 1)]
+            ends = [_BAR_LEFT + _BAR_WIDTH * (mean + sign * sd) / 100 for sign in (-1, 1)]
             yield f'<path d="M{ends[0]:.1f} {y + 8}H{ends[1]:.1f}" stroke="#1f2328"/>'
-            yield _text(ends[1] + 6, y + 12, f"{mean:.1f} ± {spread:.1f}")
+            yield _text(ends[1] + 6, y + 12, f"{mean:.1f} ± {sd:.1f}")
     yield _text(_BAR_LEFT, 262, "grey: without text", fill="#57606a")
     yield _text(_BAR_LEFT + 120, 262, "blue: with text", fill="#1f6feb")
 

@@ -28,9 +28,10 @@ from tt_ray.data.sampling import train_order
 from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead
 from tt_ray.recipes.imagenet import in1k_vit_s_baseline
-from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
+from tt_ray.training.checkpoint import Position, save_checkpoint
 from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
 from tt_ray.training.objective import Objective
+from tt_ray.training.snapshot import Snapshot
 
 
 def model_cost(name: str, image_size: int, dim: int) -> tuple[int, int]:

@@ -7,13 +7,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+Precision = Literal["fp32", "tf32", "bf16"]
+"""float32, the same on GPUs with products in TF32, or bfloat16 autocast."""
+
 
 @dataclass(frozen=True)
 class EvalConfig:
     """Settings of one job.
 
-    Only `options` and `seed` change the result, apart from rounding. Fine-tuning is the exception: where `batch_size`
-    splits a step, stochastic depth and the statistics of batch norm depend on the parts.
+    Only `options`, `seed` and `precision` change the result, apart from rounding. Fine-tuning is the exception: where
+    `batch_size` splits a step, stochastic depth and the statistics of batch norm depend on the parts.
     """
 
     options: Any
@@ -30,6 +33,8 @@ class EvalConfig:
     """Images of a forward pass; halved and tried again when memory runs out."""
     num_loaders: int = 0
     """Processes that decode images; 0 decodes in threads of the job itself."""
+    precision: Precision = "fp32"
+    """Precision of models' forward passes, and of fine-tuning; what is fitted on features is fitted in float32."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import tyro
 
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import device_of
 from tt_ray.terminal.progress import Display
 
 if TYPE_CHECKING:
@@ -42,16 +43,12 @@ def main(arguments: list[str]) -> None:
     if min(given.batch_sizes, default=0) < 1:
         raise UserError(f"--batch-sizes are {given.batch_sizes}, but there must be some, all at least 1")
     # Only now: they bring torch and timm, which take seconds.
-    import torch
-
     from eval.features.backbone import open_backbone, parse_models
     from eval.jobs.costs import Costs, Measured, keep_costs
     from eval.jobs.measurement import device_name, measure
     from tt_ray.models.flops import count
 
-    device = torch.device(given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch sees no GPU")
+    device = device_of(given.device)
     rows: list[list[str]] = []
     with Display() as display:
         for name, spec in parse_models(given.models).items():

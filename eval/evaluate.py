@@ -5,7 +5,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -48,14 +48,16 @@ class Arguments:
     """YAML file of tasks of your own."""
     local_cache: Path | None = None
     """Folder of copies of shards that lie in object storage; empty takes tt-ray/data in the user's cache (~/.cache)."""
-    cpus_per_job: int = 1
-    """CPUs, and CPU threads, of each job."""
+    cpus_per_job: int = 0
+    """CPUs, and CPU threads, of each job; 0 takes 1, and beside GPUs its node's CPUs in equal parts."""
     gpus_per_job: float = 0.0
     """GPUs of each job; a fraction lets several share one. 0 computes on CPUs."""
     batch_size: int = 256
     """Images of a forward pass; halved and tried again when memory runs out."""
     num_loaders: int = 0
     """Processes of each job that decode images; 0 decodes in its threads."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Of forward passes; auto takes fp32 on CPUs and tf32 on GPUs. All but fp32 give a protocol a hash of its own."""
     cache: Path | None = None
     """Folder of extracted features; the default is OUT/features."""
     check: bool = False
@@ -73,10 +75,11 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     task_roots: Mapping[str, str | Path] | None = None,
     data_root: str | Path = "data",
-    cpus_per_job: int = 1,
+    cpus_per_job: int = 0,
     gpus_per_job: float = 0.0,
     batch_size: int = 256,
     num_loaders: int = 0,
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto",
 ) -> "pa.Table":
     """Evaluates models as `python -m eval` does, in parallel on Ray; what `out` has is not run again.
 
@@ -89,10 +92,11 @@ def evaluate(
         options: Changes of protocols, such as {"finetune.steps": 100}.
         task_roots: Folder of a task by its name; a new name makes a task of your own (train/, test/, perhaps val/).
         data_root: Folder that holds the files of other tasks.
-        cpus_per_job: CPUs, and CPU threads, of each job.
+        cpus_per_job: CPUs, and CPU threads, of each job; 0 takes 1, and beside GPUs its node's CPUs in equal parts.
         gpus_per_job: GPUs of each job; a fraction lets several share one.
         batch_size: Images of a forward pass; halved and tried again when memory runs out.
         num_loaders: Processes of each job that decode images; 0 decodes in its threads.
+        precision: Of forward passes: fp32, tf32 or bf16; auto takes fp32 on CPUs and tf32 on GPUs.
 
     Returns:
         One row for each metric of each of these jobs: model, task, protocol, seed, metric, value, n, ... (all columns:
@@ -115,6 +119,7 @@ def evaluate(
         gpus_per_job=gpus_per_job,
         batch_size=batch_size,
         num_loaders=num_loaders,
+        precision=precision,
     )
     check(given)
     return _results(given.out, run_evaluation(given, "tt_ray.evaluate"))
@@ -165,7 +170,6 @@ def _run(given: Arguments, command: str) -> "Evaluation":
     from eval.jobs.scheduler import JobResources
     from eval.jobs.summary import print_summary
 
-    resources = JobResources(given.cpus_per_job, given.gpus_per_job)
     with Display() as display:
         display.show("opening models and tasks", 0, 1)
         evaluation = open_evaluation(given)
@@ -175,14 +179,15 @@ def _run(given: Arguments, command: str) -> "Evaluation":
         missing = [job for job in jobs if job.key not in done]
         if len(missing) < len(jobs):
             display.say(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done already")
+        resources = JobResources()
         if missing:
-            place = start_ray(resources, display)
+            place, resources = start_ray(given.cpus_per_job, given.gpus_per_job, display)
             display.say(f"{len(missing)} jobs on {place}, results in {given.out}")
         for weights, counts in evaluation.costs.items():
             keep_costs(given.out, weights, counts)
     device = "cuda" if given.gpus_per_job else "cpu"
     cache = (given.cache or given.out / "features").absolute()
-    config = EvalConfig(None, cache, 0, device, given.cpus_per_job, given.batch_size, given.num_loaders)
+    config = EvalConfig(None, cache, 0, device, int(resources.cpus), given.batch_size, given.num_loaders)
     failures = run_jobs(given.out, missing, evaluation.tasks, config, resources, command)
     print_summary(given.out, jobs, evaluation.metrics)
     print(f"report: {shlex.join([*program('eval.report').split(), str(given.out)])}")
@@ -197,12 +202,14 @@ def check(given: Arguments) -> None:
         raise UserError(f"--out {given.out} must be a folder on this machine or on a file system that all nodes share")
     if given.out.exists() and not given.out.is_dir():
         raise UserError(f"--out {given.out} is a file: choose a folder")
-    if given.cpus_per_job < 1 or given.gpus_per_job < 0 or given.batch_size < 1 or given.num_loaders < 0:
-        raise UserError(
-            "--cpus-per-job and --batch-size must be at least 1, --gpus-per-job and --num-loaders at least 0"
-        )
-    if given.gpus_per_job > 1:
-        raise UserError(f"--gpus-per-job is {given.gpus_per_job}: a job computes on one GPU or a fraction of it")
+    if given.batch_size < 1 or min(given.cpus_per_job, given.num_loaders) < 0:
+        raise UserError("--batch-size must be at least 1, --cpus-per-job and --num-loaders at least 0")
+    if given.gpus_per_job:
+        from tt_ray.cluster.actor_pool import check_share
+
+        check_share("--gpus-per-job", given.gpus_per_job)
+    elif given.precision == "tf32":
+        raise UserError("--precision tf32 is for GPUs: set --gpus-per-job, or choose fp32 or bf16")
     for name in ("models", "tasks", "protocols", "seeds"):
         values = getattr(given, name)
         if not values and not (name == "models" and given.check):
@@ -228,7 +235,10 @@ def open_evaluation(given: Arguments) -> "Evaluation":
     options = read_options(given.protocols, given.set)
     from eval.features.backbone import parse_models
 
-    return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds)
+    precision = given.precision
+    if precision == "auto":
+        precision = "tf32" if given.gpus_per_job else "fp32"
+    return plan_evaluation(given.out, parse_models(given.models), found, options, given.seeds, precision)
 
 
 def _pair(item: str) -> tuple[str, str]:

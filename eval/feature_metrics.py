@@ -41,19 +41,29 @@ def linear_cka(x: Floats, y: Floats) -> float:
 def unbiased_cka(x: Floats, y: Floats, batch: int = 256) -> float:
     """`linear_cka` from minibatches by the unbiased HSIC_1 (Nguyen et al., 2021, arXiv 2010.15327, equations 2 and 3).
 
-    Consecutive rows, about `batch` at a time, are compared, and the three terms are averaged over batches; the result
-    does not depend on the number of rows in expectation and can be slightly below 0. Raises UserError below four rows.
+    Rows are compared in the batches of `shuffled_batches`, and the three terms are averaged over them; the result does
+    not depend on the number of rows in expectation and can be slightly below 0. Raises UserError below four rows.
     """
     _same_images(x, y)
     if len(x) < SMALLEST_BATCH or batch < SMALLEST_BATCH:
         raise UserError(f"CKA without bias needs at least {SMALLEST_BATCH} images a batch, but there are {len(x)}")
     terms = np.zeros(3)
-    for rows in np.array_split(np.arange(len(x)), max(1, len(x) // batch)):
+    for rows in shuffled_batches(len(x), batch):
         part_x, part_y = (np.asarray(part[rows], np.float64) for part in (x, y))
         gram_x, gram_y = part_x @ part_x.T, part_y @ part_y.T
         terms += [hsic1(gram_x, gram_y), hsic1(gram_x, gram_x), hsic1(gram_y, gram_y)]
     scale = float(np.sqrt(max(terms[1], 0) * max(terms[2], 0)))
     return float(terms[0]) / scale if scale else float("nan")
+
+
+def shuffled_batches(count: int, batch: int) -> list[npt.NDArray[np.int64]]:
+    """Rows 0 to count - 1 at random, the same way each time, in batches of about `batch`, each of them in order.
+
+    HSIC of batches estimates that of all rows only where every batch is a random sample of them. Splits often come
+    sorted by class, and consecutive rows then show how alike two models are within a class.
+    """
+    rows = np.random.default_rng(0).permutation(count)
+    return [np.sort(each) for each in np.array_split(rows, max(1, count // batch))]
 
 
 def hsic1(k: Floats, l: Floats) -> float:  # noqa: E741, as in the paper

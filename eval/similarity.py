@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from tt_ray.io.files import new_file
 from tt_ray.terminal.command import program, read_arguments, run_command
+from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import device_of
 
 if TYPE_CHECKING:
     from eval.features.cka import Grid
@@ -29,6 +31,8 @@ class Arguments:
     """Task on whose test images models are compared."""
     layers: bool = False
     """Compare the layers of the first two models (of the first with itself, if it is alone) instead of the features."""
+    modules: bool = False
+    """layers: the outputs of every attention and MLP, as in the paper's analysis, in place of those of blocks."""
     images: int = 1024
     """layers: test images to use, drawn at random."""
     data_root: Path = Path("data")
@@ -46,6 +50,8 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """Compares models' features, or the layers of two models, and prints the table."""
     given = read_arguments(Arguments, arguments, program("eval.similarity"))
+    if given.modules and not given.layers:
+        raise UserError("--modules is about layers: pass --layers too")
     # Only now: they bring torch and timm, which take seconds.
     import numpy as np
     import torch
@@ -55,6 +61,7 @@ def main(arguments: list[str]) -> None:
     from eval.features.cka import between_layers, between_models, layer_names
     from eval.tasks.registry import tasks
 
+    device_of(given.device)
     roots = {given.task: given.task_root.removeprefix(f"{given.task}=")} if given.task_root else {}
     task = tasks([given.task], roots, given.data_root)[given.task]
     backbones = [open_backbone(name, spec) for name, spec in parse_models(given.models).items()]
@@ -63,8 +70,9 @@ def main(arguments: list[str]) -> None:
         source = task.open("test")
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: given.images])
         first, second = backbones[0], backbones[min(1, len(backbones) - 1)]
-        values = between_layers(first, second, source.select(chosen), config)
-        rows, columns = ([f"{each.name} {name}" for name in layer_names(each)] for each in (first, second))
+        kind = "modules" if given.modules else "blocks"
+        rows, columns = ([f"{each.name} {name}" for name in layer_names(each, kind)] for each in (first, second))
+        values = between_layers(first, second, source.select(chosen), config, kind)
     else:
         values = between_models(backbones, task, config)
         rows = columns = [backbone.name for backbone in backbones]

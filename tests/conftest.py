@@ -31,7 +31,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Files that take longest, by `--durations 0`: a process of pytest-xdist must not be left alone with one at the end.
 LONGEST = [
     *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
-    *("test_pack", "training/test_trainer", "cluster/test_actor_pool", "eval/jobs/test_scheduler"),
+    *(
+        "test_pack",
+        "training/test_trainer",
+        "training/test_resume",
+        "cluster/test_actor_pool",
+        "eval/jobs/test_scheduler",
+    ),
     *("test_page_runs", "io/test_storage", "test_library", "cluster/test_messages", "test_caption_images"),
 ]
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.jobs.scheduler import JobResources
 from eval.jobs.worker import work
 from tests.command_here import draw
 from tests.pages import ROOT, blocks
@@ -96,7 +97,7 @@ class Workspace:
         for module in ("pack", "embed_captions", "caption_images"):
             monkeypatch.setattr(f"tt_ray.{module}.do_missing", do_here)
         monkeypatch.setattr("tt_ray.compare.runs._train", train_under_torchrun)
-        monkeypatch.setattr("eval.jobs.evaluation.start_ray", lambda *_: "this machine")
+        monkeypatch.setattr("eval.jobs.evaluation.start_ray", lambda *_: ("this machine", JobResources()))
         monkeypatch.setattr("eval.jobs.evaluation.schedule", jobs_here)
         monkeypatch.setattr("tt_ray.tune.__main__.join_ray", lambda *_: False)
         monkeypatch.setattr("tt_ray.tune.search.Search._fit", lambda self: (TrialResources(1, 1, 0.0), 1))

@@ -17,6 +17,7 @@ ROOMS = (
     "tt_ray",
     "tt_ray.terminal",
     "tt_ray.statistics",
+    "tt_ray.bootstrap",
     "tt_ray.losses",
     "tt_ray.schedules",
     "tt_ray.stateless_random",

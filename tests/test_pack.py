@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.test_train_command import ONE_CPU, run, wait_until
 from tests.toy import run_toy, stop_ray, toy_config, weights
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import webdataset
-from tt_ray.data.sources.registry import open_splits
+from tt_ray.data.sources.registry import open_source, open_splits
 from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.embeddings.build import write_store
 from tt_ray.io.files import sha256
@@ -36,7 +37,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = f"{'cat' if number % 2 else 'dog'}/{number}.jpg"
             (root / split / name).parent.mkdir(parents=True, exist_ok=True)
             (root / split / name).write_bytes(jpeg(number, (20, 18)))
-            lines.append(f'{{"file_name": "{name}", "label": "{name[:3]}", "caption": "number {number}"}}\n')
+            about = f'"label": "{name[:3]}", "caption": "number {number}", "pet": "pet {number // 2}"'
+            lines.append(f'{{"file_name": "{name}", {about}}}\n')
         (root / split / "metadata.jsonl").write_text("".join(lines))
     return root
 
@@ -47,7 +49,9 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     out = tmp_path_factory.mktemp("packed") / "out"
     before, os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS"), "local"
     try:
-        main(["--data.root", str(images), "--out", str(out), "--keep", "--shard_size", "5"])
+        main(
+            ["--data.root", str(images), "--data.group_column", "pet", "--out", str(out), "--keep", "--shard_size", "5"]
+        )
     finally:
         stop_ray()
         os.environ.pop("RAY_ADDRESS")
@@ -74,6 +78,24 @@ def test_a_packed_set_is_the_set_itself(images: Path, packed: Path) -> None:
         assert np.array_equal(after.labels, before.labels)
         assert after.captions is not None and after.captions.equals(before.captions)
         assert [after.encoded(row) for row in range(len(after))] == [before.encoded(row) for row in range(len(after))]
+
+
+def test_groups_are_packed_under_a_name_of_their_own(images: Path, packed: Path) -> None:
+    before, _ = open_splits(
+        DataConfig(source="imagefolder", root=str(images), group_column="pet", val_share=0.4), False
+    )
+    config = DataConfig(source="webdataset", root=str(packed), group_column="group", val_share=0.4)
+    after, _ = open_splits(config, False)
+    assert after.groups is not None and before.groups is not None
+    assert after.ids.equals(before.ids) and after.groups.equals(before.groups)
+    with pytest.raises(UserError, match="--data.group_column group"):
+        open_splits(replace(config, group_column="pet"), False)
+
+
+def test_shards_without_groups_say_so(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    with pytest.raises(UserError, match="has no groups: pack its images again"):
+        open_source(DataConfig(source="webdataset", root=str(tmp_path), group_column="group"), "train", False)
 
 
 def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, tmp_path: Path) -> None:
@@ -154,7 +176,7 @@ def test_arguments_that_cannot_be_used_are_refused(
 def test_killed_it_continues_and_nothing_is_lost_or_doubled(images: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tt_ray.pack", "--data.root", str(images), "--out", str(out), "--keep"]
-    command += ["--shard_size", "5", "--actors", "1"]
+    command += ["--data.group_column", "pet", "--shard_size", "5", "--actors", "1"]
     environment = os.environ | {"RAY_ADDRESS": "local"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: any(tmp_path.glob("out.unfinished/*.shard")) or process.poll() is not None, 300)

@@ -45,6 +45,8 @@ EXCEPTIONS = {
     (".venv/bin/python", "-m", "pytest"): "tests; .ci/run",
     ("pip",): "installs",
     ("python", "-m", "pytest"): "tests; .ci/run",
+    ("python", "-c"): "needs a GPU",
+    ("nvidia-smi",): "needs a GPU",
     ("ruff",): "tests/test_style.py",
     ("pyright",): "types",
     ("ray",): "needs a cluster; tests/clusters/test_laptop.py",
@@ -82,6 +84,7 @@ OPTIONS_OF_OTHERS = {
 MENTIONED = {
     "tests.golden": "test_golden.py::test_golden_runs",
     "docs.generate": "test_docs.py::test_generated_pages_are_up_to_date",
+    "benchmarks.searches": "test_page_figures.py::test_figures_of_the_searches_are_those_of_their_trials",
     "benchmarks.picture": "test_docs.py::test_the_picture_is_that_of_the_rows",
     "benchmarks.bad_input": "benchmarks/test_bad_input_table.py::test_the_table_and_the_exit_status",
     "benchmarks.step_cost": "benchmarks/test_benchmarks.py::test_step_cost",

@@ -1,11 +1,17 @@
 """Figures of the pages are those of the recorded rows."""
 
+import csv
 import json
 from collections import defaultdict
+from math import sqrt
 
-from benchmarks import picture, text_loss, what_text_buys
+from scipy.stats import t
+
+from benchmarks import picture, searches, text_loss, what_text_buys
 from tests.pages import ROOT
-from tt_ray.statistics import paired_differences, plus_minus
+from tt_ray.statistics import paired_differences, plus_minus, t_interval
+from tt_ray.tune.live_table import winner
+from tt_ray.tune.results import margin, no_worse
 
 
 def test_figures_of_the_studies_are_those_of_their_rows() -> None:
@@ -45,6 +51,45 @@ def test_figures_of_the_comparisons_are_those_of_their_rows() -> None:
             gains = plus_minus(paired_differences(values, found[setting, "baseline"]), ".1f", "+")
             cells = f"{plus_minus(values.values(), '.1f')} | {'' if arm == 'baseline' else gains + ' '}|"
             assert f"| {arm} | {cells}" in text or f"| {cells}\n" in text, (setting, arm)
+
+
+def test_figures_of_the_searches_are_those_of_their_trials() -> None:
+    text = (ROOT / "docs" / "results.md").read_text().split("## Search")[1]
+    for data, space in ((data, space) for data in ("shapes", "emoji") for space in ("loss_weight", "projection")):
+        folder = picture.RESULTS / "tune" / f"{data}-{space}"
+        search = searches.recorded(folder)
+        records = search.journal.of("search")
+        found, gain = (
+            no_worse(records, search.space),
+            margin(search.journal, search.space, winner(records, search.space)),
+        )
+        assert found is not None and gain is not None
+        low, high = t_interval(gain.gains) or (0.0, 0.0)
+        of = len(found.trials) + len(found.worse)
+        cells = [f"{data}, {space}", f"{len(found.worse)} of {of}", f"{found.distance:.1f}"]
+        cells += [plus_minus(side, ".1f") for side in (gain.base, gain.best)]
+        line = f"{sum(gain.gains) / len(gain.gains):+.1f} ({low:+.1f} to {high:+.1f}): within noise"
+        assert f"| {' | '.join([*cells, line])} |" in text, (cells, line)
+        summary = (folder / "summary.md").read_text()
+        assert f"{found.told()[1:]}. Up to {search.space.shown(found.distance)} from the best" in summary
+        assert of + search.repeated == 12
+
+
+def test_intervals_of_the_comparisons_follow_from_their_spread() -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    for folder in ("compare", "compare-emoji"):
+        table = (picture.RESULTS / folder / "compare.csv").read_text()
+        _, *arms = csv.DictReader(table.splitlines())
+        for row in arms:
+            seeds = len(row["time_per_epoch_ratios"].split()) if folder == "compare" else 3
+            for column in ("top1", "top1_same_time", "transfer"):
+                if row[f"{column}_difference"]:
+                    mean, std, gain, sd = (
+                        float(row[f"{column}_{part}"]) for part in ("mean", "std", "difference", "difference_std")
+                    )
+                    half = t.ppf(0.975, seeds - 1) * sd / sqrt(seeds)
+                    cell = f"{mean:.1f} ± {std:.1f} ({gain:+.1f}, {gain - half:+.1f} to {gain + half:+.1f})"
+                    assert f"| {cell} " in text, cell
 
 
 def test_figures_of_the_text_loss_are_those_of_its_rows() -> None:

@@ -81,6 +81,7 @@ RUN = {
     "python eval.efficiency": "--models a=RUN b=random:test_vit --batch-sizes 1",
     "python eval.text_until": "--seeds 0",
     "python tt_ray.compare --out compare": "--seeds 0 --tasks none",
+    "python tt_ray.compare --seeds": "--seeds 0 --tasks none",
     "python tt_ray.compare --arms base=": "--seeds 0 --out compare-mine",
     "python tt_ray.compare --arms baseline=": "--seeds 0",
     "python tt_ray.tune loss_weight --out tune/mine": f"{SEARCH} {SHAPES} --out tune/default",

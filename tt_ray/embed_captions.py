@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import tyro
 
-from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing
-from tt_ray.embeddings.build import describe, write_distinct
+from tt_ray.cluster.actor_pool import PoolOptions, do_missing
+from tt_ray.cluster.caption_actors import CaptionEncoder
+from tt_ray.embeddings.build import write_distinct
 from tt_ray.embeddings.store import open_store
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import Shards, digest_of, disk_problems, open_shards, remove_halves
@@ -22,7 +23,6 @@ from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.text.caption_table import CaptionTable, read_captions
-from tt_ray.text.encoder import load_text_encoder
 from tt_ray.text.encoder_files import MINILM, find_encoder, revision_of
 
 # Captions that are encoded together, sorted by length among themselves, and lost together when killed. The make-up of
@@ -52,31 +52,6 @@ class Arguments:
     """Captions in one forward pass; lower it when an actor runs out of memory. 0 takes 1,024 tokens on
     CPUs, 256 captions on GPUs."""
     pool: Annotated[PoolOptions, tyro.conf.arg(name="")] = field(default_factory=PoolOptions)
-
-
-class CaptionEncoder:
-    """Encodes a shard's captions; returns an .npz of embeddings and of the number of captions cut off."""
-
-    def __init__(self, name: str, batch_size: int, skip: bool, pool: Pool) -> None:
-        self._encoder, self._batch_size, self._skip = load_text_encoder(name, device=pool.device), batch_size, skip
-        self.about: dict[str, Any] = describe(self._encoder) | {"precision": "bfloat16" if pool.gpu else "float32"}
-
-    def __call__(self, items: list[str]) -> bytes:
-        """Raises UserError naming a caption whose embedding is not finite; keeps it where it is to be skipped."""
-        before = self._encoder.truncated
-        vectors = self._encoder.encode(items, self._batch_size)
-        with np.errstate(over="ignore"):
-            halves = vectors.astype(np.float16)
-        wrong = np.flatnonzero(~np.isfinite(halves).all(1))
-        if len(wrong) and not self._skip:
-            raise UserError(
-                f"text encoder {self._encoder.name} returns embeddings that are not finite as float16 for "
-                f"{len(wrong)} of {len(items)} captions, such as {items[wrong[0]][:80]!r}: choose another --encoder, "
-                "or leave them out with --on_bad_embedding skip, which keeps what is done"
-            )
-        content = io.BytesIO()
-        np.savez(content, embeddings=halves, truncated=self._encoder.truncated - before)
-        return content.getvalue()
 
 
 def embed(given: Arguments, display: Display) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError, nearest, one_line, reason
+from tt_ray.terminal.gpu import device_of
 from tt_ray.terminal.python_calls import from_python
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def embed(
         Embeddings (N, D) in the captions' order, float32; or the open store, float16.
 
     Raises:
-        UserError: The encoder cannot be loaded, or the store cannot be written.
+        UserError: The encoder cannot be loaded, the GPU cannot be used, or the store cannot be written.
     """
     if isinstance(captions, str):
         raise UserError("captions is one string: give a list of captions, or {image id: caption}")
@@ -238,7 +239,8 @@ def embed(
     from tt_ray.embeddings.build import embed_captions
     from tt_ray.text.encoder import load_text_encoder
 
-    loaded = load_text_encoder(encoder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = load_text_encoder(encoder, str(chosen))
     if not isinstance(captions, Mapping):
         return loaded.encode(texts)
     assert out is not None

@@ -49,6 +49,8 @@ class Images:
     caption_column: str = "caption"
     """Column, key or .json field of the caption; captions are packed where there are any. Those of a table of their own
     stay there, for --text.captions of the training."""
+    group_column: str = ""
+    """Column or key of each image's group, which is packed as `group` for --data.group_column group."""
     id_column: str = ""
     """datasets: column of the image id; empty takes the row number."""
     index: str = ""
@@ -140,7 +142,7 @@ def pack(given: Arguments, out: ShardFolder, display: Display) -> str:
         display.notes(source.left_out)
     items = [items for items, _ in parts(splits, given)]
     work = {"images": [digest_of(source.ids) for source in splits], "splits": names(given), "decoding": DECODING}
-    work |= {"images per shard": given.shard_size, "labels": not given.unlabelled}
+    work |= {"images per shard": given.shard_size, "labels": not given.unlabelled, "groups": given.data.group_column}
     if INDEX in out.sizes():
         raise UserError(f"{out.place} holds packed images already: delete it or choose another --out")
     with open_shards(out.unfinished, work, len(items)) as shards:

@@ -1,12 +1,17 @@
-"""Mean, spread and paired differences of a quantity over seeds: what every table of results is made of."""
+"""Mean, spread, paired differences and their intervals over seeds: what every table of results is made of."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from math import hypot, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple, TypeVar
 
 Key = TypeVar("Key")
 _Z = NormalDist().inv_cdf(0.975)
+LEVEL = 0.05
+"""Chance of a claim where there is nothing, which all tests here keep to; intervals are of 95 %."""
+CLAIM_SEEDS = 5
+"""Seeds that a claim should have: with 2 an interval is 12.7 standard errors wide on each side, with 5 it is 2.8."""
 
 
 class Figure(NamedTuple):
@@ -19,6 +24,14 @@ class Figure(NamedTuple):
     """Mean of the differences to the baseline with the same seed; None for the baseline."""
     difference_std: float | None = None
     """Sample standard deviation of these differences; None with one seed."""
+    difference_low: float | None = None
+    """Lower end of the paired t interval of 95 %, over seeds; None with one seed."""
+    difference_high: float | None = None
+    """Upper end."""
+    difference_p: float | None = None
+    """p of the paired t test, two-sided and not corrected for other arms; None with one seed."""
+    pairs: int = 0
+    """Seeds that both have."""
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -35,7 +48,83 @@ def figure(values: Mapping[Key, float], baseline: Mapping[Key, float] | None = N
     """Mean, spread and paired difference of values by seed; without `baseline` there is no difference."""
     own = list(values.values())
     gains = [] if baseline is None else paired_differences(values, baseline)
-    return Figure(fmean(own), spread(own), fmean(gains) if gains else None, spread(gains))
+    low, high = t_interval(gains) or (None, None)
+    difference = fmean(gains) if gains else None
+    return Figure(fmean(own), spread(own), difference, spread(gains), low, high, t_test(gains), len(gains))
+
+
+def t_interval(gains: Sequence[float]) -> tuple[float, float] | None:
+    """95 % t interval of the mean of paired differences; None for fewer than two, which show no noise."""
+    sd = spread(gains)
+    if sd is None:
+        return None
+    from scipy.stats import t  # takes half a second, which a command that only reports progress need not wait for
+
+    half = float(t.ppf(1 - LEVEL / 2, len(gains) - 1)) * sd / sqrt(len(gains))
+    return fmean(gains) - half, fmean(gains) + half
+
+
+def t_test(gains: Sequence[float]) -> float | None:
+    """Two-sided p of a paired t test; None for fewer than two differences. Below LEVEL where `t_interval` is off 0."""
+    sd = spread(gains)
+    if sd is None:
+        return None
+    from scipy.stats import t
+
+    mean = fmean(gains)
+    if not sd:
+        return float(mean == 0)
+    return float(2 * t.sf(abs(mean) / (sd / sqrt(len(gains))), len(gains) - 1))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values of several comparisons, corrected: below LEVEL where a difference can be claimed among all of them.
+
+    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979): the chance that any of the claims is of a
+    difference that is not there is at most LEVEL, however the comparisons depend on each other (here they share the
+    baseline's runs).
+    """
+    found, highest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda each: ps[each])):
+        highest = max(highest, min((len(ps) - rank) * ps[place], 1.0))
+        found[place] = highest
+    return found
+
+
+def noise_of_best(values: Sequence[Sequence[float]], among: int) -> list[float] | None:
+    """Distances from the best of several means up to which each of the others cannot be called worse than it.
+
+    Tukey's and Kramer's range test (Kramer, Biometrics 12, 1956; conservative for unequal numbers of seeds: Hayter,
+    Annals of Statistics 12, 1984): the difference of two means over seeds is compared with the studentised range of
+    all the means, with the variance within configurations, pooled. Were all configurations equal, any would be called
+    worse in at most 5 % of searches. It covers every pair, so it does not matter which of them turns out to be the
+    best, nor that some, such as those that a scheduler has ended, are not in `values` but were among the candidates.
+    Seeds are the same for all, which makes the variance larger than that of a difference where it makes one: the test
+    then says less, not more.
+
+    Args:
+        values: One sequence of values over seeds for each configuration, the best mean first.
+        among: Number of configurations that were tried, at least `len(values)`.
+
+    Returns:
+        One distance for each of `values`, in its order; None where no configuration has two seeds.
+    """
+    freedom = sum(len(each) - 1 for each in values)
+    if not freedom:
+        return None
+    means = [fmean(each) for each in values]
+    squares = sum((value - mean) ** 2 for each, mean in zip(values, means, strict=True) for value in each)
+    # Two configurations at least: the range of one is 0.
+    width = _studentized_range(max(among, 2), freedom)
+    first = len(values[0])
+    return [width * sqrt(squares / freedom / 2 * (1 / first + 1 / len(each))) for each in values]
+
+
+@cache
+def _studentized_range(count: int, freedom: int) -> float:
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(1 - LEVEL, count, freedom))
 
 
 def difference_interval(share: float, other: float, count: int, other_count: int) -> tuple[float, float]:

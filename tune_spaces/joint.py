@@ -1,7 +1,8 @@
 """What is best when weight, loss, projection and learning rate may all move together?
 
 The text changes which learning rate is best, so a fair claim needs both searched, and `optim` for the baseline with as
-many trials. ASHA ends bad trials early: on average a trial costs about a third of a training of the base recipe.
+many trials. text.negatives is searched with several workers only (--workers-per-trial 2). ASHA ends bad trials early:
+on average a trial costs about a third of a training of the base recipe.
 """
 
 from ray import tune
@@ -17,6 +18,11 @@ SPACE = {
     "head.hidden_dim": tune.choice([256, 1024]),
     "head.depth": tune.choice([2, 3]),
     "head.out_dim": tune.choice([0, 64, 128]),
+}
+WHEN = {
+    "text.negatives": {"text.loss": ["clip", "clip_learned", "siglip"], "run.num_workers": range(2, 10_000)},
+    "head.hidden_dim": {"head.kind": "mlp"},
+    "head.depth": {"head.kind": "mlp"},
 }
 METRIC = "top1"
 MODE = "max"

@@ -20,6 +20,7 @@ from tt_ray.config import Config
 from tt_ray.data.prepare import Data, join
 from tt_ray.data.sources.base import Source
 from tt_ray.embeddings.store import EmbeddingStore, open_store
+from tt_ray.models.device_profile import precision_on, use_gpu_profile
 
 NEVER = 1_000_000_000
 _WARM_UP = 3
@@ -48,7 +49,6 @@ class Bench:
     """Between two readings of the clock."""
     rounds: int = 5
     loaders: int = 15
-    precision: str = "bf16"
 
     @classmethod
     def make(cls, tiny: bool, folder: Path) -> "Bench":
@@ -63,9 +63,10 @@ class Bench:
                 "large": 16,
                 "distinct": 16,
             }
-            return cls(torch.device("cpu"), folder, tiny, **sizes, steps=1, rounds=2, loaders=1, precision="fp32")
+            return cls(torch.device("cpu"), folder, tiny, **sizes, steps=1, rounds=2, loaders=1)
         device = torch.device("cuda", 0)
         torch.cuda.set_device(device)
+        use_gpu_profile(device)  # for bare loops too: they are held against a step under the same settings
         loaders = max(1, min(15, len(os.sched_getaffinity(0)) - 1))
         return cls(device, folder, tiny, loaders=loaders)
 
@@ -73,6 +74,11 @@ class Bench:
     def cuda(self) -> bool:
         """Whether there is a GPU to measure."""
         return self.device.type == "cuda"
+
+    @property
+    def precision(self) -> str:
+        """What train.precision auto means here."""
+        return precision_on(self.device, "auto")
 
     def machine(self) -> dict[str, Any]:
         """The machine: `card` is empty without a GPU, and else fit for a file's name."""
@@ -102,7 +108,6 @@ class Bench:
             "data.num_loaders": self.loaders,
             "text.weight": 0.5,
             "train.batch_size": self.batch,
-            "train.precision": self.precision,
             "train.compile": False,
             "train.epochs": NEVER,
             "train.eval_every": NEVER,

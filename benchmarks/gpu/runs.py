@@ -1,5 +1,6 @@
-"""Sections on whole runs: killed and resumed, and exported."""
+"""Sections on whole runs: killed and resumed, saved, and exported."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,19 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.bench import Bench, Take, milliseconds
 from benchmarks.gpu.sections import Row
+from benchmarks.step_cost import synchronize
 from tt_ray.config import Config
+from tt_ray.data.loader import TrainBatches
 from tt_ray.data.loader_processes import start_server
 from tt_ray.models.export import find_checkpoint, load_trained
 from tt_ray.terminal.progress import Standing
 from tt_ray.training.context import LocalContext
+from tt_ray.training.metrics_log import MetricsLog
 from tt_ray.training.run_folder import start_run
-from tt_ray.training.trainer import train
+from tt_ray.training.trainer import Trainer, train
 
 _STEPS = 12
 _FIRST_CHECKPOINT = 4
@@ -116,6 +121,51 @@ def _apart(one: Weights, other: Weights) -> float:
         sum(float(x.square().sum()) for x in xs) for xs in ([a - b for a, b in pairs], [b for _, b in pairs])
     )
     return (apart / norm) ** 0.5
+
+
+def checkpoint(bench: Bench) -> Iterator[Row]:
+    """ViT-B with AdamW and EMA; steps with a checkpoint before the first, which is written next to them, and without.
+
+    The first checkpoint, which pins its memory, is not counted.
+    """
+    changes: dict[str, Any] = {
+        "train__ema": 0.9998,
+        "text__weight": 0.0,
+        "run__name": "saved",
+        "run__keep_checkpoints": 1,
+    }
+    config = bench.config(**changes, **({} if bench.tiny else {"model__name": "vit_base_patch16_224"}))
+    data = bench.data(config, config.train.batch_size)
+    trainer = Trainer(config, data, LocalContext(0, 1, bench.device))
+    trainer.model.train()
+    batch = TrainBatches(data.train, None, trainer.order, config)[0]
+    start_run(config)
+    number, asked = itertools.count(1), list[float]()
+
+    def steps(saves: bool, log: MetricsLog) -> Take:
+        def take(count: int) -> float:
+            synchronize(bench.device)
+            start = time.perf_counter()
+            if saves:
+                trainer._checkpoint(next(number), log)
+                asked.append(time.perf_counter() - start)
+            for _ in range(count):
+                trainer.step(batch, 0)
+            synchronize(bench.device)
+            seconds = (time.perf_counter() - start) / count
+            trainer.checkpoints.kept()
+            return seconds
+
+        return take
+
+    with MetricsLog(config.run_dir, 0) as log:
+        seconds = bench.take_turns({saves: steps(saves, log) for saves in (False, True)}, rounds=4)
+    without, delayed = (float(np.median(seconds[saves])) for saves in (False, True))
+    count = bench.steps
+    yield Row("delay by a checkpoint, in steps", count * (delayed - without) / without, at_most=0.5)
+    yield Row("a step", 1e3 * without, "ms")
+    yield milliseconds("until the host goes on", asked[1:])
+    yield Row("the first one, which pins memory: until the host goes on", 1e3 * asked[0], "ms")
 
 
 def export(bench: Bench) -> Iterator[Row]:

@@ -56,6 +56,16 @@ def compiled_step(bench: Bench) -> Iterator[Row]:
             torch.compiler.set_stance("force_eager")
         for batch in (bench.batch, bench.large):
             yield from _text_over_none(bench, batch, compiled=True)
+        bench.free()
+        few = bench.batch // 8
+        changes: dict[str, Any] = {"train__batch_size": few, "train__compile": True}
+        modes = {
+            mode: bench.stepper(bench.config(train__compile_mode=mode, **changes), bench.dim)
+            for mode in ("default", "reduce-overhead")
+        }
+        seconds = bench.take_turns(modes)
+        what = f"batch {few}: step with CUDA graphs (compile_mode reduce-overhead) over one without"
+        yield ratio(what, seconds["reduce-overhead"], seconds["default"], at_most=1.0)
 
 
 def _text_over_none(bench: Bench, batch: int, compiled: bool) -> Iterator[Row]:

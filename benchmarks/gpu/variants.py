@@ -10,17 +10,15 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from benchmarks.gpu.bench import Bench, Take, milliseconds, ratio
 from benchmarks.gpu.sections import Row
 from benchmarks.step_cost import random_data
 from tt_ray.config import Config
 from tt_ray.data.loader import TrainBatches
-from tt_ray.models.classifier import TaughtClassifier, mixed_precision
+from tt_ray.models.classifier import mixed_precision
 from tt_ray.training.context import LocalContext
-from tt_ray.training.parallelism import blocks
 from tt_ray.training.run_folder import start_run
 from tt_ray.training.trainer import Trainer, train
 
@@ -95,6 +93,28 @@ def channels_last(bench: Bench) -> Iterator[Row]:
     yield milliseconds("step in channels-last", seconds[True])
 
 
+def checkpointing(bench: Bench) -> Iterator[Row]:
+    """Activations that are kept, and those that are computed again: losses and gradient norm, time and memory."""
+    columns, sides, peaks = dict[bool, torch.Tensor](), dict[bool, Take](), dict[bool, float]()
+    for again in (False, True):
+        changes: dict[str, Any] = {"train__activation_checkpointing": again}
+        trainer, batch = _trainer(bench, bench.config(**changes))
+        columns[again] = trainer.step(batch, 0).double().cpu()
+        del trainer, batch
+        sides[again] = bench.stepper(bench.config(**changes), bench.dim)
+        bench.free()
+        sides[again](2)
+        peaks[again] = bench.peak_gib()
+    different = float(((columns[True] - columns[False]) / columns[False].abs().clamp(min=1e-6)).abs().max())
+    yield Row("losses, balance and gradient norm differ at most by", different, "of their size", at_most=0.01)
+    seconds = bench.take_turns(sides, rounds=3)
+    yield ratio(
+        "step that computes activations again over one that keeps them", seconds[True], seconds[False], at_most=1.4
+    )
+    value = peaks[True] / peaks[False] if bench.cuda else "no GPU"
+    yield Row("memory over that of one that keeps them", value, at_most=0.6)
+
+
 def parts(bench: Bench) -> Iterator[Row]:
     """A batch whole and in four parts: the first step's losses and gradient norm in float32, then time and memory."""
     found: dict[int, torch.Tensor] = {}
@@ -118,6 +138,10 @@ def parts(bench: Bench) -> Iterator[Row]:
     yield ratio("step in four parts over a whole one", seconds[limit], seconds[0], at_most=1.45)
     value = peaks[limit] / peaks[0] if bench.cuda else "no GPU"
     yield Row("memory in four parts over that of a whole batch", value, at_most=0.5)
+    # Without text nothing needs the features of all parts first, so each part runs once.
+    sides = {limit: bench.stepper(bench.config(text__weight=0.0, train__max_batch_per_worker=limit)) for limit in found}
+    seconds = bench.take_turns(sides, rounds=3)
+    yield ratio("step without text in four parts over a whole one", seconds[limit], seconds[0], at_most=1.1)
 
 
 def _trainer(bench: Bench, config: Config) -> tuple[Trainer, Any]:
@@ -155,20 +179,17 @@ def fsdp(bench: Bench) -> Iterator[Row]:
 
 @contextmanager
 def _sharding(bench: Bench) -> Iterator[None]:
-    """A process group of one worker, in which models are placed as with several."""
+    """A process group of one worker, in which models are sharded as with several."""
 
-    def place(model: TaughtClassifier, strategy: str, device: torch.device) -> None:
-        mesh = init_device_mesh(device.type, (1,))
-        for block in blocks(model.backbone):
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+    def mesh_of(strategy: str, device: torch.device) -> DeviceMesh | None:
+        return None if strategy == "ddp" else init_device_mesh(device.type, (1,))
 
     meeting = bench.folder / "meeting"
     meeting.unlink(missing_ok=True)
     backend, device = ("nccl", bench.device) if bench.cuda else ("gloo", None)
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1, device_id=device)
     try:
-        with mock.patch("tt_ray.training.step.place", place), mock.patch("tt_ray.training.parallelism.place", place):
+        with mock.patch("tt_ray.training.parallelism.mesh_of", mesh_of):
             yield
     finally:
         dist.destroy_process_group()

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eval.contract import EvalConfig
 from tt_ray.models.export import data_preprocessing, find_checkpoint, find_export, load_trained
 from tt_ray.models.pretrained import (
     SOURCES,
@@ -54,6 +56,25 @@ class Backbone:
     def pooled(self, images: Tensor) -> Tensor:
         """Pooled pre-logits features (B, dim) of normalised images (B, 3, size, size)."""
         return pooled(self.model, images)
+
+
+@contextmanager
+def forward_pass(config: EvalConfig) -> Iterator[None]:
+    """Inference with models in `config.precision`, which means TF32 here alone.
+
+    What is fitted on features is computed outside: with TF32, solvers would not reach their tolerance.
+    """
+    device, before = torch.device(config.device).type, torch.get_float32_matmul_precision()
+    of_convolutions = torch.backends.cudnn.allow_tf32  # on unless told otherwise, unlike that of other products
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    try:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = of_convolutions
 
 
 def parse_models(items: Sequence[str]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Features of a timm classifier for every image of a split: decoded ahead, in parts that fit into memory.
 
-Preprocessing is the model's own (timm's data configuration), everything is float32, nothing is augmented.
+Preprocessing is the model's own (timm's data configuration), features are float32, nothing is augmented.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from eval.contract import EvalConfig
-from eval.features.backbone import Backbone
+from eval.features.backbone import Backbone, forward_pass
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import channels_first, normalize
 from tt_ray.data.image_batches import eval_images
@@ -38,7 +39,7 @@ def extract(backbone: Backbone, source: Source, config: EvalConfig) -> Floats:
         UserError: An image cannot be read.
     """
     out = np.empty((len(source), backbone.dim), np.float32)
-    extract_into(backbone, source, config, out)
+    extract_together([backbone], source, config, [out])
     return out
 
 
@@ -98,37 +99,74 @@ def transform(preprocessing: Preprocessing) -> Any:
     )
 
 
-@torch.inference_mode()
-def extract_into(backbone: Backbone, source: Source, config: EvalConfig, out: Floats) -> None:
-    """Fills `out`, (N, d), with the features of every image, in order.
+def extract_together(backbones: Sequence[Backbone], source: Source, config: EvalConfig, outs: Sequence[Floats]) -> None:
+    """Fills each of `outs`, (N, d), with the features of one of the models for every image, in order.
 
-    Images are decoded ahead of the forward pass; the host waits for a GPU only when many features are on it.
+    The models prepare images alike, so that these are decoded once. They are decoded ahead of the forward passes; the
+    host waits for a GPU only when many features are on it.
 
     Raises:
         UserError: An image cannot be read.
     """
-    device = torch.device(config.device)
-    preprocessing, at_first = backbone.preprocessing, next(backbone.model.parameters()).device
-    model = backbone.model.to(device).eval()
+    device, first = torch.device(config.device), backbones[0]
+    assert all(each.preprocessing == first.preprocessing for each in backbones)
+    at_first = [next(each.model.parameters()).device for each in backbones]
     batches = np.array_split(np.arange(len(source)), range(config.batch_size, len(source), config.batch_size))
-    decoder = Decoder(source, preprocessing, batches, config.threads)
-    limit, start, held = config.batch_size, 0, list[Tensor]()
+    decoder = Decoder(source, first.preprocessing, batches, config.threads)
+    pairs = zip(backbones, outs, strict=True)
+    extractions = [_Extraction(each.model.to(device).eval(), out, config.batch_size) for each, out in pairs]
     try:
         for images in _ahead(decoder, config.num_loaders, device):
-            features, limit = _forward(model, preprocessing, images, limit, device)
-            held.extend(features)
-            if sum(part.nbytes for part in held) >= _FLUSH_BYTES:
-                start, held = _flush(held, out, start), []
-        _flush(held, out, start)
+            images = images.to(device, non_blocking=True)
+            for extraction in extractions:
+                with forward_pass(config):
+                    extraction.add(images, first.preprocessing)
+        for extraction in extractions:
+            extraction.flush()
     finally:
-        model.to(at_first)
+        for backbone, place in zip(backbones, at_first, strict=True):
+            backbone.model.to(place)
 
 
-def _flush(held: list[Tensor], out: Floats, start: int) -> int:
-    for part in held:
-        out[start : start + len(part)] = part.cpu().numpy()
-        start += len(part)
-    return start
+@dataclass
+class _Extraction:
+    """Features of one model on their way to `out`."""
+
+    model: nn.Module
+    out: Floats
+    limit: int
+    """Images of a forward pass."""
+    held: list[Tensor] = field(default_factory=list[Tensor])
+    """Features that are still on the device."""
+    start: int = 0
+    """Row of `out` that they belong to."""
+
+    def add(self, images: Tensor, preprocessing: Preprocessing) -> None:
+        """Takes a uint8 batch in, in parts of at most `limit` images, which is halved when memory runs out."""
+        done = 0
+        while done < len(images):
+            part = images[done : done + self.limit]
+            try:
+                batch = normalize(part, preprocessing.mean, preprocessing.std)
+                self.held.append(pooled(self.model, batch).float())
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or self.limit == 1:
+                    raise
+                self.limit = max(1, min(self.limit, len(part)) // 2)
+            else:
+                done += len(part)
+                continue
+            if images.device.type == "cuda":  # outside of the handler, whose traceback holds on to tensors
+                torch.cuda.empty_cache()
+        if sum(part.nbytes for part in self.held) >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        for part in self.held:
+            self.out[self.start : self.start + len(part)] = part.cpu().numpy()
+            self.start += len(part)
+        self.held = []
 
 
 def _ahead(decoder: Decoder, num_loaders: int, device: torch.device) -> Iterator[Tensor]:
@@ -153,29 +191,6 @@ def _ahead(decoder: Decoder, num_loaders: int, device: torch.device) -> Iterator
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _forward(
-    model: nn.Module, preprocessing: Preprocessing, images: Tensor, limit: int, device: torch.device
-) -> tuple[list[Tensor], int]:
-    """Features of a uint8 batch, in parts of at most `limit` images, which is halved when memory runs out."""
-    parts: list[Tensor] = []
-    start = 0
-    while start < len(images):
-        part = images[start : start + limit]
-        try:
-            batch = normalize(part.to(device, non_blocking=True), preprocessing.mean, preprocessing.std)
-            parts.append(pooled(model, batch))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or limit == 1:
-                raise
-            limit = max(1, min(limit, len(part)) // 2)
-        else:
-            start += len(part)
-            continue
-        if device.type == "cuda":  # outside of the handler, whose traceback holds on to tensors
-            torch.cuda.empty_cache()
-    return parts, limit
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.contract import EvalConfig
+from eval.contract import EvalConfig, Precision
 from eval.jobs.costs import Costs, missing_counts
 from eval.jobs.live_table import JobTable
 from eval.jobs.plan import Job, plan_jobs
 from eval.jobs.results import ResultRow, write_result
 from eval.jobs.scheduler import JobResources, State, requests_for, schedule
 from eval.jobs.worker import Answer
+from tt_ray.cluster.actor_pool import places_on
 from tt_ray.io.provenance import versions
 from tt_ray.terminal.errors import Stopped, UserError, reason
 from tt_ray.terminal.progress import Display
@@ -42,7 +43,12 @@ class Evaluation:
 
 
 def plan_evaluation(
-    out: Path, specs: Mapping[str, str], tasks: Mapping[str, "Task"], options: Mapping[str, Any], seeds: Sequence[int]
+    out: Path,
+    specs: Mapping[str, str],
+    tasks: Mapping[str, "Task"],
+    options: Mapping[str, Any],
+    seeds: Sequence[int],
+    precision: Precision = "fp32",
 ) -> Evaluation:
     """Opens every model, one at a time, and plans the jobs.
 
@@ -52,6 +58,7 @@ def plan_evaluation(
         tasks: Tasks by name.
         options: Each protocol's `Options`, by name.
         seeds: Seeds of whatever a protocol draws.
+        precision: Of forward passes.
 
     Raises:
         UserError: A model cannot be opened, or there is nothing to do.
@@ -65,14 +72,19 @@ def plan_evaluation(
         models[name] = spec, backbone.identity
         if (counts := missing_counts(out, backbone)) is not None:
             costs[backbone.identity] = counts
-    jobs = plan_jobs(models, tasks, options, seeds)
+    jobs = plan_jobs(models, tasks, options, seeds, precision)
     if not jobs and specs:
         raise UserError("nothing to do: these tasks have no training images, choose --protocols classifier")
     return Evaluation(jobs, tasks, costs)
 
 
-def start_ray(resources: JobResources, display: Display) -> str:
-    """Joins or starts Ray; returns a description of the place.
+def start_ray(cpus: int, gpus: float, display: Display) -> tuple[str, JobResources]:
+    """Joins or starts Ray; returns a description of the place, and what each job takes of it.
+
+    Args:
+        cpus: CPUs of a job; 0 chooses, see `cpus_beside`.
+        gpus: Its part of a GPU, or none.
+        display: Shows the progress.
 
     Raises:
         UserError: No node can ever hold a job.
@@ -81,15 +93,22 @@ def start_ray(resources: JobResources, display: Display) -> str:
 
     display.show("starting Ray", 0, 1)
     joined = join_ray(display.say)
-    _check_cluster(resources)
-    return f"the Ray cluster at {cluster_address()}" if joined else "this machine"
-
-
-def _check_cluster(resources: JobResources) -> None:
-    """Raises UserError where no node can ever hold a job: Ray would wait for ever."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = JobResources(cpus or cpus_beside(gpus, nodes), gpus)
+    _check_nodes(resources, nodes)
+    return f"the Ray cluster at {cluster_address()}" if joined else "this machine", resources
+
+
+def cpus_beside(gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
+    """CPUs of each job: one; beside GPUs, which wait for images, an equal part of all that its node has."""
+    jobs_on = [(node.get("CPU", 0), places_on([node], 0, gpus)) for node in nodes] if gpus else []
+    return max(1, min((int(cpus // jobs) for cpus, jobs in jobs_on if jobs), default=1))
+
+
+def _check_nodes(resources: JobResources, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises UserError where no node can ever hold a job: Ray would wait for ever."""
     wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
     if not any(all(node.get(kind, 0) >= number for kind, number in wanted.items()) for node in nodes):
         most = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in wanted}

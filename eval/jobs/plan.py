@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from eval.contract import Precision
 from eval.protocols.registry import protocol, protocol_hash
 from tt_ray.terminal.errors import UserError, nearest
 
@@ -39,6 +40,8 @@ class Job:
     """The user's own tasks: changes when their data does."""
     images_key: str = ""
     """The same for tasks that share their images, and so features."""
+    precision: Precision = "fp32"
+    """Of forward passes; part of the protocol's hash."""
 
     @property
     def key(self) -> str:
@@ -50,7 +53,7 @@ class Job:
 
     @property
     def protocol_hash(self) -> str:
-        return protocol_hash(self.protocol, self.options)
+        return protocol_hash(self.protocol, self.options, self.precision)
 
     @property
     def cost(self) -> float:
@@ -106,6 +109,7 @@ def plan_jobs(
     tasks: Mapping[str, "Task"],
     options: Mapping[str, Any],
     seeds: Sequence[int],
+    precision: Precision = "fp32",
 ) -> list[Job]:
     """All jobs, the longest first.
 
@@ -116,9 +120,10 @@ def plan_jobs(
         tasks: Tasks by name.
         options: Each protocol's `Options`, by name.
         seeds: Seeds of whatever a protocol draws.
+        precision: Of forward passes.
     """
     jobs = [
-        Job(model, spec, weights, task.name, task.version, name, options[name], seed, task.images, *shared)
+        Job(model, spec, weights, task.name, task.version, name, options[name], seed, task.images, *shared, precision)
         for model, (spec, weights) in models.items()
         for task in tasks.values()
         for shared in [(task.data, task.images_key)]

@@ -50,7 +50,8 @@ class ResultRow:
     seconds: float = float("nan")
     """Wall time of the whole job."""
     chosen: str = "{}"
-    """JSON: what was selected on validation images, the protocol's `options`, and the `batch_size` in the end."""
+    """JSON: what was selected on validation images, the protocol's `options`, the `batch_size` in the end, and the
+    `precision` of forward passes (fp32, tf32 or bf16)."""
     status: str = "done"
     """done or failed."""
     reason: str = ""

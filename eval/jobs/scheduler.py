@@ -15,11 +15,14 @@ from eval.contract import EvalConfig
 from eval.jobs.plan import Job
 from eval.jobs.worker import Answer, Request, work
 from eval.protocols.registry import protocol
+from tt_ray.cluster.actor_pool import places_on
 from tt_ray.cluster.own_eval import call_pickled
 
 _TRIES = 3
 # Seconds between looks at the cluster's size, and between updates of the display while nothing ends.
 _LOOK_S = 1.0
+# Models whose features one task extracts, at most: they are in memory together.
+_TOGETHER = 8
 # An extraction is worth starting before any job that does not wait for one.
 _EXTRACTION_COST = 1e12
 
@@ -91,7 +94,8 @@ class _Scheduler:
         self.ready: list[tuple[float, int, Item]] = []
         self.flying: dict[Any, Item] = {}
         self.held = 0
-        for item in _items(requests):
+        self.fit = self.slots()
+        for item in _items(requests, self.fit):
             self.push(item)
             self.held += len(item.waiting)
 
@@ -102,7 +106,7 @@ class _Scheduler:
         import ray
         from ray import cloudpickle
 
-        slots = self.slots()
+        slots = self.fit
         while self.ready or self.flying:
             # As many again wait in Ray's own queue: no worker idles between two, and a cluster sees it should grow.
             while self.ready and len(self.flying) < 2 * slots:
@@ -122,12 +126,15 @@ class _Scheduler:
         """Tasks that fit the cluster side by side."""
         import ray
 
-        total, wanted = ray.cluster_resources(), self.resources
-        fits = [total.get(kind, 0) // each for kind, each in (("CPU", wanted.cpus), ("GPU", wanted.gpus)) if each]
-        return max(int(min(fits, default=1)), 1)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return max(places_on(nodes, self.resources.cpus, self.resources.gpus), 1)
 
     def finish(self, item: Item, answer: Answer) -> None:
         item.tries += 1
+        if answer.kind and item.request.beside:  # one model must not fail the others, nor all fill the memory
+            for each in _one_by_one(item):
+                self.push(each)
+            return
         if answer.kind == "memory" and item.tries < _TRIES:
             config = item.request.config
             smaller = replace(config, batch_size=max(config.batch_size // 2, 1))
@@ -146,8 +153,11 @@ class _Scheduler:
                 self.push(other)
 
 
-def _items(requests: Sequence[Request]) -> list[Item]:
-    """Jobs that work on features wait for one extraction for each model and set of images."""
+def _items(requests: Sequence[Request], slots: int) -> list[Item]:
+    """Jobs that work on features wait for one extraction for each model and set of images.
+
+    On GPUs, which wait for images, it is one for several models, as long as there are enough for all `slots`.
+    """
     items: list[Item] = []
     extractions: dict[tuple[str, str], Item] = {}
     for request in requests:
@@ -159,11 +169,31 @@ def _items(requests: Sequence[Request]) -> list[Item]:
         place = (job.weights, job.images_key or job.task)
         if place not in extractions:
             extractions[place] = Item(replace(request, extraction=True), 0.0)
-            items.append(extractions[place])
         extractions[place].waiting.append(item)
-    for item in extractions.values():
-        item.cost = _EXTRACTION_COST + sum(each.cost for each in item.waiting)
+    on_gpu = bool(requests) and requests[0].config.device.startswith("cuda")
+    together = min(-(-len(extractions) // slots), _TOGETHER) if on_gpu and extractions else 1
+    by_images: dict[str, list[Item]] = {}
+    for (_, images), item in extractions.items():
+        by_images.setdefault(images, []).append(item)
+    for alike in by_images.values():
+        items += [_joined(alike[start : start + together]) for start in range(0, len(alike), together)]
     return items
+
+
+def _joined(extractions: Sequence[Item]) -> Item:
+    """One extraction for several models of the same images."""
+    first, *others = (item.request for item in extractions)
+    waiting = [each for item in extractions for each in item.waiting]
+    cost = _EXTRACTION_COST + sum(each.cost for each in waiting)
+    return Item(replace(first, beside=tuple(other.job for other in others)), cost, waiting)
+
+
+def _one_by_one(item: Item) -> list[Item]:
+    """An extraction for each model of one for several."""
+    jobs = (item.request.job, *item.request.beside)
+    mine = [[each for each in item.waiting if each.request.job.weights == job.weights] for job in jobs]
+    alone = [replace(item.request, job=job, beside=()) for job in jobs]
+    return [_joined([Item(request, 0.0, waiting)]) for request, waiting in zip(alone, mine, strict=True)]
 
 
 def _answer(reference: Any) -> Answer:
@@ -180,10 +210,14 @@ def _answer(reference: Any) -> Answer:
 
 
 def _label(item: Item) -> str:
-    job = item.request.job
-    return f"{job.model} {job.task} features" if item.request.extraction else job.label
+    job, others = item.request.job, len(item.request.beside)
+    models = f"{job.model} and {others} more" if others else job.model
+    return f"{models} {job.task} features" if item.request.extraction else job.label
 
 
 def requests_for(jobs: Sequence[Job], tasks: Mapping[str, Any], base: EvalConfig) -> list[Request]:
     """One request for each job, with the settings of `base`."""
-    return [Request(job, tasks[job.task], replace(base, options=job.options, seed=job.seed)) for job in jobs]
+    return [
+        Request(job, tasks[job.task], replace(base, options=job.options, seed=job.seed, precision=job.precision))
+        for job in jobs
+    ]

@@ -9,6 +9,7 @@ from eval.contract import EvalConfig, Result
 from eval.jobs.plan import Job
 from eval.protocols.registry import protocol
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import device_of
 
 if TYPE_CHECKING:
     from eval.features.backbone import Backbone
@@ -27,6 +28,8 @@ class Request:
     config: EvalConfig
     extraction: bool = False
     """Only put the task's features into the cache, for this job and others."""
+    beside: tuple[Job, ...] = ()
+    """Jobs of other models whose features an extraction makes as well: it decodes the images once."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def work(request: Request) -> Answer:
 
     start = time.perf_counter()
     torch.set_num_threads(request.config.threads)
+    # A fine-tuning before this may have left TF32 on in the process; with it, solvers would miss their tolerance.
+    torch.set_float32_matmul_precision("highest")
     result, problem, kind = None, "", ""
     try:
         result = _run(request)
@@ -65,16 +70,19 @@ def work(request: Request) -> Answer:
 
 
 def _run(request: Request) -> Result | None:
-    from eval.features.cache import task_features
+    from eval.features.cache import fill_cache
 
+    device_of(request.config.device)
     job, task = request.job, request.task
     backbone = _open(job.model, job.spec, job.weights)
     if request.extraction:
-        task_features(backbone, task, request.config)
+        others = [_open(each.model, each.spec, each.weights) for each in request.beside]
+        fill_cache([backbone, *others], task, request.config)
         return None
     result = protocol(job.protocol).evaluate(backbone, task, request.config)
-    # A job that ran out of memory has got a smaller one.
-    return replace(result, chosen=result.chosen | {"batch_size": request.config.batch_size})
+    config = request.config
+    # A job that ran out of memory has got a smaller batch.
+    return replace(result, chosen={"precision": config.precision} | result.chosen | {"batch_size": config.batch_size})
 
 
 @functools.lru_cache(_OPEN_MODELS)

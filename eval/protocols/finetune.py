@@ -29,7 +29,7 @@ from timm.models import get_model_args
 from torch import Tensor, nn
 
 from eval.contract import EvalConfig, Result, Traits
-from eval.features.backbone import Backbone
+from eval.features.backbone import Backbone, forward_pass
 from eval.metrics import expected_calibration_error, score
 from eval.protocols.finetune_data import hold, joined, repeated
 from eval.protocols.finetune_recipes import COMMON, RECIPES, Recipe
@@ -123,6 +123,8 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     metrics["ece"] = expected_calibration_error(probs, test.labels)
     at_edge = len(found) > 1 and rate in (min(found), max(found))
     chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
+    if recipe.amp and config.device.startswith("cuda"):
+        chosen["precision"] = "bf16"  # of the training
     return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
 
 
@@ -147,7 +149,6 @@ class Tuned(NamedTuple):
     run: Config
     config: EvalConfig
 
-    @torch.inference_mode()
     def predict(self, source: Source) -> npt.NDArray[np.float32]:
         """Probabilities of the classes (n, C), in float32, of images as the loop's validation prepares them."""
         data, device = self.run.data, torch.device(self.config.device)
@@ -155,9 +156,10 @@ class Tuned(NamedTuple):
         batches = EvalBatches(source, self.run, 0, 1, self.config.batch_size)
         parts: list[Tensor] = []
         for batch in load(batches, range(len(batches)), self.run, device):
-            images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
-            parts.append(self.model(images).logits.float().softmax(1).cpu())
-        return torch.cat(parts).numpy()
+            with forward_pass(self.config):
+                images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
+                parts.append(self.model(images).logits.float().softmax(1))
+        return torch.cat(parts).cpu().numpy()  # once: each copy makes the host wait for a GPU
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Tuner:
             "train.batch_size": recipe.batch_size,
             "train.max_batch_per_worker": self.config.batch_size,
             "train.seed": self.config.seed,
-            "train.precision": "bf16" if recipe.amp and cuda else "fp32",
+            "train.precision": "bf16" if (recipe.amp and cuda) or self.config.precision == "bf16" else "fp32",
             "optim.warmup_epochs": warmup,
             "data.crop_pct": fields["data.crop_pct"] or prep.crop_pct,
             "optim.lr": self.rate,

@@ -41,7 +41,7 @@ class Recipe:
     """Images of the last training: train leaves official validation images out. Without official ones both are the
     same: images that are held out to choose a rate are part of train."""
     amp: bool = True
-    """bfloat16 on GPUs; CPUs always compute in float32."""
+    """bfloat16 on GPUs; CPUs compute in float32 unless bf16 is asked for."""
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Fields of the run's configuration over `COMMON`, by dotted path."""
 

@@ -25,12 +25,13 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from eval.contract import EvalConfig, Result, Traits
-from eval.features.backbone import Backbone, Preprocessing
+from eval.features.backbone import Backbone, Preprocessing, forward_pass
 from eval.features.extract import Decoder
 from eval.metrics import expected_calibration_error, score
 from eval.protocols.finetune_data import joined
 from eval.tasks.registry import Task, split_rows
 from tt_ray.data.augment import normalize, seeded
+from tt_ray.data.loader import loader_processes
 from tt_ray.data.loader_processes import prepared
 from tt_ray.data.sources.base import Source
 from tt_ray.stateless_random import seed_of, uniform
@@ -150,10 +151,10 @@ def train(backbone: Backbone, source: Source, classes: int, options: Options, co
     rates = torch.tensor(options.rates, device=config.device) * (options.batch_size / 256)
     batches = Views(source, backbone.preprocessing.size, options, config.seed)
     heads: dict[str, Heads] = {}
-    loader = prepared(batches, range(options.steps), config.num_loaders, config.device.startswith("cuda"))
+    loader = prepared(batches, range(options.steps), *_loaders(config))
     for step, (images, labels) in enumerate(loader):
         share = (1 + math.cos(math.pi * step / options.steps)) / 2
-        labels = labels.to(config.device)
+        labels = labels.to(config.device, non_blocking=True)
         for name, x in _inputs_in_parts(backbone, images, options, config).items():
             if name not in heads:
                 heads[name] = Heads(x.shape[1], classes, rates, seed_of(config.seed, _START, len(heads)))
@@ -227,18 +228,24 @@ def _test_batches(source: Source, preprocessing: Preprocessing, config: EvalConf
     rows = np.arange(len(source))
     batches = np.array_split(rows, range(config.batch_size, len(rows), config.batch_size))
     decoder = Decoder(source, preprocessing, batches, config.threads)
-    yield from prepared(decoder, range(len(decoder)), config.num_loaders, config.device.startswith("cuda"))
+    yield from prepared(decoder, range(len(decoder)), *_loaders(config))
 
 
-@torch.inference_mode()
+def _loaders(config: EvalConfig) -> tuple[int, bool]:
+    """Loader processes, and whether they pin memory. A GPU does not wait for images: it has one at least."""
+    cuda = config.device.startswith("cuda")
+    return (loader_processes(config.num_loaders, cuda) if cuda else config.num_loaders), cuda
+
+
 def _inputs_in_parts(backbone: Backbone, images: Tensor, options: Options, config: EvalConfig) -> dict[str, Tensor]:
     """Inputs of a batch, whose forward pass is taken in parts of at most config.batch_size images."""
     mean, std = backbone.preprocessing.mean, backbone.preprocessing.std
-    parts = [
-        inputs(backbone, normalize(part.to(config.device), mean, std), options)
-        for part in images.split(config.batch_size)
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    with forward_pass(config):
+        parts = [
+            inputs(backbone, normalize(part.to(config.device, non_blocking=True), mean, std), options)
+            for part in images.split(config.batch_size)
+        ]
+        return {name: torch.cat([part[name] for part in parts]).float() for name in parts[0]}
 
 
 def inputs(backbone: Backbone, images: Tensor, options: Options) -> dict[str, Tensor]:

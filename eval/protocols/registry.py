@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import EvalConfig, Precision, Result, Traits
 from tt_ray.terminal.errors import UserError, nearest
 
 if TYPE_CHECKING:  # they import torch and timm, which planning can do without
@@ -61,11 +61,13 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def protocol_hash(name: str, options: Any) -> str:
-    """Sixteen hexadecimal digits that stand for the protocol, its version and every number of its recipe.
+def protocol_hash(name: str, options: Any, precision: Precision = "fp32") -> str:
+    """Sixteen hexadecimal digits that stand for the protocol, its version, every number of its recipe, and precision.
 
-    The recipe is the options' fields, or what their property `recipe_numbers` returns where they have one.
+    The recipe is the options' fields, or what their property `recipe_numbers` returns where they have one. float32 is
+    not named, so that results keep the hash that they have had.
     """
     recipe = options.recipe_numbers if hasattr(options, "recipe_numbers") else asdict(options)
-    identity = json.dumps([name, protocol(name).TRAITS.version, recipe], sort_keys=True, default=str)
+    parts = [name, protocol(name).TRAITS.version, recipe, *([] if precision == "fp32" else [precision])]
+    identity = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

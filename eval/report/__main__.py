@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from eval.jobs.results import read_table
+from eval.report.classes import confusion_csv, write_images
 from eval.report.html import to_html
 from eval.report.numbers import build_report
 from eval.report.text import overview, to_csv, to_latex, to_markdown
@@ -19,7 +20,10 @@ _FORMATS = {"report.md": to_markdown, "report.csv": to_csv, "report.tex": to_lat
 
 @dataclass(frozen=True)
 class Arguments:
-    """Results of `python -m eval` -> report.md, .csv, .tex and .html, one page that needs nothing else."""
+    """Results of `python -m eval` -> report.md, .csv, .tex and .html, one page that needs nothing else.
+
+    And what the stored predictions say of single classes and images: confusion.csv, images.parquet.
+    """
 
     results: tyro.conf.Positional[Path]
     """Folder that `python -m eval` wrote with --out; it may still be at work."""
@@ -43,6 +47,10 @@ def write_report(results: Path, baseline: str = "", out: Path | None = None) -> 
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{out} is not a folder: choose another --out") from None
+    with new_file(out / "confusion.csv", durable=False) as partial:
+        partial.write_text(confusion_csv(report.confusions), encoding="utf-8")
+    with new_file(out / "images.parquet", durable=False) as partial:
+        write_images(report.confusions, partial)
     for name, write in _FORMATS.items():
         with new_file(out / name, durable=False) as partial:
             partial.write_text(write(report), encoding="utf-8")

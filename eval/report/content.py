@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.jobs.costs import Costs
-from eval.report.bootstrap import Interval
+from eval.report.classes import Confusion
+from tt_ray.bootstrap import Interval
 
 # A bootstrap of fewer images than this that differ gives intervals that are too narrow: four images that all speak for
 # one model would pass for significant, where McNemar's exact test says p = 0.125.
@@ -17,9 +18,10 @@ CellKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's mean less the baseline's."""
+    """A model's metric less the baseline's, paired by seed."""
 
     value: float
+    """Mean over the seeds that both have."""
     interval: Interval | None
     """95 % interval; None where predictions do not allow one."""
     why: str = ""
@@ -45,7 +47,7 @@ class Cell:
     n: int
     """Test images."""
     difference: Difference | None = None
-    """None for the baseline, and where it has no result."""
+    """None for the baseline, and where the two have no seed in common."""
     rank: float | None = None
     """1 is best; ties share the average; None where some model has no result on the task."""
 
@@ -151,6 +153,12 @@ class Report:
     """Number of significant ones among these."""
     costs: tuple[tuple[str, Costs], ...] = ()
     """Labels and costs of the models whose costs have been counted."""
+    confusions: tuple[Confusion, ...] = ()
+    """In the order of sections, tasks and models."""
+
+    def confusion(self, section: Section, task: str) -> list[Confusion]:
+        """Those of one task, in the order of the models."""
+        return [each for each in self.confusions if (each.protocol, each.task) == (section.label, task)]
 
     @property
     def counts(self) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from eval.report import charts, text
+from eval.report import charts, classes, text
 from eval.report.content import Report
 
 _HERE = Path(__file__).parent
@@ -39,6 +39,7 @@ def _environment() -> Environment:
     )
     shared = {name: getattr(text, name) for name in ("COSTS", "DASH", "MARKS", "number", "signed", "interval")}
     shared |= {name: getattr(text, name) for name in ("cost_table", "explanations", "other_cell", "summary")}
+    shared |= {"MOST_CLASSES": classes.MOST_CLASSES}
     drawn = {name: getattr(charts, name) for name in ("BAR", "ROW", "SIDE", "colour")}
     drawn |= {"chart_bars": charts.bars, "chart_forest": charts.forest, "chart_scatter": charts.scatter}
     environment.globals |= {**shared, **drawn, "breakable": _breakable}

@@ -15,9 +15,10 @@ import numpy as np
 from eval.jobs.costs import Costs, read_costs
 from eval.jobs.results import ResultRow, Table, read_predictions
 from eval.protocols.registry import PROTOCOLS
-from eval.report.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
+from eval.report.classes import Confusion, Key, confusions
 from eval.report.content import Cell, CellKey, Counted, Difference, Failure, ModelOrigin, Report, Section
-from tt_ray.statistics import spread
+from tt_ray.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
+from tt_ray.statistics import paired_differences, spread
 from tt_ray.terminal.errors import UserError, nearest, some
 
 BASELINES = ("baseline", "base")
@@ -90,7 +91,17 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
         comparisons=sum(each.interval is not None for each in differences),
         marked=sum(each.mark != 0 for each in differences),
         costs=_costs(out, index, models),
+        confusions=_confusions(out, index, sections),
     )
+
+
+def _confusions(out: Path, index: _Index, sections: Sequence[Section]) -> tuple[Confusion, ...]:
+    jobs: dict[Key, dict[str, None]] = {
+        (section.label, task, model): {} for section in sections for task in section.tasks for model in section.models
+    }
+    for row in index.rows:
+        jobs[index.section(row), index.task(row), index.model(row)][row.job] = None
+    return confusions(out, {key: sorted(names) for key, names in jobs.items()})
 
 
 def _sections(out: Path, index: _Index, models: Sequence[str], progress: Progress) -> tuple[Section, ...]:
@@ -242,24 +253,33 @@ def _compare(
         progress(section.label, number, len(section.tasks))
         own = [row for row in rows if index.task(row) == task and row.metric == section.metric(task)]
         of = {model: [row for row in own if index.model(row) == model] for model in section.models}
-        reference = _measure(out, of[baseline]) if (task, baseline) in cells else None
+        references: dict[tuple[int, ...], Measured | str] = {}
         for model in section.models:
-            if model == baseline or (task, model) not in cells or reference is None:
+            if model == baseline or (task, model) not in cells or (task, baseline) not in cells:
                 continue
-            first, second = cells[task, baseline], cells[task, model]
-            if first.seeds != second.seeds:
-                seeds = f"{_list(second.seeds)} against {_list(first.seeds)} of {baseline}"
-                index.notes.append(f"{section.label}, {task}: {model} has seeds {seeds}; the means are of these.")
+            second, place = cells[task, model], f"{section.label}, {task}"
+            both = tuple(seed for seed in second.seeds if seed in cells[task, baseline].seeds)
+            if both != second.seeds or both != cells[task, baseline].seeds:
+                seeds = f"{_list(second.seeds)} against {_list(cells[task, baseline].seeds)} of {baseline}"
+                what = f"the difference is over {_list(both)}" if both else "there is no difference"
+                index.notes.append(f"{place}: {model} has seeds {seeds}; {what}.")
+            if not both:
+                continue
+            reference, found = ([row for row in of[each] if row.seed in both] for each in (baseline, model))
+            if both not in references:
+                references[both] = _measure(out, reference)
+            values, others = ({row.seed: row.value for row in side} for side in (found, reference))
             key = "\0".join([section.protocol, section.hash, task, baseline, model])
-            difference = _difference(first, second, reference, _measure(out, of[model]), key)
+            difference = _difference(
+                fmean(paired_differences(values, others)), second.metric, references[both], _measure(out, found), key
+            )
             if difference.why:
-                index.notes.append(f"{section.label}, {task}: no interval for {model}: {difference.why}.")
+                index.notes.append(f"{place}: no interval for {model}: {difference.why}.")
             cells[task, model] = replace(second, difference=difference)
     return cells
 
 
-def _difference(baseline: Cell, model: Cell, first: Measured | str, second: Measured | str, key: str) -> Difference:
-    value = model.mean - baseline.mean
+def _difference(value: float, metric: str, first: Measured | str, second: Measured | str, key: str) -> Difference:
     if isinstance(first, str):
         return Difference(value, None, first)
     if isinstance(second, str):
@@ -268,7 +288,7 @@ def _difference(baseline: Cell, model: Cell, first: Measured | str, second: Meas
     if not np.array_equal(labels, own_labels):
         return Difference(value, None, "the two were tested on different images")
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
-    return Difference(value, paired_interval(model.metric, labels, reference, shares, seed))
+    return Difference(value, paired_interval(metric, labels, reference, shares, seed))
 
 
 def _measure(out: Path, rows: Sequence[ResultRow]) -> Measured | str:

@@ -5,8 +5,8 @@ import io
 import re
 
 from eval.jobs.costs import Costs
-from eval.report.bootstrap import RESAMPLES
 from eval.report.content import MIN_DIFFERING, Cell, Difference, Report, Section
+from tt_ray.bootstrap import RESAMPLES
 
 DASH = "—"
 COSTS = (
@@ -66,9 +66,9 @@ def explanations(report: Report) -> list[str]:
         "Values are per cent of each task's own metric: top1, the share of test images named right, or mean_per_class, "
         "the mean over classes of their shares. They are mean ± sample standard deviation over seeds; with one seed "
         f"there is no spread. {DASH} means no result. The best value of a row is bold.",
-        f"Below a value is its difference to {report.baseline} with a 95 % interval by paired bootstrap over test "
-        f"images: {RESAMPLES:,} resamples, each with the same images for both models, of shares averaged over seeds. "
-        "It covers the drawing of test images, not the variance between training runs.",
+        f"Below a value is its difference to {report.baseline}, paired by seed, with a 95 % interval by paired "
+        f"bootstrap over test images: {RESAMPLES:,} resamples, each with the same images for both models, of shares "
+        "averaged over seeds. It covers the drawing of test images, not the variance between training runs.",
         "What a seed draws: the validation images of tasks that have none of their own (all that linear and knn draw: "
         "their spread is that of the choice of C or k, and 0 where the same value was chosen); few_shot: shots; "
         "linear_sgd and finetune: the training of head or model as well. No spread covers the training of the model "

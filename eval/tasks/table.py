@@ -10,6 +10,8 @@ from typing import Literal
 
 from eval.tasks.layouts import ClassFolders, Cub, ImageNet, INaturalist, Subset, Sun397
 from eval.tasks.origins import Digits, Hub, Origin, Shapes, Split, Torchvision
+from eval.tasks.shards import Shards
+from tt_ray.data.sources.clipart import FOLDER as CLIPART
 
 Metric = Literal["top1", "mean_per_class"]
 _TRAIN_TEST: Mapping[Split, str] = {"train": "train", "test": "test"}
@@ -54,6 +56,13 @@ transparent ones otherwise than 1 did."""
 TABLE: dict[str, Definition] = {
     "digits": Definition(
         10, "top1", _sizes(1438, 0, 359), (Digits(),), "Alpaydin and Kaynak, 1998, doi 10.24432/C50P49; scikit-learn"
+    ),
+    "clipart": Definition(
+        12,
+        "top1",
+        _sizes(3017, 0, 1251),
+        (Shards(str(CLIPART)),),
+        "Open Clip Art Library, release 0.18; comes with this package, labels are the library's top folders",
     ),
     "shapes_shape": _shapes("shape", 16),
     "shapes_colour": _shapes("colour", 8),

@@ -7,7 +7,7 @@
 Every part makes a PNG and a CSV, and why.md has them all:
 
 - cka_layers: linear CKA of every layer of the one with every layer of the other (of a run with itself where it is
-  alone), from minibatches by the unbiased HSIC_1 (Nguyen et al., 2021, arXiv 2010.15327; Song et al., 2012).
+  alone), from shuffled minibatches by the unbiased HSIC_1 (Nguyen et al., 2021, arXiv 2010.15327; Song et al., 2012).
 - cka_epochs: the same, layer by layer, of every epoch with the run's last one (how early a layer is what it will be),
   and of the two runs after the same epoch (where and when the teacher makes a difference).
 - gradient_cosine: of the two losses' gradients, by layer and epoch, for runs with text.
@@ -26,6 +26,7 @@ import tyro
 
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import device_of
 from tt_ray.terminal.progress import Display
 
 _MOST_RUNS = 2
@@ -41,6 +42,8 @@ class Arguments:
     """Folder of why.md, and of a PNG and a CSV for each part."""
     images: int = 512
     """Validation images, drawn at random; the same for both runs."""
+    modules: bool = False
+    """CKA of the outputs of every attention and MLP, as in the paper's analysis, in place of those of blocks."""
     batches: int = 8
     """Training batches that gradients are averaged over, for each epoch."""
     device: str = "cpu"
@@ -66,6 +69,7 @@ def _analyse(given: Arguments) -> None:
     from tt_ray.config import Config
     from tt_ray.data.prepare import open_images
 
+    device_of(given.device)
     _, source, _ = open_images(Config.from_yaml(given.runs[0] / "config.yaml"))
     chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: given.images])
     source = source.select(chosen)
@@ -78,7 +82,8 @@ def _analyse(given: Arguments) -> None:
             given.out.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{given.out} is not a folder: choose another --out") from None
-        parts = representations(runs, source, config, given.out, display)
+        kind = "modules" if given.modules else "blocks"
+        parts = representations(runs, source, config, kind, given.out, display)
         parts.append(gradients(runs, given.batches, torch.device(given.device), given.out, display))
     text = "\n\n".join(["# Why it works", *parts]) + "\n"
     write(given.out / "why.md", text)

@@ -10,7 +10,7 @@ import torch
 from eval.contract import EvalConfig
 from eval.feature_metrics import alignment, uniformity
 from eval.features.backbone import Backbone, open_backbone
-from eval.features.cka import Grid, cka_of_grams, layer_grams, layer_names
+from eval.features.cka import Grid, Layers, cka_of_grams, layer_grams, layer_names
 from eval.features.extract import extract
 from eval.why.figures import Curve, Panel, draw_curves, draw_panels, panels_to_csv, to_csv, to_markdown, write
 from eval.why.gradients import gradient_agreements
@@ -72,10 +72,10 @@ class _Seen(NamedTuple):
 
 
 def representations(
-    runs: Sequence[RunHistory], source: Source, config: EvalConfig, out: Path, display: Display
+    runs: Sequence[RunHistory], source: Source, config: EvalConfig, layers: Layers, out: Path, display: Display
 ) -> list[str]:
     """CKA by layer and by epoch, alignment and uniformity; draws, writes, and returns the Markdown of each part."""
-    last = [_see(list(run.epochs.values())[-1], run, source, config) for run in runs]
+    last = [_see(list(run.epochs.values())[-1], run, source, config, layers) for run in runs]
     steps = sorted(set().union(*(run.epochs for run in runs)))
     own: list[dict[int, Grid]] = [{} for _ in runs]
     between: dict[int, Grid] = {}
@@ -85,7 +85,7 @@ def representations(
         seen: list[_Seen] = []
         for place, run in enumerate(runs):
             if epoch in run.epochs:
-                now = _see(run.epochs[epoch], run, source, config)
+                now = _see(run.epochs[epoch], run, source, config, layers)
                 own[place][epoch] = np.diag(cka_of_grams(zip(now.grams, last[place].grams, strict=True)))
                 points[place][epoch] = now._replace(grams=[])
                 seen.append(now)
@@ -95,19 +95,19 @@ def representations(
     if between:
         panels.append(_by_epoch(f"{runs[0].name}, with {runs[1].name}", last[0].layers, between))
     grid = cka_of_grams(zip(last[0].grams, last[-1].grams, strict=True))
-    layers = Panel(f"{runs[-1].name} (across), {runs[0].name} (up)", last[0].layers, last[-1].layers, grid)
+    between_last = Panel(f"{runs[-1].name} (across), {runs[0].name} (up)", last[0].layers, last[-1].layers, grid)
     return [
-        _part(out, "cka_layers", "CKA between layers, last epoch", [layers], "layer", 0, "viridis"),
+        _part(out, "cka_layers", "CKA between layers, last epoch", [between_last], "layer", 0, "viridis"),
         _part(out, "cka_epochs", "CKA over epochs", panels, "epoch", 0, "viridis"),
         _sphere(out, {run.name: points[i] for i, run in enumerate(runs)}),
     ]
 
 
-def _see(checkpoint: Path, run: RunHistory, source: Source, config: EvalConfig) -> _Seen:
+def _see(checkpoint: Path, run: RunHistory, source: Source, config: EvalConfig, layers: Layers) -> _Seen:
     backbone: Backbone = open_backbone(run.name, str(checkpoint))
     features = extract(backbone, source, config)
-    grams = layer_grams(backbone, source, config)
-    return _Seen(layer_names(backbone), grams, alignment(features, source.labels), uniformity(features))
+    grams = layer_grams(backbone, source, config, layers)
+    return _Seen(layer_names(backbone, layers), grams, alignment(features, source.labels), uniformity(features))
 
 
 def _by_epoch(title: str, layers: Sequence[str], columns: dict[int, Grid]) -> Panel:

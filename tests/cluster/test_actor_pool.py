@@ -2,17 +2,19 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from tests.toy import stop_ray
 from tt_ray.cluster import actor_pool
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing, plan_pool
-from tt_ray.cluster.connect import join_ray
+from tt_ray.cluster.connect import keep_ray_quiet
 from tt_ray.cluster.ray_errors import ENDED
 from tt_ray.io.resumable import open_shards
 from tt_ray.terminal.errors import UserError
@@ -32,6 +34,12 @@ GPUS = [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 4.0}]
         (PoolOptions(), GPUS, Pool(6, 1, True)),  # two of eight GPUs lack a CPU
         (PoolOptions(threads=2), GPUS, Pool(5, 2, True)),
         (PoolOptions(device="cpu"), GPUS, Pool(10, 1, False)),
+        (PoolOptions(gpus_per_actor=0.5), GPUS, Pool(10, 1, True, 0.5)),
+        (PoolOptions(gpus_per_actor=0.5, threads=2), GPUS, Pool(5, 2, True, 0.5)),
+        (PoolOptions(gpus_per_actor=0.1), [{"CPU": 99.0, "GPU": 2.0}], Pool(20, 1, True, 0.1)),
+        (PoolOptions(gpus_per_actor=0.3), [{"CPU": 99.0, "GPU": 8.0}], Pool(24, 1, True, 0.3)),  # none is on two GPUs
+        (PoolOptions(gpus_per_actor=1 / 3), [{"CPU": 99.0, "GPU": 1.0}], Pool(3, 1, True, 1 / 3)),
+        (PoolOptions(gpus_per_actor=0.5), CPUS, Pool(11, 1, False)),
     ],
 )
 def test_the_pool_fits(options: PoolOptions, nodes: list[dict[str, float]], pool: Pool) -> None:
@@ -52,6 +60,11 @@ def test_the_pool_fits(options: PoolOptions, nodes: list[dict[str, float]], pool
         (PoolOptions(actors=7), GPUS, "has 10 CPUs and 8 GPUs on 3 nodes: choose lower --actors"),
         (PoolOptions(threads=0), CPUS, "--threads is 0"),
         (PoolOptions(actors=-1), CPUS, "--actors is -1"),
+        (PoolOptions(actors=4, gpus_per_actor=0.4), [{"CPU": 9.0, "GPU": 1.0}], "1 CPUs and 0.4 GPUs each do not fit"),
+        *(
+            (PoolOptions(gpus_per_actor=gpus), GPUS, f"--gpus_per_actor is {gpus}: choose 1, or a fraction")
+            for gpus in (0.0, -1.0, 1.5, 2.0, 1e-6, float("nan"), float("inf"))
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(options: PoolOptions, nodes: list[dict[str, float]], message: str) -> None:
@@ -95,7 +108,8 @@ def fail(fault: str) -> None:
 def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     died = tmp_path_factory.mktemp("died") / "once"
     os.environ["TT_RAY_DIED"] = str(died)
-    join_ray()
+    keep_ray_quiet()
+    ray.init(address="local", num_gpus=1, include_dashboard=False, log_to_driver=False)  # nobody computes on it
     yield died
     stop_ray()
     del os.environ["TT_RAY_DIED"]
@@ -135,3 +149,29 @@ def test_an_actor_that_dies_once_is_started_again(ray_of_two: Path, tmp_path: Pa
     with open_shards(tmp_path / "work", {"what": "faults"}, 2) as shards:
         do_missing(shards, [[1], [2]], make, PoolOptions(actors=1), Display(), "faults met")
         assert not shards.missing() and ray_of_two.exists()
+
+
+class Sharing:
+    """Answers with the part of a GPU that its actor has, once two actors are there."""
+
+    def __init__(self, folder: Path, pool: Pool) -> None:
+        self.folder, self.about = folder, {"kind": "sharing"}
+        assert (pool.device, pool.share) == ("cuda", 0.5)
+
+    def __call__(self, items: list[Any]) -> bytes:
+        (self.folder / ray.get_runtime_context().get_actor_id()).touch()  # type: ignore[operator]
+        deadline = time.monotonic() + 60
+        while len(list(self.folder.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return str(ray.get_runtime_context().get_assigned_resources()["GPU"]).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
+def test_two_actors_share_a_gpu(ray_of_two: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    options = PoolOptions(actors=2, device="gpu", gpus_per_actor=0.5)
+    with open_shards(tmp_path / "work", {"what": "shares"}, 2) as shards:
+        do_missing(shards, [[1], [2]], partial(Sharing, tmp_path / "there"), options, Display(), "shares")
+        assert [shards.read(shard) for shard in range(2)] == [b"0.5"] * 2
+    assert len(list((tmp_path / "there").iterdir())) == 2

@@ -9,6 +9,7 @@ import yaml
 
 from tt_ray.config import Config
 from tt_ray.recipes import RECIPES
+from tt_ray.terminal import gpu
 
 ROOT = Path(__file__).parent.parent.parent
 CLUSTERS = ROOT / "clusters"
@@ -57,6 +58,14 @@ def test_ray_and_python_are_those_of_the_constraints() -> None:
     assert len(set(re.findall(r"astral(?:\.sh/uv/|-sh/uv:)([\d.]+)[:/ ]", text))) == 1
     for kind in ("raycluster", "rayjob"):
         assert f"rayVersion: {PINS['ray']}" in (CLUSTERS / "kuberay" / f"{kind}.yaml").read_text()
+
+
+def test_torch_for_older_drivers_is_that_of_the_constraints() -> None:
+    """A local version, +cu126, is equal to what is pinned; and what an error about a GPU links is there."""
+    (line,) = re.findall(r"\npip install (.+) --index-url https://download\.pytorch\.org/whl/cu\d+\n", README)
+    assert dict(each.split("==") for each in line.split()) == {name: PINS[name] for name in ("torch", "torchvision")}
+    page, _, section = (ROOT / gpu.PAGE).name.partition("#")
+    assert gpu.PAGE.startswith("clusters/README.md") and page == "README.md" and f"\n## {section.title()}\n" in README
 
 
 def test_the_clouds_commands_install_what_their_heads_do() -> None:

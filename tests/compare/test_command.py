@@ -12,7 +12,7 @@ import pytest
 
 from eval.evaluate import Arguments as EvalArguments
 from eval.jobs.results import write_result
-from tests.eval.sample_results import Job
+from tests.eval.sample_results import Job, finish
 from tests.toy import run_toy, toy_config
 from tt_ray.compare import comparison, step_times, transfer
 from tt_ray.compare.__main__ import main
@@ -62,6 +62,8 @@ def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, m
         assert taught[f"{key}_std"] == pytest.approx(np.std(values, ddof=1))
         assert taught[f"{key}_difference"] == pytest.approx(np.mean(np.subtract(values, base)))
         assert taught[f"{key}_difference_std"] == pytest.approx(np.std(np.subtract(values, base), ddof=1))
+    assert "A claim needs at least 5 seeds; each arm's 2 seeds" in text
+    assert all(f"- {each}" in text for each in tree["claims"]) and len(tree["claims"]) == 3
     assert "text.weight 0.5 (0.0)" in text and "differ by up to 0.20 from seed to seed: --interleave 40" in text
     assert text == (out / "compare.md").read_text()
     assert len((out / "compare.csv").read_text().splitlines()) == 3
@@ -157,6 +159,25 @@ def test_transfer_asks_eval_for_linear_probes_and_averages_their_tasks(
     lines = summarise(runs, [], ratios_of_runs(runs), {"base": 10, "taught": 10}, found)
     assert lines[1].transfer == arm_figure(found, "taught", "base") and lines[1].transfer.difference == 1
     assert lines[1].top1_same_time is None
+
+
+def test_transfer_has_intervals_where_predictions_are_at_hand(tmp_path: Path) -> None:
+    runs = made_up({"base": [1.0, 1.0], "taught": [1.0, 1.0], "bare": [1.0, 1.0]})
+    out, labels, rng = transfer._folder(["builtin"], tmp_path), np.arange(200) % 4, np.random.default_rng(0)
+    for run in runs:
+        for task in ("digits", "shapes"):
+            wrong = 60 + 5 * run.seed - (30 if run.arm == "taught" else 0)
+            predictions = np.where(rng.permutation(200) < wrong, (labels + 1) % 4, labels)
+            finish(out, Job(f"{run.arm}@{run.seed}", task, seed=0), labels, predictions)
+            if (run.arm, run.seed, task) == ("bare", 1, "digits"):
+                (out / "predictions" / f"{Job(f'bare@{run.seed}', task).key}.npy").unlink()
+    found = transfer.image_intervals(runs, tmp_path, ["builtin"])
+    assert found.keys() == {"taught"}
+    low, high = found["taught"]
+    assert 8 < low < 15 < high < 22, "30 of 200 images"
+    stored = next((out / "predictions").glob("taught*"))
+    np.save(stored, np.load(stored)[:, ::-1])
+    assert not transfer.image_intervals(runs, tmp_path, ["builtin"]), "they are not those of the value"
 
 
 def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:

@@ -233,6 +233,36 @@ def test_each_worker_gets_an_image_and_with_mixing_a_pair(
         build()
 
 
+GRAPHS = {"train.compile": True, "train.compile_mode": "reduce-overhead"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"run.strategy": "fsdp", "train.precision": "fp16"}, r"run\.strategy fsdp .*--train\.precision bf16"),
+        ({"run.strategy": "hsdp", "train.precision": "fp16"}, r"run\.strategy hsdp .*--train\.precision bf16"),
+        ({**GRAPHS, "train.max_batch_per_worker": 8}, r"train\.max_batch_per_worker adds up gradients"),
+        ({**GRAPHS, "train.compile_mode": "max-autotune", "run.strategy": "fsdp"}, r"run\.strategy gathers weights"),
+        ({**GRAPHS, "run.strategy": "hsdp"}, r"run\.strategy gathers weights"),
+        ({**GRAPHS, "train.sync_batchnorm": True}, r"train\.sync_batchnorm exchanges statistics"),
+    ],
+)
+def test_what_cannot_be_together_is_one_line(changes: dict[str, object], problem: str) -> None:
+    with pytest.raises(UserError, match=problem) as error:
+        Config().override(changes)
+    assert "\n" not in str(error.value)
+    if "train.compile" in changes:
+        assert "choose --train.compile_mode max-autotune-no-cudagraphs" in str(error.value)
+        for fine in ({"train.compile_mode": "max-autotune-no-cudagraphs"}, {"train.compile": False}):
+            assert not Config().override({**changes, **fine}).train.replays_graphs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_precisions_of_saved_configurations_keep_their_meaning(precision: str) -> None:
+    assert Config.from_dict({"train": {"precision": precision}}).train.precision == precision
+    assert Config.from_dict({}).train.precision == "auto"
+
+
 @pytest.mark.parametrize(("given", "fewest", "most"), [(3, 3, 3), ("3", 3, 3), ("1:4", 1, 4), ("2:2", 2, 2)])
 def test_workers_are_a_number_or_a_range(given: int | str, fewest: int, most: int) -> None:
     assert Config().override("run.num_workers", given).workers == (fewest, most)

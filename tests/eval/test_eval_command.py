@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.__main__ import main
-from eval.evaluate import evaluate
+from eval.evaluate import Arguments, check, evaluate, open_evaluation
 from eval.jobs.results import finished_keys, read_predictions, read_rows
 from tests.test_train_command import wait_until
 from tests.toy import run_toy, toy_config
@@ -131,6 +132,9 @@ def check_rows(out: Path) -> None:
         (["--seeds", "0", "0"], "--seeds has something twice"),
         (["--task-root", "digits"], "--task-root 'digits' must be NAME=DIR"),
         (["--gpus-per-job", "2"], "--gpus-per-job is 2.0"),
+        (["--gpus-per-job", "-0.5"], "--gpus-per-job is -0.5: choose 1, or a fraction"),
+        (["--gpus-per-job", "nan"], "--gpus-per-job is nan"),
+        (["--precision", "tf32"], "--precision tf32 is for GPUs"),
         (["--out", "s3://bucket/out"], "must be a folder on this machine"),
         (["--cpus-per-job", "4096"], "the largest node has"),
     ],
@@ -157,3 +161,16 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     answer = give("--models", "a=random:test_vit", "--tasks", "digitz", "--out", tmp_path / "out")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: no task 'digitz'")
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "precision"),
+    [("auto", 0, "fp32"), ("auto", 0.5, "tf32"), ("fp32", 1, "fp32"), ("bf16", 0, "bf16"), ("bf16", 1, "bf16")],
+)
+def test_precision_follows_the_device_unless_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, gpus: float, precision: str
+) -> None:
+    monkeypatch.setattr("eval.jobs.evaluation.plan_evaluation", lambda *planned: planned[-1])
+    arguments = Arguments(tmp_path, ("a=random:test_vit",), ("digits",), ("knn",), gpus_per_job=gpus, precision=given)
+    check(arguments)
+    assert open_evaluation(arguments) == precision

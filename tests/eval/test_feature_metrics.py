@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.feature_metrics import alignment, effective_rank, hsic1, linear_cka, unbiased_cka, uniformity
+from eval.feature_metrics import (
+    alignment,
+    effective_rank,
+    hsic1,
+    linear_cka,
+    shuffled_batches,
+    unbiased_cka,
+    uniformity,
+)
 from tt_ray.terminal.errors import UserError
 
 
@@ -55,10 +63,33 @@ def test_minibatches_take_the_bias_out_of_cka() -> None:
     assert linear_cka(x, y) > 0.15  # independent, but 400 images in 100 dimensions
     assert abs(unbiased_cka(x, y, 100)) < 0.03
     assert unbiased_cka(x, 2 * x, 100) == pytest.approx(1)
-    parts = [np.array_split(z, 4) for z in (x, y)]
+    parts = [[z[rows] for rows in shuffled_batches(400, 100)] for z in (x, y)]
     terms = np.array([[hsic1(a @ a.T, b @ b.T), hsic1(a @ a.T, a @ a.T), hsic1(b @ b.T, b @ b.T)]
                       for a, b in zip(*parts, strict=True)]).mean(0)  # fmt: skip
     assert unbiased_cka(x, y, 100) == pytest.approx(terms[0] / math.sqrt(terms[1] * terms[2]), rel=1e-9)
+
+
+@pytest.mark.parametrize("order", ["by class", "mixed", "backwards"])
+def test_the_order_of_rows_does_not_matter(order: str) -> None:
+    """Two models that agree on the classes and on little else: rows of one class show nothing of what they share."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(8), 100)
+    centres = rng.normal(0, 2, (8, 12))
+    x, y = (centres[labels] + rng.normal(size=(800, 12)) for _ in range(2))
+    rows = {"by class": np.arange(800), "mixed": rng.permutation(800), "backwards": np.arange(800)[::-1]}[order]
+    whole = unbiased_cka(x, y, 800)
+    assert unbiased_cka(x[rows], y[rows], 100) == pytest.approx(whole, abs=0.02)
+    parts = [hsic1(*(z[part] @ z[part].T for z in (x, y))) for part in np.arange(800).reshape(8, 100)]
+    assert whole > 0.5 and abs(np.mean(parts)) < 0.1 * hsic1(x @ x.T, y @ y.T), "what consecutive rows would give"
+
+
+@pytest.mark.parametrize(("count", "batch"), [(800, 100), (21, 7), (5, 256), (1000, 256)])
+def test_batches_hold_every_row_once_and_are_drawn_at_random(count: int, batch: int) -> None:
+    found = shuffled_batches(count, batch)
+    assert sorted(np.concatenate(found)) == list(range(count)) and len(found) == max(1, count // batch)
+    assert all(np.all(np.diff(rows) > 0) for rows in found), "files are read forwards"
+    assert all(np.array_equal(*pair) for pair in zip(found, shuffled_batches(count, batch), strict=True))
+    assert len(found) == 1 or any(rows[-1] - rows[0] >= len(rows) for rows in found)
 
 
 def test_unbiased_cka_does_not_change_with_rotations_and_scales() -> None:

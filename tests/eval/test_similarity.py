@@ -12,7 +12,7 @@ from eval.contract import EvalConfig
 from eval.feature_metrics import unbiased_cka
 from eval.features.cka import between_layers, between_models, layer_names
 from eval.similarity import main
-from tests.eval.toy_task import ToyTask, coloured, tensor, toy_backbone
+from tests.eval.toy_task import SIZE, ToyTask, coloured, tensor, toy_backbone
 from tt_ray.terminal.errors import UserError
 
 
@@ -42,6 +42,50 @@ def test_a_model_is_like_itself_in_batches_too() -> None:
     backbone = toy_backbone()
     found = between_layers(backbone, backbone, coloured(21, 0), EvalConfig(None, Path(), batch_size=7))
     assert np.diag(found) == pytest.approx(np.ones(3)) and found == pytest.approx(found.T)
+
+
+def test_images_sorted_by_class_give_the_value_of_all_at_once() -> None:
+    source = coloured(240, 0)
+    by_class = source.select(np.argsort(source.labels, kind="stable"))
+    backbones = toy_backbone(), toy_backbone(depth=3)
+    whole = between_layers(*backbones, source, EvalConfig(None, Path(), batch_size=240))
+    parts = between_layers(*backbones, by_class, EvalConfig(None, Path(), batch_size=40))
+    assert parts == pytest.approx(whole, abs=0.03)
+
+
+def test_layers_may_be_every_attention_and_mlp() -> None:
+    backbone, source = toy_backbone(), coloured(20, 0)
+    names = layer_names(backbone, "modules")
+    assert names == [*(f"blocks.{i}.{each}" for i in range(2) for each in ("attn", "mlp")), "pooled"]
+    with torch.inference_mode():
+        images = torch.stack([tensor(source.read(row)) for row in range(20)])
+        model: Any = backbone.model
+        block, x = model.blocks[0], model._pos_embed(model.patch_embed(images))
+        attention = block.attn(block.norm1(x))
+        found = between_layers(backbone, backbone, source, EvalConfig(None, Path()), "modules")
+        mlp = block.mlp(block.norm2(x + attention))
+    expected = unbiased_cka(attention.flatten(1).numpy(), mlp.flatten(1).numpy())
+    assert found[0, 1] == pytest.approx(expected, abs=1e-4) and found.shape == (5, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "some"),
+    [("swin_tiny_patch4_window7_224", "layers.1.blocks.1.attn"), ("xcit_nano_12_p16_224", "blocks.0.mlp")],
+)
+def test_attention_and_mlp_are_found_in_other_models_too(name: str, some: str) -> None:
+    backbone = toy_backbone(name=name, **({"img_size": SIZE, "window_size": 2} if "swin" in name else {}))
+    names = layer_names(backbone, "modules")
+    found = between_layers(backbone, backbone, coloured(8, 0), EvalConfig(None, Path()), "modules")
+    assert some in names and found.shape == (len(names), len(names))
+    assert not any(module._forward_hooks for module in backbone.model.modules())
+
+
+def test_a_model_without_attention_and_mlp_is_refused() -> None:
+    with pytest.raises(UserError, match="has no attention or MLP modules: compare its blocks"):
+        layer_names(toy_backbone(name="test_resnet"), "modules")
+    with pytest.raises(UserError, match="--modules is about layers: pass --layers too"):
+        main(["--models", "a=random:test_resnet", "--task", "digits", "--modules"])
 
 
 def test_models_are_compared_by_pooled_features(tmp_path: Path) -> None:

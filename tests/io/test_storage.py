@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from pyarrow import fs
 
@@ -165,53 +165,57 @@ def test_behind_a_uri_there_is_one_writer(uri: str, tmp_path: Path, monkeypatch:
 
 
 def agreed(managers: list[CheckpointManager], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What each of several workers, here threads, goes on from, or why not."""
-    sent, barrier = [torch.zeros(0)] * len(managers), Barrier(len(managers))
+    """The checkpoint that each of several workers, here threads, resumes from, or why not."""
+    sent, barrier = list[Any](), Barrier(len(managers))
     ranks = local()
 
-    def add(value: torch.Tensor) -> torch.Tensor:
-        sent[ranks.own] = value
+    def send(value: Any) -> Any:
+        if ranks.own == 0:
+            sent.append(value)
         barrier.wait(60)
-        total = torch.stack(sent).sum(0)
-        barrier.wait(60)
-        return total
+        return sent[0]
 
     def agree(rank: int) -> Any:
         ranks.own = rank
         try:
-            return managers[rank].agree(rank, torch.device("cpu"))[0]
+            return managers[rank].agree(rank)[0]
         except UserError as error:
             return str(error)
 
-    monkeypatch.setattr("tt_ray.training.checkpoint_manager.sum_over_workers", add)
+    monkeypatch.setattr("tt_ray.training.checkpoint_manager.from_worker_0", send)
     with ThreadPoolExecutor(len(managers)) as pool:
         return list(pool.map(agree, range(len(managers))))
 
 
-def test_workers_go_on_from_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_resume_from_what_the_first_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = toy_config(tmp_path / "plain", run__checkpoint_every=4).override("run.storage", f"file://{tmp_path}/there")
     run_toy(config)
     storage, newest = Storage.open(config.run.storage), config.run_dir / "checkpoints" / "step-00000012"
-    managers = [CheckpointManager(config.run_dir, storage, 2) for _ in range(8)]
-    assert agreed(managers, monkeypatch) == [newest] * 8
-    shutil.rmtree(storage.root)
-    assert agreed(managers, monkeypatch) == [newest] * 8
-    # On another machine an earlier run of this name has left a checkpoint of this step.
+    first = CheckpointManager(config.run_dir, storage, 2)
+    # On another machine an earlier run of this name has left a checkpoint of another step.
     other = Storage(tmp_path / "other", storage.remote, storage.base)
-    shutil.copytree(newest, old := tmp_path / "other" / "toy" / "checkpoints" / newest.name)
-    (old / "manifest.json").write_text((old / "manifest.json").read_text() + " ")
-    assert agreed([*managers, CheckpointManager(tmp_path / "other" / "toy", other, 2)], monkeypatch)[-1] == old
-    assert (old / "manifest.json").read_bytes() == (newest / "manifest.json").read_bytes()
+    shutil.copytree(newest, tmp_path / "other" / "toy" / "checkpoints" / "step-00000099")
+    managers = [first, CheckpointManager(tmp_path / "other" / "toy", other, 2)]
+    assert agreed(managers, monkeypatch) == [newest] * 2
+    shutil.rmtree(storage.root)
+    copied: list[str] = []
+    copy = Storage._copy
+    monkeypatch.setattr(Storage, "_copy", lambda self, there, to: (copied.append(str(to)), copy(self, there, to)))
+    assert agreed(managers, monkeypatch) == [newest] * 2
+    assert copied and not any("/other/" in path for path in copied), "the first worker alone reads"
 
 
-def test_workers_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_the_first_worker_does_not_see_is_not_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_toy(config := toy_config(tmp_path, run__checkpoint_every=4))
     here, elsewhere = (
         CheckpointManager(folder, Storage.open(str(tmp_path)), 2) for folder in (config.run_dir, tmp_path / "elsewhere")
     )
-    for managers in ([here, elsewhere], [elsewhere, here]):
-        assert all("not all workers see the same files" in str(answer) for answer in agreed(managers, monkeypatch))
+    assert agreed([here, elsewhere], monkeypatch) == [config.run_dir / "checkpoints" / "step-00000012"] * 2
+    for answer in agreed([elsewhere, here], monkeypatch):
+        assert re.fullmatch(rf"the machine of worker 0 does not see {elsewhere.run_dir}, .+", answer)
 
 
 def test_data_are_fetched_once_by_all_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def _check_compiled() -> None:
 @pytest.mark.slow
 def test_compiled_backbone_keeps_the_path_from_features_to_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda function, mode: real(function, backend="aot_eager"))
     _check_compiled()
 
 
@@ -181,3 +181,37 @@ def test_compiled_backbone_keeps_the_path_from_features_to_losses(monkeypatch: p
 @pytest.mark.filterwarnings("default")
 def test_compiled_backbone_with_the_real_compiler() -> None:
     _check_compiled()
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet"])
+def test_activations_that_are_computed_again_give_the_same_gradients(name: str) -> None:
+    """Bit for bit, with the same random numbers in both forward passes."""
+    found = []
+    for again in (False, True):
+        config = _config(MODELS[name]).override({"model.drop_path": 0.3, "train.activation_checkpointing": again})
+        taught, ran = build_model(config, CLASSES, DIM), list[int]()
+        for module in taught.backbone.modules():
+            module.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        torch.manual_seed(7)
+        outputs = taught(_images(8))
+        assert outputs.text is not None
+        (outputs.logits.square().sum() + outputs.text.square().sum()).backward()
+        found.append(([parameter.grad for parameter in taught.parameters()], len(ran)))
+    (kept, once), (computed, twice) = found
+    assert twice > 1.3 * once
+    assert all(one is not None and torch.equal(one, other) for one, other in zip(kept, computed, strict=True))
+
+
+def test_models_without_blocks_to_compute_again_are_refused() -> None:
+    config = _config(ModelConfig("hrnet_w18_small"), weight=0.0)
+    build_model(config, CLASSES, 0)
+    with pytest.raises(UserError, match=r"^model\.name is 'hrnet_w18_small', .*--train\.activation_checkpointing"):
+        build_model(config.override("train.activation_checkpointing", True), CLASSES, 0)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_the_compilers_mode_is_the_fields(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = list[str]()
+    monkeypatch.setattr(torch, "compile", lambda function, mode: (modes.append(mode), function)[1])
+    build_model(_config(), CLASSES, DIM).compile_backbone(mode)
+    assert modes == [mode]

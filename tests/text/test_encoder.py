@@ -1,7 +1,9 @@
 """Text encoders are loaded quietly, whole and from safetensors, or refused in one line."""
 
+import itertools
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from tests.text.test_encoder_files import minilm as minilm
 from tests.text.toy_encoders import CAPTIONS, SMALL, WORDS, bert, save_encoder, sentence_folder
 from tt_ray.terminal.errors import UserError
-from tt_ray.text.encoder import load_text_encoder
+from tt_ray.text import encoder as encoder_module
+from tt_ray.text.encoder import TextEncoder, load_text_encoder
 from tt_ray.text.encoder_files import MINILM
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -105,3 +108,62 @@ def test_a_caption_is_cut_to_the_positions_of_the_model(tmp_path: Path) -> None:
     encoder = load_text_encoder(str(tmp_path))
     assert encoder.max_tokens == 16
     assert np.isfinite(encoder.encode(["a dog " * 30])).all() and encoder.truncated == 1
+
+
+MANY = [" ".join(words) for length in (1, 2, 3) for words in itertools.product(WORDS[4:7], repeat=length)]
+
+
+def _tokenised(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the encoder does from now on, in order: a line for each tokenising and each forward pass."""
+    done: list[str] = []
+    tokenize, forward, main = encoder._tokenize, encoder._forward, threading.current_thread()
+
+    def tokenizing(captions: list[str]) -> list[list[int]]:
+        done.append(f"{len(captions)} {'here' if threading.current_thread() is main else 'beside'}")
+        return tokenize(captions)
+
+    monkeypatch.setattr(encoder, "_tokenize", tokenizing)
+    monkeypatch.setattr(encoder, "_forward", lambda tokens: done.append("forward") or forward(tokens))
+    return done
+
+
+def test_tokenising_beside_the_forward_pass_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bert(tmp_path)
+    encoder = load_text_encoder(str(tmp_path))
+    expected = np.concatenate([encoder.encode(MANY[start : start + 16]) for start in range(0, len(MANY), 16)])
+    monkeypatch.setattr(encoder_module, "WINDOW", 16)
+    done = _tokenised(encoder, monkeypatch)
+    assert np.array_equal(encoder.encode(MANY), expected) and encoder.truncated == 0
+    assert [line for line in done if line != "forward"] == ["16 beside", "16 beside", "7 beside"]
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name], "none is there at a fork"
+    del done[:]
+    assert np.array_equal(encoder.encode(MANY[:16]), expected[:16])
+    assert done[0] == "16 here", "a thread for nothing costs time"
+    assert encoder.encode([]).shape == (0, 16)
+
+
+def test_a_gpu_waits_for_the_tokens_of_the_first_batch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bert(tmp_path)
+    encoder = load_text_encoder(str(tmp_path))
+    expected = encoder.encode([*MANY, "a dog " * 9])
+    monkeypatch.setattr(encoder, "_on_gpu", True)
+    done = _tokenised(encoder, monkeypatch)
+    np.testing.assert_allclose(encoder.encode([*MANY, "a dog " * 9], 10), expected, rtol=1e-4, atol=1e-5)
+    assert [line for line in done if line != "forward"] == ["10 beside"] * 4 and encoder.truncated == 2
+    assert done.index("forward") <= 2, "before the third batch is tokenised"
+
+
+def test_embeddings_leave_the_device_in_few_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bert(tmp_path)
+    encoder = load_text_encoder(str(tmp_path))
+    whole = encoder.encode(MANY, 4)
+    monkeypatch.setattr(encoder_module, "_FLUSH_BYTES", 3 * 4 * 16 * 4)
+    sizes: list[int] = []
+    flush = encoder_module._flush
+
+    def flushing(held: list[object], out: np.ndarray) -> list[object]:
+        sizes.append(len(held))
+        return flush(held, out)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder_module, "_flush", flushing)
+    assert np.array_equal(encoder.encode(MANY, 4), whole) and sizes == [3, 3, 3, 1]

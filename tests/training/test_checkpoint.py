@@ -16,8 +16,9 @@ from tt_ray.config import OptimConfig
 from tt_ray.io.checkpoint_folder import check_manifest, checkpoints, newest_intact
 from tt_ray.io.files import new_folder
 from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint, snapshot
+from tt_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from tt_ray.training.optim import build_optimizer
+from tt_ray.training.snapshot import HostMemory, snapshot
 
 POSITION = Position(step=2, epoch=1, samples_seen=16)
 EXTRA = {"seconds": 1.5, "scores": {"top1": 12.5}, "classes": ["a", "ö"], "scaler": {}}
@@ -50,7 +51,9 @@ def _trained(name: str = "adamw", hidden: int = 4) -> tuple[nn.Module, Optimizer
 
 def _save(path: Path, name: str = "adamw", step: int = 2, ema: nn.Module | None = None) -> tuple[nn.Module, Optimizer]:
     model, optimizer = _trained(name)
-    save_checkpoint(path, Position(step, 1, 8 * step), snapshot(model, optimizer, ema), EXTRA, "train: {}\n")
+    save_checkpoint(
+        path, Position(step, 1, 8 * step), snapshot(model, optimizer, ema, HostMemory()), EXTRA, "train: {}\n"
+    )
     return model, optimizer
 
 
@@ -69,6 +72,23 @@ def _assert_same(one: object, other: object) -> None:
             _assert_same(a, b)
     else:
         assert one == other
+
+
+@pytest.mark.parametrize("saved_fused", [True, False])
+def test_kernels_are_those_of_the_device_that_resumes(saved_fused: bool, tmp_path: Path) -> None:
+    """A GPU's are fused and keep `step` there; a scaler knows by the optimiser, not by its groups, which it has."""
+    model = _net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=saved_fused)
+    _step(model, optimizer, 0)
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "train: {}\n")
+    again = _net(seed=1)
+    other = torch.optim.AdamW(again.parameters(), lr=1e-2, fused=not saved_fused)
+    load_checkpoint(tmp_path / "step-1", again, other, None)
+    assert [group["fused"] for group in other.param_groups] == [not saved_fused]
+    for one, restored in ((model, optimizer), (again, other)):
+        _step(one, restored, 1)
+    for first, second in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -92,7 +112,7 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
     model[3].requires_grad_(False)
     optimizer = _optimizer(model)
     _step(model, optimizer, 0)
-    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None), EXTRA, "")
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "")
     again = _net(seed=1)
     again[3].requires_grad_(False)
     restored = _optimizer(again)
@@ -103,7 +123,7 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
 def test_channels_last_weights_come_back(tmp_path: Path) -> None:
     model, optimizer = _trained()
     model.to(memory_format=torch.channels_last)
-    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None), EXTRA, "")
+    save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "")
     again = _net(seed=1).to(memory_format=torch.channels_last)
     load_checkpoint(tmp_path / "step-1", again, _optimizer(again), None)
     assert again[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -32,7 +32,9 @@ def finished(storage: Path, name: str, top1: float, recipe: str = "shapes_baseli
     for folder in (config.run_dir, checkpoint):
         config.to_yaml(folder / "config.yaml")
     position = {"step": STEPS, "epoch": 2, "samples_seen": 64 * STEPS}
-    (checkpoint / "state.json").write_text(json.dumps({"position": position, "extra": {"classes": ["a", "b"]}}))
+    (checkpoint / "state.json").write_text(
+        json.dumps({"position": position, "extra": {"classes": ["a", "b"], "precision": "bf16"}})
+    )
     scores = {"top1": top1, "val_loss": 1.0, "val_images": 1000}
     (config.run_dir / "metrics.jsonl").write_text(json.dumps({"kind": "validation", "step": STEPS, **scores}) + "\n")
     result = {**scores, "steps": STEPS, "versions": {"torch": "1.2.3", "commit": "abc"}}
@@ -72,7 +74,8 @@ def test_a_run_beside_its_baseline(tmp_path: Path) -> None:
     assert "Gain: +10.00 points of top-1, 95 % interval +5.82 to +14.13." in card
     assert "In per cent of 1000 validation images, split `test`." in card
     assert "`text.weight 0` and `optim.lr 0.0005`" in card, "in what they differ"
-    assert "0.5 of the training labels were made wrong" in card and "2 of 2 epochs, 20 steps of 64 images" in card
+    assert "0.5 of the training labels were made wrong" in card
+    assert "2 of 2 epochs, 20 steps of 64 images, in bf16" in card
     assert "Trained with torch 1.2.3, commit abc." in card and "Exported with python 3" in card
     config = Config.from_yaml(checkpoint / "config.yaml")
     assert replace(command(card), run=config.run) == config

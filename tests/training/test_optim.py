@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from tt_ray.config import Config, DataConfig, HeadConfig, ModelConfig, OptimConfig, TextConfig
 from tt_ray.models.classifier import TaughtClassifier, build_model
@@ -115,6 +116,40 @@ def test_rate_and_eps_reach_the_optimiser(name: str, has_eps: bool) -> None:
     optimizer = build_optimizer(OptimConfig(name=name, lr=0.25, eps=3e-5), nn.Linear(2, 2))
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
     assert [group.get("eps") for group in optimizer.param_groups] == [3e-5 if has_eps else None] * 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb", "lion", "adafactor", "nadamw"])
+def test_torchs_optimisers_are_fused_on_a_gpu_and_as_ever_on_a_cpu(name: str) -> None:
+    with FakeTensorMode():  # tensors without memory, on devices that are not there
+        on_gpu = build_optimizer(OptimConfig(name=name), nn.Linear(2, 2, device="cuda"))
+    fused = name in ("adamw", "adam", "sgd")
+    assert all(bool(group.get("fused")) is fused for group in on_gpu.param_groups)
+    on_cpu = build_optimizer(OptimConfig(name=name), nn.Linear(2, 2))
+    assert not any(group.get("fused") for group in on_cpu.param_groups)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_fused_step_after_unscaling_and_clipping_is_the_plain_one(
+    overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler hands its scale to fused kernels: not once more after `unscale_`; torch has such kernels for CPUs."""
+    after = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model, scaler = nn.Linear(3, 2), torch.amp.GradScaler("cpu")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        for step in range(3):
+            loss = model(torch.ones(2, 3)).square().sum() * (float("inf") if overflows and step == 1 else 1)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            clip_gradients(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        after.append([*model.parameters(), torch.tensor(scaler.get_scale())])
+    for one, other in zip(*after, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other)
 
 
 def test_unknown_optimiser_names_near_ones() -> None:

@@ -89,11 +89,25 @@ def test_a_changed_configuration_is_refused_by_path(path: str, value: object, tm
         ("data__local_cache", "/elsewhere"),
         ("data__index", "/elsewhere/index.parquet"),
         ("train__max_batch_per_worker", 7),
+        ("train__activation_checkpointing", True),
+        ("train__compile", True),
+        ("train__compile_mode", "max-autotune"),
+        ("train__precision", "fp32"),  # as a run of an earlier version says; auto is the same on a CPU
+        ("run__strategy", "hsdp"),
     ],
 )
 def test_how_it_runs_may_change(path: str, value: object, tmp_path: Path) -> None:
     start_run(_config(tmp_path))
+    _checkpoint(_config(tmp_path))
     assert check_run(_config(tmp_path, **{path: value}))
+
+
+@pytest.mark.parametrize(("gpu", "value"), [(True, "fp32"), (False, "bf16")])
+def test_another_precision_is_refused_where_it_computes_other_things(gpu: bool, value: str, tmp_path: Path) -> None:
+    start_run(_config(tmp_path))
+    _checkpoint(_config(tmp_path))
+    with pytest.raises(UserError, match=rf"train\.precision auto \(now {value}\)"):
+        check_run(_config(tmp_path, train__precision=value, run__use_gpu=gpu))
 
 
 @pytest.mark.parametrize("drops", [{"model__drop_path": 0.1}, {"model__kwargs": {"attn_drop_rate": 0.1}}])

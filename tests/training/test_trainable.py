@@ -119,6 +119,9 @@ def test_unknown_optimiser_is_found_before_training() -> None:
         check_model(_config().override("optim.name", "adamww"), CLASSES)
 
 
+IN_ONES = {"train.sync_batchnorm": True, "train.batch_size": 8, "train.max_batch_per_worker": 1}
+
+
 @pytest.mark.parametrize(
     ("settings", "lack"),
     [
@@ -130,6 +133,11 @@ def test_unknown_optimiser_is_found_before_training() -> None:
         ({"train.batch_size": 2}, ""),
         ({"train.batch_size": 4, "run.num_workers": 2}, ""),
         ({"train.batch_size": 4, "train.max_batch_per_worker": 2}, ""),
+        # Synchronised: of all workers' images together, in each part.
+        ({"train.sync_batchnorm": True, "train.batch_size": 2, "run.num_workers": 2}, ""),
+        ({"train.sync_batchnorm": True, "train.batch_size": 1}, "train.batch_size 1 leaves 1 image"),
+        ({**IN_ONES, "run.num_workers": 4}, ""),
+        ({**IN_ONES, "run.num_workers": "1:4"}, "in parts of at most 1 "),
         ({"train.batch_size": 1, "data.image_size": 64}, ""),  # four numbers of a channel
         ({"train.batch_size": 1, "model.name": "vit_tiny_patch16_224"}, ""),
     ],
@@ -144,6 +152,12 @@ def test_batch_norm_of_a_single_number_is_refused(settings: dict[str, object], l
     with pytest.raises(UserError, match=re.escape(lack)) as error:
         check_model(config, 3)
     assert "batch norm of resnet10t on images of 32 px needs at least 2" in str(error.value)
+
+
+def test_activations_that_cannot_be_computed_again_are_refused_before_training() -> None:
+    config = _config(ModelConfig("hrnet_w18_small"), weight=0.0).override("train.activation_checkpointing", True)
+    with pytest.raises(UserError, match=r"--train\.activation_checkpointing"):
+        check_model(config, CLASSES)
 
 
 def test_trying_leaves_global_random_numbers_alone() -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from tt_ray.data.prepare import open_data
 from tt_ray.data.sampling import train_order
 from tt_ray.models.classifier import _BACKBONE_SEED, build_model
 from tt_ray.stateless_random import seed_of
-from tt_ray.terminal.errors import NonFiniteLoss
+from tt_ray.terminal.errors import Interrupted, NonFiniteLoss
 from tt_ray.training.context import LocalContext
 from tt_ray.training.metrics_log import read_rows
+from tt_ray.training.run_folder import start_run
 from tt_ray.training.step import _STEP_SEED
-from tt_ray.training.trainer import Trainer
+from tt_ray.training.trainer import Trainer, train
 
 MIXED: dict[str, Any] = {"data__mixup": 0.8, "data__cutmix": 1.0, "model__drop_path": 0.2}
 
@@ -164,14 +166,17 @@ def test_killed_at_any_step_ends_bit_identical(tmp_path: Path) -> None:
 
 
 def _run_as(environment: dict[str, str], files: list[Path]) -> None:
-    """One worker's share of runs, as torchrun would start it."""
+    """One worker's share of runs, as torchrun would start it, with two workers on each node."""
     os.environ.update(environment)
+    socket.gethostname = lambda: f"node-{int(environment['RANK']) // 2}"
     for file in files:
         run_toy(Config.from_yaml(file))
     torch.distributed.destroy_process_group()
     assert "ray" not in sys.modules, "the loop and what it uses import no Ray"
 
 
+RESNET = {"model__name": "test_resnet", "model__kwargs": {}, "data__image_size": 32, "train__sync_batchnorm": True}
+FROZEN: dict[str, Any] = {"head__freeze": True}
 # SGD, since AdamW's first steps turn a rounding error of a tiny gradient into a full step. Nine epochs are 54 steps.
 WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two": (2, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
@@ -189,10 +194,11 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3}),
     "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
-    "four, sharded": (
-        4,
-        {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0, "head__freeze": True},
-    ),
+    "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
+    "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),
+    "three, one batch norm": (3, {**RESNET, "text__weight": 0.0, "train__ema": 0.9}),
+    "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp"}),
+    "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0, **FROZEN}),
 }
 
 
@@ -363,6 +369,21 @@ def test_settings_train_to_the_end_and_are_exported(tmp_path: Path, settings: di
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert (config.run_dir / "export" / "model.safetensors").exists()
     assert 0 <= result["top1"] <= 100
+
+
+@pytest.mark.parametrize(("first", "then"), [("bf16", "fp32"), ("fp32", "fp16"), ("fp16", "bf16")])
+def test_resuming_in_another_precision_is_said(
+    first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As train.precision auto does on a device of another kind."""
+    config, result = toy_config(tmp_path, "shapes_baseline"), dict[str, Any]()
+    start_run(config)
+    for epochs, precision in ((1, first), (2, then)):
+        monkeypatch.setattr("tt_ray.training.step.precision_on", lambda *_, precision=precision: precision)
+        with suppress(Interrupted):
+            result = train(config, open_data(config, None), LocalContext.start(False), until=epochs % 2)
+    assert result["precision"] == then
+    assert f"trained in {first} up to step 6, and in {then} from there on" in result["notes"]
 
 
 def test_loader_processes_do_not_change_batches(tmp_path: Path) -> None:

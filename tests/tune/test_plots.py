@@ -83,6 +83,19 @@ def test_a_line_for_each_trial_goes_through_its_values_to_its_score() -> None:
     assert axis.get_xticklabels()[-1].get_text() == "top1"
 
 
+def test_a_trial_without_a_dimension_is_left_out_there_alone() -> None:
+    record = trial("short", 1e-3, 0.25, "cosine", (70.0, 72.0))
+    del record.reports[0]["values"]["text.weight"]
+    lr, weight, _ = _dimensions(SPACE, [*TRIALS, record]).axes[:3]
+    assert {70.0, 71.0, 72.0} <= {y for _, y, _ in points(lr)}
+    assert not {70.0, 71.0, 72.0} & {y for _, y, _ in points(weight)}
+    (axis,) = _parallel(SPACE, [*TRIALS, record]).axes
+    line = axis.lines[len(TRIALS)] if len(axis.lines[0].get_xdata()) == 4 else axis.lines[0]
+    assert line.get_xdata().tolist() == [0, 2, 3] and np.isfinite(line.get_ydata()).all()
+    record.reports[0]["values"].pop("text.schedule")
+    assert _parallel(SPACE, [*TRIALS, record]).axes
+
+
 def test_where_less_is_better_the_least_has_the_best_colour() -> None:
     records = [trial(name, 1e-3, weight, "cosine", (loss,)) for name, weight, loss in (("a", 0.1, 0.5), ("b", 0.9, 2))]
     for record in records:

@@ -12,7 +12,7 @@ from tests.toy import toy_config
 from tests.tune.test_schedulers import Controller, trial
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import best_first, table, winner
-from tt_ray.tune.results import good_trials, margin, write_results
+from tt_ray.tune.results import margin, no_worse, which_are_worse, write_results
 from tt_ray.tune.runner import Suggestions
 from tt_ray.tune.schedulers import options_of, search_scheduler
 from tt_ray.tune.space import METRICS, TOP5_CLASSES, Space
@@ -134,7 +134,7 @@ def test_optuna_is_told_the_direction_and_that_nan_is_the_worst(tmp_path: Path, 
     job = suggestions.suggest("id")["job"]
     assert job["name"] == "new"
     suggestions.on_trial_complete("id", {space.metric: math.nan})
-    study = suggestions.optuna._ot_study
+    study = suggestions.study
     assert study.direction.name == ("MINIMIZE" if space.mode == "min" else "MAXIMIZE")
     assert study.best_value == BEST[space.metric]
     ranked = sorted((each.value for each in study.trials if each.value is not None), reverse=space.mode == "max")
@@ -167,12 +167,54 @@ def test_a_small_margin_of_losses_has_figures(tmp_path: Path) -> None:
     assert found is not None and "+0.0014 ± 0.0000" in found.sentence()
 
 
-def test_what_does_not_matter_is_judged_from_the_best(tmp_path: Path, space: Space) -> None:
+def test_what_is_worse_is_judged_from_the_best(tmp_path: Path, space: Space) -> None:
     journal, step = Journal(tmp_path), 1e-3
-    for name, value in (("worst", WORST[space.metric]), ("near", BEST[space.metric]), ("best", BEST[space.metric])):
-        add(journal, name, space, [value, value + step, value + 2 * step])
-    good = good_trials(journal.of("search"), space)
-    assert good is not None and {record.name for record in good[0]} == {"near", "best"}
+    for number, (name, value) in enumerate((("worst", WORST), ("near", BEST), ("best", BEST))):
+        add(journal, name, space, [value[space.metric] + step * each for each in range(3)], weight=0.1 * number)
+    found = no_worse(journal.of("search"), space)
+    assert found is not None and {record.name for record in found.trials} == {"near", "best"}
+    assert [record.name for record in found.worse] == ["worst"]
+    assert which_are_worse(journal.of("search"), space) == "1 of 3 trials is worse than the best, 1 may be as good"
+
+
+def test_noise_counts_all_that_were_tried_and_each_of_them_once(tmp_path: Path, space: Space) -> None:
+    """Two that came to their end, out of two, of twelve, and of twelve trials of two configurations."""
+    distances: dict[str, float] = {}
+    for case in ("two", "twelve", "twice"):
+        (tmp_path / case).mkdir()
+        journal = Journal(tmp_path / case)
+        for number in range(2 if case == "two" else 12):
+            weight = 0.01 * (number % 2 if case == "twice" else number)
+            add(journal, f"t{number}", space, [50.0 - number, 51.0 - number], weight=weight)
+            if number > 1:
+                journal.end(f"t{number}", "stopped")
+        found = no_worse(journal.of("search"), space)
+        assert found is not None and len(found.trials) + len(found.worse) == 2
+        distances[case] = found.distance
+    assert distances["two"] == distances["twice"] < 0.5 * distances["twelve"]
+
+
+def test_with_one_seed_nothing_can_be_said(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    for name, value in (("best", BEST), ("worst", WORST)):
+        add(journal, name, space, [value[space.metric]], weight=value["top1"] / 100)
+    records = journal.of("search")
+    assert no_worse(records, space) is None
+    assert which_are_worse(records, space).startswith("nothing can be said about which trials differ: with one seed")
+    printed = write_results(tmp_path, space, toy_config(tmp_path), journal, winner(records, space), [])
+    assert "pass at least two --seeds" in printed
+    assert "Nothing can be said about which trials differ" in (tmp_path / "summary.md").read_text()
+
+
+def test_before_a_trial_has_finished_nothing_can_be_said(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    add(journal, "early", space, [1.0, 2.0])
+    journal.end("early", "stopped")
+    assert "before one has finished" in which_are_worse(journal.of("search"), space)
+    add(journal, "done", space, [1.0, 2.0], weight=0.2)
+    assert "nothing to compare it with" in which_are_worse(journal.of("search"), space)
+    add(journal, "nan", space, [math.nan, 1.0], weight=0.3)
+    assert "nothing to compare it with" in which_are_worse(journal.of("search"), space)
 
 
 def test_what_a_search_leaves_behind_is_about_the_winner(tmp_path: Path, space: Space) -> None:

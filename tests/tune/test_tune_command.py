@@ -16,6 +16,7 @@ from tests.toy import random_store, stop_ray, toy_config
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.preflight import prepare
 from tt_ray.training.run_folder import read_result
@@ -151,6 +152,21 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
 
 
 @pytest.mark.slow
+def test_optuna_ends_where_a_space_has_no_more_configurations(cluster: None, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    out = tmp_path / "out"
+    text = "SPACE = {'optim.grad_clip': tune.choice([0.0, 1.0]), 'optim.warmup_epochs': tune.choice([0.0, 0.5])}\n"
+    text += "WHEN = {'optim.warmup_epochs': {'optim.grad_clip': 1.0}}\nNUM_SAMPLES = 5"
+    arguments = [space(tmp_path, text), "--base", "shapes_baseline", "--searcher", "optuna", "--final-seeds"]
+    main([*arguments, "--out", str(out), *TOY, "--train.epochs", "1"])
+    records = Journal(out).of("search")
+    assert {record.status for record in records} == {"done"}
+    found = sorted(tuple(record.values.items()) for record in records)
+    warm = [(("optim.grad_clip", 1.0), ("optim.warmup_epochs", value)) for value in (0.0, 0.5)]
+    assert found == [(("optim.grad_clip", 0.0),), *warm]
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_a_search_times_its_trials(
     cluster: None, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +266,26 @@ class Command:
         out, err = self.process.communicate(timeout=120)
         wait_until(lambda: not processes_with(self.mark), 120)
         return self.process.returncode, out, err
+
+
+@pytest.mark.parametrize("gpus", ["0", "0.5"])
+def test_captions_of_a_search_on_gpus_are_embedded_by_the_cluster(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, gpus: str
+) -> None:
+    embeds: list[Any] = []
+
+    def preparing(config: Config, display: Display, embed: Any = None) -> None:
+        embeds.append(embed)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("tt_ray.training.preflight.prepare", preparing)
+    words = ["loss_weight", "--out", str(tmp_path), "--gpus-per-trial", gpus, *TOY, "--text.embeddings", store]
+    given, base = read(words)
+    search = Search(given, base, find_space("loss_weight"))
+    search.check()
+    with pytest.raises(UserError, match="far enough"):
+        search._prepare(Display())
+    assert [embed is not None for embed in embeds] == [gpus != "0"]
 
 
 def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> None:

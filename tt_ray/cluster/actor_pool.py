@@ -4,10 +4,11 @@ import itertools
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.gpu import gpu
 from tt_ray.terminal.progress import Display
 
 # Ray Data gives up after so long without a finished shard; its own 30 minutes are short for large models on CPUs.
@@ -26,6 +28,7 @@ _PATIENCE_S = 4 * 3600.0
 # Deaths of an actor's process, such as for lack of memory, without a finished shard between them, after which its work
 # has failed. Ray Data starts it again for ever.
 _DEATHS = 3
+_SMALLEST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,20 @@ class PoolOptions:
     """Number of actors, and what each of them computes on."""
 
     actors: int = 0
-    """Number of actors; 0 takes one for each GPU, or one for every `threads` CPUs of the cluster."""
+    """Number of actors; 0 takes as many as fit: one for each GPU, or one for every `threads` CPUs of the cluster."""
     threads: int = 1
     """CPUs, and CPU threads, of each actor. Results do not depend on the number of actors, but rounding may depend on
     the number of threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any; they compute in bfloat16, CPUs in float32."""
+    gpus_per_actor: float = 1.0
+    """GPU of each actor; a fraction lets several share one."""
+
+    def check(self) -> None:
+        """Raises UserError on numbers that no cluster has."""
+        if self.actors < 0 or self.threads < 1:
+            raise UserError(f"--actors is {self.actors} and --threads is {self.threads}: choose at least 0 and 1")
+        check_share("--gpus_per_actor", self.gpus_per_actor)
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Pool:
     actors: int
     threads: int
     gpu: bool
+    share: float = 1.0
+    """Part of a GPU that each actor takes, where `gpu`."""
 
     @property
     def device(self) -> str:
@@ -71,22 +84,43 @@ def plan_pool(options: PoolOptions, nodes: Sequence[Mapping[str, float]]) -> Poo
 
     Raises UserError when the actors do not fit: Ray would wait for ever.
     """
-    if options.actors < 0 or options.threads < 1:
-        raise UserError(f"--actors is {options.actors} and --threads is {options.threads}: choose at least 0 and 1")
+    options.check()
     gpus, cpus = (sum(int(node.get(kind, 0)) for node in nodes) for kind in ("GPU", "CPU"))
     gpu = options.device == "gpu" or (options.device == "auto" and gpus > 0)
-    places = 0
-    for node in nodes:  # an actor has all its CPUs on one node
-        fit = int(node.get("CPU", 0)) // options.threads
-        places += min(fit, int(node.get("GPU", 0))) if gpu else fit
+    places = places_on(nodes, options.threads, options.gpus_per_actor if gpu else 0)
     actors = options.actors or max(places, 1)
     if actors > places:
+        part = "a GPU" if options.gpus_per_actor == 1 else f"{options.gpus_per_actor:g} GPUs"
+        each = f"{options.threads} CPUs{f' and {part}' if gpu else ''}"
         raise UserError(
-            f"{actors} actors with {options.threads} CPUs{' and a GPU' * gpu} each do not fit the cluster, which has "
+            f"{actors} actors with {each} each do not fit the cluster, which has "
             f"{cpus} CPUs and {gpus} GPUs on {len(nodes)} nodes: "
             "choose lower --actors or --threads, or another --device"
         )
-    return Pool(actors, options.threads, gpu)
+    return Pool(actors, options.threads, gpu, options.gpus_per_actor if gpu else 1.0)
+
+
+def check_share(option: str, gpus: float) -> None:
+    """Raises UserError where a process cannot take this part of a GPU: Ray counts in parts of 0.0001."""
+    if not _SMALLEST_SHARE <= gpus <= 1:
+        raise UserError(f"{option} is {gpus}: choose 1, or a fraction of at least {_SMALLEST_SHARE:g} to share a GPU")
+
+
+def places_on(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Number of processes that fit side by side on nodes with these resources.
+
+    Args:
+        nodes: Resources of each node.
+        cpus: CPUs of a process, all on one node; 0 counts GPUs alone.
+        gpus: Its part of one GPU, at most 1; 0 counts CPUs alone.
+    """
+    # In Ray's own unit: as floating-point numbers, nine tenths of a GPU are all that fit into one.
+    on_each = 10_000 // round(10_000 * gpus) if gpus else 0
+    fits = (
+        ([int(node.get("CPU", 0) // cpus)] if cpus else []) + ([int(node.get("GPU", 0)) * on_each] if gpus else [])
+        for node in nodes
+    )
+    return sum(min(fit) for fit in fits)
 
 
 def do_missing(
@@ -115,12 +149,13 @@ def do_missing(
     missing = shards.missing()
     if not missing:
         return
+    options.check()
     display.show("starting Ray", 0, 1)
     join_ray(display.say)
     import ray
 
     pool = plan_pool(options, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    pool = Pool(min(pool.actors, len(missing)), pool.threads, pool.gpu)
+    pool = replace(pool, actors=min(pool.actors, len(missing)))
     free = ray.available_resources().get("CPU", 0)
     if free < pool.actors * pool.threads:
         display.say(f"only {free:g} CPUs of the cluster are free: some of {pool.actors} actors may have to wait")
@@ -165,7 +200,7 @@ def _answers(
         # One shard in work and one waiting: more would leave the last ones queued behind a slow actor.
         compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=pool.threads,
-        num_gpus=1 if pool.gpu else None,
+        num_gpus=pool.share if pool.gpu else None,
     )
     try:
         # Prefetching would hold back the last finished shard until the next one is there.
@@ -218,6 +253,8 @@ class Actor:
         self._problem = f"{ENDED}, {deaths} times" if self._failed else ""
         if not self._failed:
             self._problem = self._try(lambda: self._make(make, pool))
+            if self._problem and not self._failed:  # a folder, say, that only other machines have
+                self._problem += f" (on {socket.gethostname()})"
 
     def _make(self, make: Callable[[Pool], Worker], pool: Pool) -> None:
         # Rust's thread pool, which tokenizes, takes all cores otherwise.
@@ -225,6 +262,8 @@ class Actor:
         import torch
 
         torch.set_num_threads(pool.threads)
+        if pool.gpu:
+            gpu()
         self._worker = make(pool)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -188,6 +188,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
 
     from tt_ray.cluster.context import RayContext, process_group
     from tt_ray.data.prepare import open_data
+    from tt_ray.terminal.gpu import gpu
     from tt_ray.training.trainable import check_model
     from tt_ray.training.trainer import train
 
@@ -203,6 +204,8 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         messages.put("started", {"times": times, "workers": context.world})
     take_environment(messages.get("tracker") or {})
     try:
+        if config.run.use_gpu:  # before data are pulled, which may take an hour
+            gpu(context.device.index or 0)
         # Before the workers form a group: pulling shards may take one node longer than the group waits for it.
         show = context.preparing if context.rank == 0 else None
         data = open_data(config, store and Path(store), show)

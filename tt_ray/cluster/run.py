@@ -1,6 +1,7 @@
 """One run on Ray from its configuration to its result: prepares, starts workers, waits, and stops on signals."""
 
 import signal
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,18 @@ def train_run(config: Config) -> dict[str, Any]:
         from tt_ray.cluster.launch import start_ray, train_on_ray
 
         display.show("starting Ray", 0, 1)
-        prepared = in_background(prepare, config, display)  # Ray's start is mostly waiting
-        joined = start_ray(config, display.say)
-        data = prepared.result()
+        started: Future[bool] = Future()
+        embed = None
+        if config.run.use_gpu:
+            from tt_ray.cluster.caption_actors import embed_on_gpus
+
+            embed = embed_on_gpus(config.text.encoder, display, started.result)
+        prepared = in_background(prepare, config, display, embed)  # Ray's start is mostly waiting
+        try:
+            started.set_result(start_ray(config, display.say))
+        except BaseException as error:
+            started.set_exception(error)  # which captions wait for
+        joined, data = started.result(), prepared.result()
         if joined or config.run.overwrite:
             # Workers of a machine's own Ray start at once and try the model as well: there it need not be done twice.
             try_model(config, data.classes)

@@ -5,7 +5,9 @@
         distilled=in1k_vit_s_dinov2_l --set data.root=IMAGENET text.embeddings=STORE --seeds 0 --out compare
 
 An arm is NAME=RECIPE or NAME=config.yaml, with changes after a plus: long=shapes_baseline+optim.lr=0.001. The first
-arm is the baseline. Differences between arms other than the teacher are listed below the table.
+arm is the baseline. Below the table are the differences between arms other than the teacher, and what the table allows
+to say: intervals over seeds (paired t), p values corrected for the number of arms (Holm), and for transfer an interval
+over test images and seeds (bootstrap). Five seeds, the default, are as few as a claim can do with.
 
 Same epochs: every arm trains for the baseline's epochs with every seed, one run after the other, seeds outermost, so
 that the arms of a seed find the machine in much the same state. An arm's time per epoch is the median time of its
@@ -41,8 +43,8 @@ class Arguments:
     """Folder of the runs and of compare.md, .csv and .json."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RECIPE ...")] = DEFAULT_ARMS
     """NAME=RECIPE or NAME=config.yaml, with +PATH=VALUE after it for each change; the first is the baseline."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds (train.seed) that every arm is trained with."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds (train.seed) that every arm is trained with; with fewer than five hardly anything can be claimed."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = ()
     """Changes of all arms, such as train.epochs=10 data.label_noise=0."""
     tasks: tuple[str, ...] = ("builtin",)

@@ -6,10 +6,11 @@ from statistics import median
 from typing import Any
 
 from tt_ray.compare.arms import Arm
+from tt_ray.compare.claims import claims
 from tt_ray.compare.epoch_times import epochs_in_time, ratios_of_runs, ratios_of_turns, unsteady
 from tt_ray.compare.runs import train_arms
 from tt_ray.compare.table import summarise, write_table
-from tt_ray.compare.transfer import transfer_averages
+from tt_ray.compare.transfer import image_intervals, transfer_averages
 from tt_ray.config import Config
 from tt_ray.training.run_folder import changed_paths
 
@@ -28,10 +29,13 @@ def compare(
     times = ratios_of_turns(arms, out, interleave) if interleave else ratios_of_runs(same)
     equal = {arm: epochs_in_time(epochs, median(ratios)) for arm, ratios in times.items()}
     notes = [*_notes(arms), *([] if interleave else unsteady(times))]
-    write_table(out, summarise(same, [], times, equal, {}), notes, same, [])
+    lines = summarise(same, [], times, equal, {})
+    write_table(out, lines, claims(lines, {}), notes, same, [])
     timed = train_arms(arms, seeds, equal, out, train)
     transfer = transfer_averages(same, out, tasks) if tasks else {}
-    return write_table(out, summarise(same, timed, times, equal, transfer), notes, same, timed)
+    lines = summarise(same, timed, times, equal, transfer)
+    said = claims(lines, image_intervals(same, out, tasks) if tasks else {})
+    return write_table(out, lines, said, notes, same, timed)
 
 
 def _notes(arms: Sequence[Arm]) -> list[str]:

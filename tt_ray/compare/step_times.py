@@ -38,11 +38,12 @@ def _stepper(config: Config, folder: Path) -> Callable[[], float]:
 
     from tt_ray.data.loader import TrainBatches, load
     from tt_ray.data.prepare import find_store, open_data, open_images
+    from tt_ray.terminal.gpu import gpu
     from tt_ray.training.context import LocalContext
     from tt_ray.training.trainer import Trainer
 
     cuda = config.run.use_gpu
-    context = LocalContext(0, 1, torch.device("cuda" if cuda else "cpu"))
+    context = LocalContext(0, 1, gpu() if cuda else torch.device("cpu"))
     store = find_store(config, open_images(config)[0])
     data = open_data(config, store)
     batch = config.train.batch_size // config.workers[1]

@@ -80,8 +80,26 @@ def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: 
             raise UserError(f"model.kwargs has {key}, which is not for choosing: leave it out")
     if not run.name.isprintable():
         raise UserError(f"run.name is {run.name!r}, but must have no line breaks or other control characters")
-    if run.strategy == "fsdp" and train.precision == "fp16":
-        raise UserError("run.strategy fsdp does not scale fp16's losses: choose --train.precision bf16")
+    if run.strategy != "ddp" and train.precision == "fp16":
+        raise UserError(f"run.strategy {run.strategy} does not scale fp16's losses: choose --train.precision bf16")
+    if train.replays_graphs:
+        _check_graphs(train, run)
+
+
+def _check_graphs(train: TrainConfig, run: RunConfig) -> None:
+    """Raises UserError where the step of a run cannot be replayed as CUDA graphs."""
+    # A graph replays the same kernels on the same addresses, and a replay overwrites the results of the one before.
+    unfit = {
+        "train.max_batch_per_worker": ("adds up gradients of several replays", bool(train.max_batch_per_worker)),
+        "train.sync_batchnorm": ("exchanges statistics in the forward pass", train.sync_batchnorm),
+        "run.strategy": ("gathers weights to new addresses", run.strategy != "ddp"),
+    }
+    for path, (does, used) in unfit.items():
+        if used:
+            raise UserError(
+                f"train.compile_mode {train.compile_mode} replays CUDA graphs, but {path} {does}: leave out one of "
+                "them, or choose --train.compile_mode max-autotune-no-cudagraphs"
+            )
 
 
 def check_schedules(text: TextConfig, optim: OptimConfig, epochs: int) -> None:

@@ -44,8 +44,8 @@ class DataConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     source: str = "shapes"
-    """Where images come from: shapes (built in), imagefolder (split folders), datasets (Parquet, Arrow, hub),
-    torchvision, webdataset (tar shards), or MODULE:NAME of a DataSource of your own."""
+    """Where images come from: shapes or clipart (built in), imagefolder (split folders), datasets (Parquet, Arrow,
+    hub), torchvision, webdataset (tar shards), or MODULE:NAME of a DataSource of your own."""
     root: str = ""
     """Folder, file, URI of Parquet or hub id of the data; torchvision: the folder that holds or receives the set;
     webdataset: folder, URI or pattern of shards, such as s3://bucket/train-{000000..001023}.tar."""
@@ -60,7 +60,8 @@ class DataConfig:
     val_share: Annotated[float, Range(0, 0.9)] = 0.0
     """Share of training images, stratified, to validate on instead of val_split, for selection; 0 takes val_split."""
     group_column: str = ""
-    """Column (or metadata.jsonl key) of each image's group, such as photos of one thing; val_share keeps it whole."""
+    """Column (or metadata.jsonl key) of each image's group, such as photos of one thing; val_share keeps it whole.
+    webdataset and clipart have it under the name group."""
     image_column: str = "image"
     """datasets: column of the image."""
     label_column: str = "label"
@@ -269,13 +270,24 @@ class TrainConfig:
     batch_size: Annotated[int, Range(1)] = 64
     """Images per step, over all workers."""
     max_batch_per_worker: Annotated[int, Range(0)] = 0
-    """Images that a worker processes at once; a larger share runs in parts, with their own dropout; 0 is no limit."""
+    """Images that a worker processes at once; a larger share runs in parts, with their own dropout and batch norm; 0 is
+    no limit. A part runs twice where the loss compares images or is balanced, and once otherwise."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and mixing."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast precision of the model."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast precision of the model; auto is bf16 on a GPU that has it (Ampere and later), and else fp32."""
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which workers exchange gradients; bf16 is half of the bytes."""
     compile: bool = False
     """torch.compile the backbone."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
+    """compile: torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, for small batches on GPUs."""
+    activation_checkpointing: bool = False
+    """Compute activations of the backbone's blocks again in the backward pass, by timm, instead of keeping them: the
+    same gradients in less memory. Running statistics of batch norm see each image twice."""
+    sync_batchnorm: bool = False
+    """Batch norm by the statistics of all workers' images, so that the result does not depend on their number; of each
+    part by itself, where a share runs in parts."""
     channels_last: bool = False
     """Channels-last memory format, for convolutional models (resnet50, convnext) on GPUs with mixed precision."""
     ema: Annotated[float, Range(0, 0.999999999)] = 0.0
@@ -285,6 +297,11 @@ class TrainConfig:
     eval_batch_mean: bool = False
     """Report top1_batch_mean too: top-1 as a mean over workers and over their batches of batch_size / workers images,
     the last one smaller, images doubled until all workers have as many. It depends on both; top1 does not."""
+
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether the backbone's kernels are replayed as CUDA graphs."""
+        return self.compile and self.compile_mode in ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -301,8 +318,9 @@ class RunConfig:
     """Ray Train workers, one process (and one GPU) each; MIN:MAX takes as many as the cluster has at the time."""
     use_gpu: bool = False
     """One GPU per worker."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How workers share the model: each holds all of it (ddp), or a part (FSDP2), for models too large for one GPU."""
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """How workers share the model: each holds all of it (ddp) or, for models too large for one GPU, a part (FSDP2): of
+    one copy among all workers (fsdp), or of one on each node (hsdp), where all nodes have as many workers."""
     cpus_per_worker: Annotated[int, Range(0)] = 0
     """CPUs per worker; 0 shares all CPUs of the cluster among CPU workers, and takes 1 next to a GPU."""
     max_failures: Annotated[int, Range(-1)] = 3

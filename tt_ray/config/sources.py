@@ -3,6 +3,7 @@
 from tt_ray.terminal.errors import UserError, nearest
 
 SOURCES = {
+    "clipart": "tt_ray.data.sources.clipart:SOURCE",
     "datasets": "tt_ray.data.sources.hf_datasets:SOURCE",
     "imagefolder": "tt_ray.data.sources.image_folder:SOURCE",
     "shapes": "tt_ray.data.sources.shapes:SOURCE",

@@ -13,7 +13,7 @@ from tt_ray.data.sources.base import NOBODY, Source
 from tt_ray.data.sources.registry import drop_unreadable, find_source, open_splits
 from tt_ray.data.text_targets import ClassTexts, TextTargets, build_class_texts, build_targets
 from tt_ray.embeddings.build import Show
-from tt_ray.embeddings.ensure import ensure_store, fetch_store, store_here
+from tt_ray.embeddings.ensure import Embed, ensure_store, fetch_store, store_here
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.io.local_copy import pull_together
 from tt_ray.terminal.errors import UserError, some
@@ -146,6 +146,7 @@ def find_store(
     show: Show | None = None,
     before: Callable[[], None] | None = None,
     say: Callable[[str], None] | None = None,
+    embed: Embed | None = None,
 ) -> Path | None:
     """The run's embedding store, as `ensure_store` makes it of the training images' ids and captions."""
-    return ensure_store(config, train.ids, train.captions, show, before, say)
+    return ensure_store(config, train.ids, train.captions, show, before, say, embed)

@@ -124,12 +124,13 @@ class Order(NamedTuple):
         return rank * units // self.world, (rank + 1) * units // self.world
 
 
-def smallest_batch(config: Config) -> int:
-    """Images in the smallest forward pass of training, on the most workers that the run may have."""
-    shares = Order(0, config.train.batch_size, 1, 0, world=config.workers[1]).shares
+def smallest_parts(config: Config, workers: int) -> list[int]:
+    """Images of each worker in the smallest forward pass of training."""
+    shares = Order(0, config.train.batch_size, 1, 0, world=workers).shares
     limit = config.train.max_batch_per_worker or config.train.batch_size
     # All workers cut their shares into as many parts as the largest one needs.
-    return min(shares) // -(-max(shares) // limit)
+    parts = -(-max(shares) // limit)
+    return [share // parts for share in shares]
 
 
 def train_order(config: Config, images: int, rank: int, world: int, labels: Rows | None = None) -> Order:

@@ -57,6 +57,7 @@ def write_shard(
             label = source.classes[number] if number != NOBODY else None
             caption = None if source.captions is None else source.captions[row].as_py()
             about = {"image_id": source.ids[row].as_py(), "label": label, "caption": caption}
+            about |= {} if source.groups is None else {"group": source.groups[row].as_py()}
             entry = {**about, "shard": name, "offset": 0, "length": 0, "width": 0, "height": 0, "bad": None}
             found.append(entry)
             try:

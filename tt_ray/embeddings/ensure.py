@@ -20,6 +20,9 @@ from tt_ray.text.caption_table import read_captions
 from tt_ray.text.encoder import load_text_encoder
 from tt_ray.text.encoder_files import local_revision
 
+Embed = Callable[[pa.StringArray, pa.StringArray, Path], None]
+"""Makes the store of ids and their captions in a folder, as `embed_captions` does in this process."""
+
 
 def ensure_store(
     config: Config,
@@ -28,6 +31,7 @@ def ensure_store(
     show: Show | None = None,
     before: Callable[[], None] | None = None,
     say: Callable[[str], None] | None = None,
+    embed: Embed | None = None,
 ) -> Path | None:
     """Returns the folder of a run's embedding store, its checksum verified; embeds the captions if no run has yet.
 
@@ -41,6 +45,7 @@ def ensure_store(
         show: Called as captions are embedded.
         before: Called when captions are about to be embedded, which can take long.
         say: Called with a sentence on rows of the caption table that are left out.
+        embed: Embeds the captions; None does so in this process, on its GPU if the run uses GPUs and it has one.
 
     Returns:
         The folder; None when no text is read: the text weight is 0, or a vision teacher takes its place.
@@ -64,9 +69,13 @@ def ensure_store(
         return path
     if before is not None:
         before()
-    encoder = load_text_encoder(config.text.encoder, device="cuda" if config.run.use_gpu and _has_gpu() else "cpu")
     try:
-        embed_captions(ids, captions, encoder, path, show and (lambda done, of: show("captions embedded", done, of)))
+        if embed is None:
+            encoder = load_text_encoder(config.text.encoder, "cuda" if config.run.use_gpu and _has_gpu() else "cpu")
+            shown = show and (lambda done, of: show("captions embedded", done, of))
+            embed_captions(ids, captions, encoder, path, shown)
+        else:
+            embed(ids, captions, path)
         storage.push(path)
     except OSError as error:
         cause = reason(error)

@@ -45,6 +45,19 @@ DEAD_S = 60.0
 _LOOK_S = 0.5
 
 
+class Taken(UserError):
+    """Another command writes this.
+
+    Args:
+        fact: Which one, in a sentence.
+        way: What to do instead of waiting for it.
+    """
+
+    def __init__(self, fact: str, way: str) -> None:
+        super().__init__(f"{fact}: wait for it, or {way}")
+        self.fact = fact
+
+
 @dataclass(frozen=True)
 class Claim:
     """A command that writes, or wants to."""
@@ -150,7 +163,8 @@ def one_writer(
         say: Called with a sentence while it is unknown whether another writer lives; prints to stderr by default.
 
     Raises:
-        UserError: Another command writes this, or `place` cannot be written.
+        Taken: Another command writes this.
+        UserError: `place` cannot be written.
     """
     opened = Storage.open(storage) if storage else None
     remote = None if opened is None else opened.remote
@@ -208,7 +222,7 @@ def _acquire(claims: Claims, name: str, what: str, otherwise: str, say: Callable
             if lives is False:
                 dead.append(other)
             elif lives and (claim is None or claim.holds or other < name):
-                raise UserError(f"{what} is being written by {claim or 'another command'}: wait for it, or {otherwise}")
+                raise Taken(f"{what} is being written by {claim or 'another command'}", otherwise)
             else:
                 unsure.append(claim)  # or another newcomer, which gives way since its name is larger
         if not unsure:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tt_ray.config import Config, HeadConfig
 from tt_ray.losses import find_loss
+from tt_ray.models.device_profile import precision_on
 from tt_ray.models.trial_pass import out_of_memory
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError, nearest, one_line
@@ -76,9 +77,13 @@ class TaughtClassifier(nn.Module):
         backbone = cast(Any, self.backbone)
         return backbone.forward_head(backbone.forward_features(images), pre_logits=True)
 
-    def compile_backbone(self) -> None:
-        """Compiles up to the features only: the balance differentiates the losses by them, in eager mode."""
-        self._features = torch.compile(self._pooled)
+    def compile_backbone(self, mode: str = "default") -> None:
+        """Compiles up to the features only: the balance differentiates the losses by them, in eager mode.
+
+        Args:
+            mode: torch.compile's.
+        """
+        self._features = torch.compile(self._pooled, mode=mode)
 
     def no_weight_decay(self) -> set[str]:
         """Names that timm's parameter groups leave out of weight decay."""
@@ -131,9 +136,26 @@ def build_model(config: Config, num_classes: int, text_dim: int) -> TaughtClassi
     The head draws from its own seed, so that the backbone starts the same with and without it.
     """
     backbone = build_backbone(config, num_classes)
+    if config.train.activation_checkpointing:
+        checkpoint_activations(backbone, config.model.name)
     if not config.has_text_head:
         return TaughtClassifier(backbone, None)
     return TaughtClassifier(backbone, build_head(config, cast(Any, backbone).get_classifier().in_features, text_dim))
+
+
+def checkpoint_activations(backbone: nn.Module, name: str) -> None:
+    """Has a timm model compute its blocks' activations again in the backward pass; the random numbers are the same.
+
+    Raises:
+        UserError: The model has no such blocks.
+    """
+    try:
+        cast(Any, backbone).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):
+        raise UserError(
+            f"model.name is {name!r}, whose activations timm cannot compute again: leave out "
+            "--train.activation_checkpointing, and set --train.max_batch_per_worker to save memory"
+        ) from None
 
 
 def build_head(config: Config, in_dim: int, text_dim: int) -> TextHead:
@@ -145,6 +167,6 @@ def build_head(config: Config, in_dim: int, text_dim: int) -> TextHead:
 
 
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to bf16 or fp16; with fp32 it does nothing."""
-    dtype = _PRECISIONS[precision]
+    """Autocast to bf16 or fp16, or as `train.precision` auto means on the device; with fp32 it does nothing."""
+    dtype = _PRECISIONS[precision_on(device, precision)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

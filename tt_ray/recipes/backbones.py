@@ -7,6 +7,8 @@ from tt_ray.recipes.imagenet import in1k_vit_s_textteacher
 from tt_ray.recipes.rows import Row, recipes
 
 _LAYER_SCALE = {"init_values": 1e-4}
+# As the code does: batch norm is of all GPUs' images.
+_ONE_NORM = {"train__sync_batchnorm": True}
 _SAME = "Training as in the paper's main setting; we do not know its figure for this backbone (arXiv 2605.22098)."
 _ADAMW = {"optim.name": "adamw", "optim.lr": 1e-3, "optim.weight_decay": 0.05, "optim.eps": 1e-8}
 _DEIT = {
@@ -29,8 +31,9 @@ _CUB = {
 }
 
 
-def _backbone(name: str, model: str, what: str, kwargs: dict[str, object], drop_path: float = 0.05) -> Row:
-    changes = {"model.name": model, "model.kwargs": kwargs, "model.drop_path": drop_path}
+def _backbone(name: str, model: str, what: str, kwargs: dict[str, object], **more: object) -> Row:
+    own = {path.replace("__", "."): value for path, value in more.items()}
+    changes = {"model.name": model, "model.kwargs": kwargs, "model.drop_path": 0.05, **own}
     about = f"{what} on ImageNet-1k, taught by captions: timm's {model}"
     return Row(name, about, in1k_vit_s_textteacher, changes, source=_SAME)
 
@@ -41,11 +44,18 @@ _ROWS = (
     _VIT_B,
     _VIT_L,
     # As the code has it: blocks are dropped in place of paths.
-    _backbone("in1k_resnet50_textteacher", "resnet50", "ResNet-50", {"drop_block_rate": 0.05}, 0.0),
+    _backbone(
+        "in1k_resnet50_textteacher",
+        "resnet50",
+        "ResNet-50",
+        {"drop_block_rate": 0.05},
+        model__drop_path=0.0,
+        **_ONE_NORM,
+    ),
     _backbone("in1k_swin_t_textteacher", "swin_tiny_patch4_window7_224", "Swin-T", {}),
     _backbone("in1k_convnext_t_textteacher", "convnext_tiny", "ConvNeXt-T", {}),
-    _backbone("in1k_xcit_s_textteacher", "xcit_small_12_p16_224", "XCiT-S12/16", {}),
-    _backbone("in1k_nextvit_s_textteacher", "nextvit_small", "NextViT-S", {}),
+    _backbone("in1k_xcit_s_textteacher", "xcit_small_12_p16_224", "XCiT-S12/16", {}, **_ONE_NORM),
+    _backbone("in1k_nextvit_s_textteacher", "nextvit_small", "NextViT-S", {}, **_ONE_NORM),
     Row(
         "in1k_deit_s_textteacher",
         "DeiT's preset for ViT-S/16 (arXiv 2012.12877), taught by captions",

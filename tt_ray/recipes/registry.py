@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from tt_ray.config import Config
-from tt_ray.recipes import backbones, imagenet, published, shapes
+from tt_ray.recipes import backbones, clipart, imagenet, published, shapes
 
 _RECIPES: tuple[Callable[[], Config], ...] = (
     shapes.shapes_textteacher,
     shapes.shapes_baseline,
     shapes.shapes_text_until_4,
+    clipart.clipart_textteacher,
+    clipart.clipart_baseline,
     imagenet.in1k_vit_s_textteacher,
     imagenet.in1k_vit_s_baseline,
     shapes.shapes_vision_teacher,
@@ -34,5 +36,5 @@ _RECIPES: tuple[Callable[[], Config], ...] = (
     *published.RECIPES,
 )
 RECIPES = {recipe.__name__: recipe for recipe in _RECIPES}
-"""A new recipe is a function in `shapes.py`, `imagenet.py` or a file of its own, and a row above; or a row of a table
-(`rows.py`) in `backbones.py` or `published.py`."""
+"""A new recipe is a function in `shapes.py`, `clipart.py`, `imagenet.py` or a file of its own, and a row above; or a row
+of a table (`rows.py`) in `backbones.py` or `published.py`."""

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,20 @@ from tt_ray.text.encoder_files import PROJECTION, find_encoder, revision_of
 from tt_ray.text.families import FAMILIES, Family
 from tt_ray.text.pooling import Settings, load_dense, pool, read_json, read_settings
 
+T = TypeVar("T")
+R = TypeVar("R")
 _SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _BIDIRECTIONAL_POOLING = {"avg": "mean", "cls": "cls", "last": "last"}
 
 # Tokens in a forward pass on CPUs: MiniLM is a tenth slower with half or twice as many, which leave cores idle or the
 # cache.
 _CPU_TOKENS = 1024
-# Captions tokenised and sorted by length together: enough that a batch's captions are nearly equally long.
-_WINDOW = 8192
+# Captions of a forward pass on GPUs.
+_GPU_BATCH = 256
+# Embeddings that stay on the device before they are copied: each copy makes the host wait for a GPU.
+_FLUSH_BYTES = 64 << 20
+WINDOW = 8192
+"""Captions that are tokenised and sorted by length together: enough that a batch's are nearly equally long."""
 
 
 class TextEncoder:
@@ -45,6 +52,7 @@ class TextEncoder:
         ]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad: int = pad or 0
+        self._on_gpu = str(device) != "cpu"
         self.dim: int = self._forward([[self._pad]]).shape[1]
         """Length D of an embedding."""
 
@@ -58,16 +66,31 @@ class TextEncoder:
         Returns:
             Embeddings in the captions' order, float32, shape (len(captions), D).
         """
-        if not batch_size and str(self._device) != "cpu":
-            batch_size = 256
         out = np.empty((len(captions), self.dim), np.float32)
-        for start in range(0, len(captions), _WINDOW):
-            tokens = self._tokenize(captions[start : start + _WINDOW])
-            # Longest first: equal lengths need no padding, and a lack of memory shows in the first batch.
-            order = np.argsort([-len(ids) for ids in tokens], kind="stable")
-            for chosen in _batches(order, [len(tokens[row]) for row in order], batch_size):
-                out[start + chosen] = self._forward([tokens[row] for row in chosen])
+        held: list[tuple[npt.NDArray[np.int64], Any]] = []
+        for rows, tokens in self._batches(captions, batch_size):
+            held.append((rows, self._forward(tokens)))
+            if sum(vectors.nbytes for _, vectors in held) >= _FLUSH_BYTES:
+                held = _flush(held, out)
+        _flush(held, out)
         return out
+
+    def _batches(
+        self, captions: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], list[list[int]]]]:
+        """Rows of each batch and their token ids; a thread tokenises the next captions while the model runs."""
+        order, window = np.arange(len(captions)), WINDOW
+        if self._on_gpu:
+            # Sorted by characters, captions can be tokenised batch by batch: a GPU waits for the first one only.
+            window = batch_size = batch_size or _GPU_BATCH
+            order = np.argsort([-len(caption) for caption in captions], kind="stable")
+        windows = [order[start : start + window] for start in range(0, len(order), window)]
+        texts = ([captions[row] for row in map(int, rows)] for rows in windows)
+        for rows, tokens in zip(windows, _one_ahead(self._tokenize, texts, len(windows)), strict=True):
+            # Longest first: equal lengths need no padding, and a lack of memory shows in the first batch.
+            longest = np.argsort([-len(ids) for ids in tokens], kind="stable")
+            for chosen in _cut(longest, [len(tokens[row]) for row in longest], batch_size):
+                yield rows[chosen], [tokens[row] for row in chosen]
 
     def _tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Token ids with special tokens, cut off at `max_tokens`."""
@@ -88,16 +111,16 @@ class TextEncoder:
             self.truncated += sum(len(ids) >= self.max_tokens for ids in batch["input_ids"])
         return [list(ids) or [self._pad] for ids in batch["input_ids"]]
 
-    def _forward(self, tokens: list[list[int]]) -> npt.NDArray[np.float32]:
-        """Embeddings of token ids, shape (len(tokens), D)."""
+    def _forward(self, tokens: list[list[int]]) -> Any:
+        """Embeddings of token ids, (len(tokens), D), on the device; does not wait for a GPU."""
         import torch
 
-        lengths = torch.tensor([len(ids) for ids in tokens], device=self._device)
+        lengths = self._moved(torch.tensor([len(ids) for ids in tokens]))
         longest = max(map(len, tokens))
         equal = longest == min(map(len, tokens))
         # Padding is on the right for decoders as well: under a causal mask the last real token never sees it, and
         # learned positions keep counting from 0, which left padding would break.
-        ids = torch.tensor([row + [self._pad] * (longest - len(row)) for row in tokens], device=self._device)
+        ids = self._moved(torch.tensor([row + [self._pad] * (longest - len(row)) for row in tokens]))
         mask = torch.arange(longest, device=self._device)[None, :] < lengths[:, None]
         with torch.inference_mode():
             # Models are faster without a mask, which equal lengths do not need.
@@ -105,10 +128,39 @@ class TextEncoder:
             vectors = pool(self._settings.pooling, outputs, mask, lengths)
             for dense in self._behind:
                 vectors = torch.nn.functional.normalize(vectors, dim=1) if dense is None else dense(vectors)
-        return vectors.cpu().numpy()
+        return vectors
+
+    def _moved(self, tensor: Any) -> Any:
+        """The tensor on the device; the host does not wait until it is there."""
+        pinned = tensor.pin_memory() if str(self._device).startswith("cuda") else tensor
+        return pinned.to(self._device, non_blocking=True)
 
 
-def _batches(order: npt.NDArray[np.int64], lengths: list[int], batch_size: int) -> list[npt.NDArray[np.int64]]:
+def _flush(held: list[tuple[npt.NDArray[np.int64], Any]], out: npt.NDArray[np.float32]) -> list[Any]:
+    """Copies embeddings from the device to their rows of `out`; returns an empty list."""
+    import torch
+
+    if held:
+        rows, vectors = zip(*held, strict=True)
+        out[np.concatenate(rows)] = torch.cat(vectors).cpu().numpy()
+    return []
+
+
+def _one_ahead(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Results of `work` on each of `count` items, in order; the next one is made in a thread meanwhile."""
+    if count < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting: list[Future[R]] = []
+        for item in items:
+            waiting.append(thread.submit(work, item))
+            if len(waiting) > 1:
+                yield waiting.pop(0).result()
+        yield waiting.pop().result()
+
+
+def _cut(order: npt.NDArray[np.int64], lengths: list[int], batch_size: int) -> list[npt.NDArray[np.int64]]:
     """Cuts `order`, captions by falling length, into batches of `batch_size`, or of 1,024 tokens where that is 0."""
     if batch_size:
         return np.split(order, range(batch_size, len(order), batch_size))

@@ -6,14 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tt_ray.io.checkpoint_folder import check_manifest, checkpoint_name, newest_intact, step_of
-from tt_ray.io.files import sha256, sync
+from tt_ray.io.checkpoint_folder import checkpoint_name, newest_intact
+from tt_ray.io.files import sync
 from tt_ray.io.storage import Storage
-from tt_ray.terminal.errors import UserError
-from tt_ray.training.checkpoint import Position, Snapshot, save_checkpoint
-from tt_ray.training.collectives import sum_over_workers
+from tt_ray.terminal.errors import NonFiniteLoss, UserError
+from tt_ray.training.checkpoint import Position, save_checkpoint
+from tt_ray.training.collectives import from_worker_0
+from tt_ray.training.snapshot import Snapshot
 
 # pyarrow itself has tried for seconds by then.
 _PAUSES_S = (1.0, 10.0, 60.0, 120.0)
@@ -67,12 +66,18 @@ class CheckpointManager:
         if self._writing is not None:
             self._writing.exception()
 
-    def problem(self) -> str:
-        """Why the last checkpoint could not be written; empty while it is being written, and when it was."""
-        if self._writing is None or not self._writing.done():
-            return ""
-        error = self._writing.exception()
-        return (error and f"cannot write checkpoint {self._where}: {getattr(error, 'strerror', None) or error}") or ""
+    def failure(self) -> UserError | NonFiniteLoss | None:
+        """Why the last checkpoint could not be written; None while it is being written, and when it was."""
+        error = self._writing.exception() if self._writing is not None and self._writing.done() else None
+        if error is None or isinstance(error, NonFiniteLoss):
+            return error
+        return UserError(f"cannot write checkpoint {self._where}: {getattr(error, 'strerror', None) or error}")
+
+    def kept(self) -> None:
+        """Waits as `wait` does; raises what `failure` returns."""
+        self.wait()
+        if failure := self.failure():
+            raise failure
 
     def names(self) -> list[str]:
         """Names of all checkpoints, newest first, complete or not."""
@@ -83,31 +88,25 @@ class CheckpointManager:
         """The newest checkpoint that agrees with its manifest, on this machine, and what is wrong with newer ones."""
         return newest_intact(self._fetched())
 
-    def agree(self, rank: int, device: torch.device) -> tuple[Path | None, list[str]]:
-        """`newest` as worker 0 finds it, on the machine of every worker; called by all.
+    def agree(self, rank: int) -> tuple[Path | None, list[str]]:
+        """`newest` as worker 0 finds it, on every worker; all must call. The others need not see it.
 
-        Raises UserError on all of them when one does not see what worker 0 sees: their steps would not be the same.
+        Raises:
+            UserError: Worker 0 does not see the run at all: it would start from the beginning. On all workers.
         """
-        path, problems, chosen = None, list[str](), (0, 0)
+        lost, path, problems = "", None, list[str]()
         if rank == 0:
             with self.storage.alone():
                 self.storage.pull(self.run_dir, skip=("checkpoints", "export"))
+            if not (self.run_dir / "config.yaml").exists():  # which the command has written before it started workers
+                lost = (
+                    f"the machine of worker 0 does not see {self.run_dir}, which the command has begun: "
+                    "choose a --run.storage that all nodes share, or a URI (s3://, gs://)"
+                )
             path, problems = self.newest()
-            chosen = (1 + step_of(path), _mark(path)) if path else chosen
-        # Also a barrier: the others read what worker 0 has replaced.
-        after, mark = sum_over_workers(torch.tensor(chosen, dtype=torch.int64, device=device)).tolist()
-        blind = rank == 0 and not (self.run_dir / "config.yaml").exists()
-        if rank and after:
-            path = self.folder / checkpoint_name(after - 1)
-            with self.storage.alone():
-                if _mark(path) != mark:
-                    self.storage.pull(path)
-                blind = _mark(path) != mark
-        if sum_over_workers(torch.tensor(float(blind), device=device)):
-            raise UserError(
-                f"not all workers see the same files in {self.run_dir}: "
-                "choose a --run.storage that all nodes share, or a URI (s3://, gs://)"
-            )
+        lost, path, problems = from_worker_0((lost, path, problems))
+        if lost:
+            raise UserError(lost)
         return path, problems
 
     def _fetched(self) -> Iterator[Path]:
@@ -120,12 +119,3 @@ class CheckpointManager:
         self.wait()
         path, _ = self.newest()
         return f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
-
-
-def _mark(checkpoint: Path) -> int:
-    """Identifies an intact checkpoint among others of its step, in 60 bits; 0 where it is not intact."""
-    try:
-        check_manifest(checkpoint)
-    except UserError:
-        return 0
-    return int(sha256(checkpoint / "manifest.json")[:15], 16)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -24,6 +26,22 @@ def sum_over_workers(value: Tensor) -> Tensor:
     if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
+    return value
+
+
+def from_worker_0(value: T) -> T:
+    """The `value` of worker 0, on every worker, which must all call; pickled, so for small things."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def tensor_from_worker_0(value: Tensor) -> Tensor:
+    """Fills `value` with worker 0's, on every worker, and returns it; all must call with one shape and type."""
+    if world_size() > 1:
+        dist.broadcast(value, src=0)
     return value
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from tt_ray.terminal.gpu import gpu
 from tt_ray.terminal.progress import Standing
 
 T = TypeVar("T")
@@ -56,11 +57,13 @@ class LocalContext:
 
     @classmethod
     def start(cls, use_gpu: bool, show: Callable[[Standing], None] | None = None) -> "LocalContext":
-        """Joins torchrun's process group when its environment variables are there."""
+        """Joins torchrun's process group when its environment variables are there.
+
+        Raises:
+            UserError: The GPU cannot be used.
+        """
         world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
-        if use_gpu:
-            torch.cuda.set_device(device)
+        device = gpu(int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if use_gpu else "gloo")
         return cls(rank, world, device, show)

@@ -64,7 +64,7 @@ def model_card(checkpoint: Path, hub_id: str = "") -> str:
         f"# {shown.model.name} on {_data_name(shown)}\n\n{_about(shown, classes)}",
         f"## Use\n\n{_use(hub_id)}",
         f"## Accuracy\n\n{_accuracy(shown, scores, baseline)}",
-        f"## Training\n\n{_training(shown, position, config)}",
+        f"## Training\n\n{_training(shown, position, config, state['extra'].get('precision', ''))}",
         f"## Versions\n\n{_versions(result.get('versions') if finished else None)}",
     ]
     return "\n\n".join(sections) + "\n"
@@ -209,7 +209,7 @@ def _how(baseline: Baseline) -> str:
     return ". ".join(sentences) + "."
 
 
-def _training(config: Config, position: dict[str, int], own: Config) -> str:
+def _training(config: Config, position: dict[str, int], own: Config, precision: str) -> str:
     data, kept = config.data, list[str]()
     if data.label_noise:
         kept.append(f"{data.label_noise:.4g} of the training labels were made wrong at random")
@@ -224,7 +224,8 @@ def _training(config: Config, position: dict[str, int], own: Config) -> str:
         "" if config == own else " Files and folders are given by their name alone: put your own paths in their place."
     )
     return (
-        f"{about}. {epochs} of {config.train.batch_size} images.\n\n```bash\n{words}\n```\n\n"
+        f"{about}. {epochs} of {config.train.batch_size} images{f', in {precision}' if precision else ''}.\n\n"
+        f"```bash\n{words}\n```\n\n"
         f"A recipe of tt-ray, and what differs from it.{places}"
     )
 

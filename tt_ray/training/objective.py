@@ -84,9 +84,7 @@ class Objective(NamedTuple):
         loss_cls = self._classification(outputs.logits, labels)
         if weight == 0 or (text is None and teacher is None):
             # A weight that fell to 0: the head gets zero gradients, which DDP waits for, and the rest is the baseline.
-            # Times 0 before the sum, which overflows in half precision.
-            idle = sum((0 * root).sum() for root in (outputs.text, outputs.scalars) if root is not None)
-            return loss_cls + idle, _parts(loss_cls, loss_cls, None, None)
+            return _idle(loss_cls, outputs.text, outputs.scalars), _parts(loss_cls, loss_cls, None, None)
         loss_text = self._alignment(outputs, labels, text() if callable(text) else text, teacher)
         ratio = self._ratio(loss_cls, loss_text, outputs.features) if self.balance else torch.ones_like(loss_cls)
         total = weight * ratio * loss_text + (1 - weight) * loss_cls
@@ -153,6 +151,37 @@ class Objective(NamedTuple):
             return text
         return gather_ahead(text, self.shares or (rows,) * world_size())
 
+    def adds_up(self, weight: float) -> bool:
+        """Whether the loss of a batch is the sum of `of_part` over its parts, with no look at the others.
+
+        It is where no image is compared with another one, and no gradient of the whole batch scales the text loss.
+        """
+        return weight == 0 or (not self.balance and (self.loss is None or self.loss.per_image))
+
+    def of_part(
+        self,
+        shares: tuple[int, ...],
+        outputs: Outputs,
+        labels: Tensor,
+        text: Tensor | None,
+        weight: float,
+        teacher: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What a part of this worker's images adds to the loss and its parts, where it `adds_up`.
+
+        Args:
+            shares: Images of each worker in the whole step, by which a part is weighed.
+            outputs: As in a call, as all that follows.
+            labels: Of the part.
+            text: Of the part.
+            weight: lambda.
+            teacher: Of the part.
+        """
+        if len(labels) == 0:  # another worker has an image more, and waits for this one's gradients
+            loss = _idle(outputs.logits.new_zeros((), dtype=torch.float32), *outputs)
+            return loss, _parts(loss, loss, None, None)
+        return self._replace(shares=shares)(outputs, labels, text, weight, teacher)
+
     @property
     def sees_all(self) -> bool:
         """Whether the alignment loss compares images of several workers."""
@@ -175,6 +204,11 @@ class Objective(NamedTuple):
         # Each worker's gradient is `world` times its share of the global loss's (see gather_rows).
         norm_cls, norm_text = (squares.sqrt() / (rows * world_size())).unbind()
         return (norm_cls + self.eps) / (norm_text + self.eps)
+
+
+def _idle(loss: Tensor, *roots: Tensor | None) -> Tensor:
+    """The loss, with a gradient of 0 at the roots. Times 0 before the sum, which overflows in half precision."""
+    return loss + sum((0 * root).sum() for root in roots if root is not None)
 
 
 def check_labels(labels: Tensor, classes: int, least: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule, both timm's."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,16 +17,29 @@ from tt_ray.terminal.errors import UserError, nearest
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
-    """timm's optimiser of that name over timm's parameter groups; raises UserError on an unknown name."""
+    """timm's optimiser of that name over timm's parameter groups, in one kernel where torch has one and on a GPU.
+
+    Raises:
+        UserError: There is none of that name.
+    """
     names = [str(name) for name in list_optimizers()]
     if config.name not in names:
         raise UserError(f"optim.name is {config.name!r}; {nearest(config.name, names)}")
-    kwargs: dict[str, Any] = {"eps": config.eps} if get_optimizer_info(config.name).has_eps else {}
+    info = get_optimizer_info(config.name)
+    kwargs: dict[str, Any] = {"eps": config.eps} if info.has_eps else {}
+    # Of parameters that are on a GPU already. Fused kernels round in their own way: a CPU keeps those that it had.
+    if next(model.parameters()).device.type == "cuda" and _can_fuse(info.opt_class):
+        kwargs["fused"] = True
     if config.name in ("lamb", "lambc"):
         kwargs["max_grad_norm"] = None  # timm's LAMB would clip at 1 by itself, whatever grad_clip says
     if config.layer_decay < 1:
         kwargs["param_group_fn"] = lambda whole: _layer_wise(config, whole)
     return create_optimizer_v2(model, config.name, lr=config.lr, weight_decay=config.weight_decay, **kwargs)
+
+
+def _can_fuse(kind: Any) -> bool:
+    """Whether an optimiser is one of torch's that can update all parameters in one kernel: AdamW, Adam, SGD, ..."""
+    return kind.__module__.startswith("torch.optim") and "fused" in inspect.signature(kind).parameters
 
 
 def _layer_wise(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:

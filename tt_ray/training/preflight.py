@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -13,6 +14,9 @@ from tt_ray.training.run_folder import has_checkpoint, start_run, starts_over
 from tt_ray.training.same_data import check_data, keep_data, record_data
 from tt_ray.training.tracker import check_tracker
 from tt_ray.training.weight_average import average_note
+
+if TYPE_CHECKING:  # it imports Arrow's Parquet, which not every command needs
+    from tt_ray.embeddings.ensure import Embed
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,13 @@ class Prepared:
         keep_data(config.run_dir, self.record, notes, Storage.open(config.run.storage))
 
 
-def prepare(config: Config, display: Display | None = None) -> Prepared:
+def prepare(config: Config, display: Display | None = None, embed: "Embed | None" = None) -> Prepared:
     """Checks the data as far as possible before workers start, and makes the embedding store if it is missing.
+
+    Args:
+        config: The run.
+        display: Shows the progress.
+        embed: Embeds captions, as `ensure_store` takes it; None does so in this process.
 
     Raises:
         UserError: Images, labels, captions or embeddings cannot be read or do not fit the configuration, or the tracker
@@ -63,7 +72,7 @@ def prepare(config: Config, display: Display | None = None) -> Prepared:
     check_images(config, train, val, show)
     # Before captions are embedded, which can take hours: what the model cannot train on is refused by then.
     before = partial(try_model, config, len(train.classes))
-    store = find_store(config, train, show, before, None if display is None else display.say)
+    store = find_store(config, train, show, before, None if display is None else display.say, embed)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     order = train_order(config, len(data.train), 0, config.workers[1])
     said = left_out(config, train, val)

@@ -25,7 +25,7 @@ _DISK_ERRORS = {
 # May differ when a run resumes: where and how fast it runs, not what it computes (but for batch-norm statistics).
 _FREE = (
     *("run.", "data.num_loaders", "data.cache_gb", "data.local_cache", "data.index"),
-    *(_PARTS := "train.max_batch_per_worker", "train.compile"),
+    *(_PARTS := "train.max_batch_per_worker", "train.compile", "train.activation_checkpointing"),
 )
 
 
@@ -128,6 +128,9 @@ def starts_over(config: Config) -> bool:
 def changed_paths(before: Config, now: Config) -> list[str]:
     """Fields that differ between two configurations and change what a run computes."""
     free = tuple(path for path in _FREE if path != _PARTS or not _drops(now))
+    # On a CPU auto is fp32.
+    same = ("train.precision",) if {before.train.precision, now.train.precision} == {"auto", "fp32"} else ()
+    free += same if not now.run.use_gpu else ()
     found = [path for path in Config.paths() if not path.startswith(free) and before.get(path) != now.get(path)]
     return found + ["run.num_workers"] * (now.by_worker and before.workers != now.workers)
 

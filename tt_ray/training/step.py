@@ -16,18 +16,23 @@ from tt_ray.data.mixing import build_mixing
 from tt_ray.data.prepare import Data
 from tt_ray.data.sampling import train_order
 from tt_ray.models.classifier import Outputs, TaughtClassifier, build_model, mixed_precision
+from tt_ray.models.device_profile import precision_on, use_gpu_profile
 from tt_ray.models.teacher import Teacher, load_teacher
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
+from tt_ray.training.batch_norm import synchronize_batch_norms
 from tt_ray.training.class_statistics import class_statistics, class_weights
+from tt_ray.training.collectives import sum_over_workers
 from tt_ray.training.context import Context
 from tt_ray.training.objective import Objective
 from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients
-from tt_ray.training.parallelism import distribute, gradients_exchanged, place
+from tt_ray.training.parallelism import Sharing, distribute, gradients_exchanged, place
 from tt_ray.training.text_teacher import TextTeacher
 
 _STEP_SEED = 6
 Loss = Callable[[Outputs], tuple[Tensor, Tensor]]
+Targets = tuple[Tensor, Tensor | None, Tensor | None]
+"""Labels, targets of the text head, and a teacher's output, each by images."""
 
 
 class Learner:
@@ -36,22 +41,27 @@ class Learner:
     def __init__(self, config: Config, data: Data, context: Context) -> None:
         self.config, self.data, self.context = config, data, context
         device = context.device
+        use_gpu_profile(device)
+        self.precision = common_precision(device, config.train.precision)
         self.order = train_order(config, len(data.train), context.rank, context.world, data.train.labels)
         self.teacher, dim = self._load_teacher()
         self.model = build_model(config, len(data.train.classes), dim)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
+        if config.train.sync_batchnorm:
+            synchronize_batch_norms(self.model)
         # The average copies the model before it is compiled, sharded or wrapped: it is only validated and exported.
         self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
         if config.train.compile:
-            self.model.compile_backbone()
-        self.net = distribute(self.model, config.run.strategy, device)
+            self.model.compile_backbone(config.train.compile_mode)
+        sharing = Sharing.of(config.run, config.train, device, self.precision)
+        self.net = distribute(self.model, sharing, device)
         if self.ema is not None:
-            place(cast(TaughtClassifier, self.ema.module), config.run.strategy, device)
+            place(cast(TaughtClassifier, self.ema.module), sharing, device)
         # After the model is on its device, or sharded: the optimiser must hold the parameters that training updates.
         self.optimizer = build_optimizer(config.optim, self.model)
         self.scheduler = build_scheduler(config.optim, self.optimizer, config.train.epochs, self.order.steps_per_epoch)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.text_teacher = TextTeacher.of_run(config, self.model.text_head, self._build_objective(), data.targets)
         limit = config.train.max_batch_per_worker or config.train.batch_size
         self.parts = -(-max(self.order.shares) // limit)
@@ -92,6 +102,10 @@ class Learner:
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """One update; returns the columns STEP_COLUMNS, shape (5,), on the device. Does not wait for the device."""
+        if (
+            self.config.train.replays_graphs
+        ):  # nothing of the last step's graphs is read any more: they may overwrite it
+            torch.compiler.cudagraph_mark_step_begin()
         self.scheduler.step_update(step)  # the rate is a function of the step, so a resumed run has the same
         images, labels, text = self.on_device(batch, step)
         weight = self.text_teacher.weight(step // self.order.steps_per_epoch)
@@ -99,9 +113,14 @@ class Learner:
         objective = self.text_teacher.objective
         text = objective.text_ahead(text, len(labels)) if weight else text
         # All workers in parts, or none: where the model is sharded they wait for one another in each.
-        backward = self._backward_in_parts if self.parts > 1 else self._backward
-        objective = partial(objective, labels=labels, text=text, weight=weight, teacher=teacher)
-        parts = backward(images, objective, step)
+        if self.parts > 1 and objective.adds_up(weight):
+            own = text if weight else None
+            assert own is None or isinstance(own, Tensor), "no image is compared with another worker's"
+            parts = self._backward_part_by_part(images, (labels, own, teacher), weight, step)
+        else:
+            backward = self._backward_in_parts if self.parts > 1 else self._backward
+            whole = partial(objective, labels=labels, text=text, weight=weight, teacher=teacher)
+            parts = backward(images, whole, step)
         # Unscaled before they are clipped: the limit is meant for the gradients themselves.
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config.optim.grad_clip)
@@ -146,8 +165,27 @@ class Learner:
         self.scaler.scale(loss).backward()
         return parts
 
+    def _backward_part_by_part(self, images: Tensor, targets: Targets, weight: float, step: int) -> Tensor:
+        """The same gradient in less memory, for a loss that is a sum over parts: each runs once, forward and back."""
+        objective, columns = self.text_teacher.objective, list[Tensor]()
+        chunks, *cut = (
+            [None] * self.parts if rows is None else rows.tensor_split(self.parts) for rows in (images, *targets)
+        )
+        for number, (chunk, labels, text, teacher) in enumerate(zip(chunks, *cut, strict=True)):
+            self._seed(step, number)
+            with gradients_exchanged(self.net, number == self.parts - 1):
+                with self.autocast():
+                    outputs = self.net(chunk)
+                with self._loss_precision():
+                    loss, parts = objective.of_part(self.order.shares, outputs, labels, text, weight, teacher)
+                self.scaler.scale(loss).backward()
+            columns.append(parts)
+        # Losses are sums; the balance is 1 or 0 in each part.
+        sums = torch.stack(columns)
+        return torch.cat([sums[:, :-1].sum(0), sums[:, -1].amax(0, keepdim=True)])
+
     def _backward_in_parts(self, images: Tensor, objective: Loss, step: int) -> Tensor:
-        """The same gradient in less memory: contrastive losses need all features, so those come first, without a graph.
+        """The same gradient in less memory: the loss needs features of all parts, which come first, without a graph.
 
         Each part then runs again, with the same random numbers, to carry its share of the gradient back (GradCache,
         arXiv 2101.06983). Batch-norm statistics see every part twice.
@@ -193,4 +231,10 @@ class Learner:
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
-        return mixed_precision(self.context.device, self.config.train.precision)
+        return mixed_precision(self.context.device, self.precision)
+
+
+def common_precision(device: torch.device, precision: str) -> str:
+    """`precision_on` a device, the same for all workers, which must all call: fp32 where one of them has no bf16."""
+    own = precision_on(device, precision)
+    return "fp32" if sum_over_workers(torch.tensor(float(own == "fp32"), device=device)) else own

@@ -44,6 +44,8 @@ class TextTeacher(nn.Module):
     `tt_ray.train`, which uses the same parts. The head is initialised by `seed` and leaves torch's random numbers as
     they are. Of several processes (torch.distributed) each sees its part of the batch, of any size; wrap the teacher in
     DistributedDataParallel too, as its head is learned: the mean of all gradients is then that of the whole batch.
+    The head computes in the autocast of your loop, the losses in float32. No setting of torch is changed: for TF32 in
+    them call `torch.set_float32_matmul_precision("high")`, as `tt_ray.train` does on a GPU.
 
     Args:
         num_features: Length d of the classifier's input (`model.num_features`, or

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from tt_ray.config import Config
-from tt_ray.data.sampling import smallest_batch
-from tt_ray.models.classifier import TaughtClassifier, build_backbone
+from tt_ray.data.sampling import smallest_parts
+from tt_ray.models.classifier import TaughtClassifier, build_backbone, checkpoint_activations
 from tt_ray.models.trial_pass import trial_pass
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.optim import build_optimizer
@@ -24,6 +24,8 @@ def check_model(config: Config, num_classes: int) -> None:
         UserError: The model or the optimiser is unknown, or cannot be trained with this configuration.
     """
     backbone = build_backbone(config, num_classes).eval()
+    if config.train.activation_checkpointing:
+        checkpoint_activations(backbone, config.model.name)
     build_optimizer(config.optim, backbone)
     name, size = config.model.name, config.data.image_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -41,7 +43,10 @@ def check_model(config: Config, num_classes: int) -> None:
 
 def _check_batch_norm(backbone: nn.Module, image: Tensor, config: Config) -> None:
     """Raises UserError where batch norm would get a single number of a channel: it has no spread to divide by."""
-    fewest = smallest_batch(config)
+    # The more workers, the fewer images each has; together they may have fewest when they are few.
+    widths = config.workers if config.train.sync_batchnorm else config.workers[1:]
+    count = sum if config.train.sync_batchnorm else min
+    fewest = min(count(smallest_parts(config, workers)) for workers in widths)
     if fewest > 1 or not any(isinstance(module, _BATCH_NORMS) for module in backbone.modules()):
         return
     try:

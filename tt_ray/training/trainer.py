@@ -18,19 +18,21 @@ from tt_ray.io.checkpoint_folder import checkpoint_name
 from tt_ray.io.files import new_file
 from tt_ray.io.provenance import versions
 from tt_ray.io.storage import Storage
+from tt_ray.models.device_profile import precision_note
 from tt_ray.models.export import write_export
-from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError
+from tt_ray.terminal.errors import Interrupted, NonFiniteLoss
 from tt_ray.terminal.progress import Standing
 from tt_ray.training.async_validation import AsyncValidations
-from tt_ray.training.checkpoint import Position, load_checkpoint, not_finite, snapshot
+from tt_ray.training.checkpoint import Position, load_checkpoint
 from tt_ray.training.checkpoint_manager import CheckpointManager
-from tt_ray.training.collectives import sum_over_workers
+from tt_ray.training.collectives import from_worker_0, sum_over_workers
 from tt_ray.training.context import REQUESTS, Context
 from tt_ray.training.interrupts import Interrupts
 from tt_ray.training.metrics_log import LoaderWatch, MetricsLog, Reading, StepMetrics, timed
 from tt_ray.training.optim import learning_rate
 from tt_ray.training.prefetch import augments_on, finished_ahead
 from tt_ray.training.samples import first_of, samples
+from tt_ray.training.snapshot import HostMemory, snapshot
 from tt_ray.training.step import Learner
 from tt_ray.training.tracker import Tracker
 from tt_ray.training.validation import validate
@@ -70,11 +72,13 @@ class Trainer(Learner):
         self.steps = config.train.epochs * self.order.steps_per_epoch
         self.stop = min(until * self.order.steps_per_epoch or self.steps, self.steps)
         self.seconds, self.scores, self.warnings = 0.0, dict[str, float](), list[str]()
+        self.warnings += filter(None, [precision_note(context.device, config.train.precision)])
         self.first_step_at: float | None = None
         self.metrics = StepMetrics()
         self.checkpoints = CheckpointManager(
             config.run_dir, Storage.open(config.run.storage), config.run.keep_checkpoints
         )
+        self.memory = HostMemory()
         self.validations = AsyncValidations(config, context, self.checkpoints, self.order.steps_per_epoch)
 
     def run(self) -> dict[str, Any]:
@@ -86,7 +90,7 @@ class Trainer(Learner):
         batches = TrainBatches(self.data.train, loaded_targets, self.order, config, on_device)
         held_out = EvalBatches(self.data.val, config, context.rank, context.world)
         loaded = load(batches, range(start, self.stop), config, context.device)
-        loaded = finished_ahead(loaded, context.device, config.data) if context.device.type == "cuda" else loaded
+        loaded = finished_ahead(loaded, context.device, config.data)
         validated = load(held_out, range(len(held_out)), config, context.device, kept=True)
         with ExitStack() as files:
             log = tracker = None
@@ -132,7 +136,7 @@ class Trainer(Learner):
                 self._checkpoint(done, log)
             # 4. The runner hears of scores last: it may end the run at once, and waits for the checkpoint if it does.
             if log is not None and log.validated(done):
-                self.context.validated(done // per_epoch, self.scores, self.checkpoints.wait)
+                self.context.validated(done // per_epoch, self.scores, self.checkpoints.kept)
             if request and done < self.steps:
                 self._settle()
                 raise Interrupted(request, done)
@@ -150,17 +154,16 @@ class Trainer(Learner):
             What a runner asks for, the same on all workers; empty where it is nothing.
 
         Raises:
-            NonFiniteLoss: The loss or the gradient of a step is not finite.
+            NonFiniteLoss: The loss or the gradient of a step is not finite, or a weight of the last checkpoint.
             UserError: A checkpoint could not be written.
         """
-        requested, problem = self.context.requested(), self.checkpoints.problem()
-        reading = self.metrics.read([*(requested == request for request in REQUESTS), bool(problem)])
+        requested, failed = self.context.requested(), self.checkpoints.failure() is not None
+        reading = self.metrics.read([*(requested == request for request in REQUESTS), failed])
         if reading is None:
             return ""
-        if bad := reading.not_finite(self.scaler.is_enabled()):
-            raise NonFiniteLoss(f"{bad}; {self.checkpoints.last_good()}")
-        if reading.flags[-1]:
-            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.checkpoints.last_good()}")
+        bad = reading.not_finite(self.scaler.is_enabled())
+        if bad or reading.flags[-1]:
+            raise self._end(bad or "")
         if log is not None:
             self._write(log, reading)
         return next((request for request, flag in zip(REQUESTS, reading.flags, strict=False) if flag), "")
@@ -194,19 +197,19 @@ class Trainer(Learner):
         model = self.model if self.ema is None else self.ema.module
         self.scores = validate(model, held_out, self.config, self.context.device, self.autocast())
         if last and not math.isfinite(self.scores["val_loss"]):
-            good = self.checkpoints.last_good()
-            raise NonFiniteLoss(f"the validation loss is not finite after step {done - 1}; {good}")
+            raise self._end(f"the validation loss is not finite after step {done - 1}")
         if log is not None:
             log.validation({"step": done, "epoch": epoch, **self.scores})
         self.metrics.watch.skip(time.perf_counter() - start)
 
     def _checkpoint(self, done: int, log: MetricsLog | None) -> None:
-        """Copies the state; worker 0 writes it while training continues, and has it validated if that is due."""
+        """Copies the state; worker 0 writes it while training continues, and has it validated if that is due.
+
+        Weights that the last update has made infinite are found by the thread that writes, before it does: training
+        ends with the next reading, and has waited for nothing.
+        """
         self.checkpoints.wait()  # one copy of the state in memory at a time
-        if bad := not_finite(self.model, self.ema and self.ema.module):  # the last update may have overflowed
-            good = self.checkpoints.last_good()
-            raise NonFiniteLoss(f"weights ({bad}) are not finite after step {done - 1}; {good}")
-        state = snapshot(self.model, self.optimizer, self.ema and self.ema.module)
+        state = snapshot(self.model, self.optimizer, self.ema and self.ema.module, self.memory)
         if log is None:
             return
         log.flush()  # the checkpoint must not know of steps whose rows are still in memory
@@ -215,6 +218,7 @@ class Trainer(Learner):
             "seconds": self.seconds,
             "scores": self.scores,
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "classes": self.data.train.classes,
         }
         self.checkpoints.save(position, state, extra, self.validations.start)
@@ -232,20 +236,42 @@ class Trainer(Learner):
         """Waits for the last checkpoint.
 
         Raises:
-            UserError: It could not be written; on all workers.
+            NonFiniteLoss, UserError: It could not be written; on all workers.
         """
         self.checkpoints.wait()
-        problem = self.checkpoints.problem()
-        if sum_over_workers(torch.tensor(float(bool(problem)), device=self.context.device)):
-            raise UserError(f"{problem or 'worker 0 cannot write its checkpoint'}; {self.checkpoints.last_good()}")
+        failed = self.checkpoints.failure() is not None
+        if sum_over_workers(torch.tensor(float(failed), device=self.context.device)):
+            raise self._end()
+
+    def _end(self, cause: str = "") -> Exception:
+        """The error to end with, as worker 0 knows it, on all workers, which must all call.
+
+        Weights that were not finite at the last checkpoint come before what followed from them; `cause`, if there is
+        one, before a disk that is full.
+        """
+        error: Exception | None = None
+        if self.context.rank == 0:
+            self.checkpoints.wait()
+            failure = self.checkpoints.failure()
+            if failure is None or (cause and not isinstance(failure, NonFiniteLoss)):
+                failure = NonFiniteLoss(cause)
+            error = type(failure)(f"{failure}; {self.checkpoints.last_good()}")
+        error = from_worker_0(error)
+        assert error is not None, "worker 0 has made it"
+        return error
 
     def _restore(self) -> int:
-        path, problems = self.checkpoints.agree(self.context.rank, self.context.device)
+        path, problems = self.checkpoints.agree(self.context.rank)
         self.warnings += [f"{problem}; resumed from {path.name if path else 'the start'}" for problem in problems]
         if path is None:
             return 0
         position, extra = load_checkpoint(path, self.model, self.optimizer, self.ema and self.ema.module)
-        self.scaler.load_state_dict(extra["scaler"])
+        if (before := extra.get("precision", self.precision)) != self.precision:  # auto, on devices of another kind
+            self.warnings.append(
+                f"trained in {before} up to step {position.step}, and in {self.precision} from there on"
+            )
+        if extra["scaler"]:  # empty where losses were not scaled
+            self.scaler.load_state_dict(extra["scaler"])
         self.seconds, self.scores = extra["seconds"], extra["scores"]
         return position.step
 
@@ -258,6 +284,7 @@ class Trainer(Learner):
             "steps": self.steps,
             "epochs": config.train.epochs,
             "train_seconds": self.seconds,
+            "precision": self.precision,
             "first_step_at": self.first_step_at,
             "versions": versions() if self.context.rank == 0 else {},
             "notes": [*self.data.notes, *self.warnings, *found],

@@ -1,5 +1,6 @@
 """Exact validation: every image counts once, whatever the number of workers and the batch size."""
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,8 +17,11 @@ from tt_ray.data.prepare import open_images
 from tt_ray.data.sources.base import NOBODY
 from tt_ray.io.storage import Storage
 from tt_ray.models.classifier import TaughtClassifier, mixed_precision
+from tt_ray.models.device_profile import use_gpu_profile
 from tt_ray.models.export import load_backbone
+from tt_ray.terminal.gpu import gpu
 from tt_ray.training.collectives import sum_over_workers, world_size
+from tt_ray.training.prefetch import finished_ahead
 
 
 @torch.inference_mode()
@@ -35,21 +39,21 @@ def validate(
     """
     model.eval()
     hits = list[tuple[Tensor, Tensor]]()
-    # correct, correct among five, summed loss; float64 counts images exactly.
-    totals, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
-    for batch in batches:
+    # Correct, correct among five, summed loss, images; float64 counts exactly, and the host waits for no batch.
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch in finished_ahead(batches, device, config.data):
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         with autocast:
             logits = model(normalize(images, config.data.mean, config.data.std)).logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, ignore_index=NOBODY, reduction="sum")
-        totals += torch.stack([count.double() for count in (best[:, 0].sum(), best.sum(), loss)])
-        seen += int((batch.labels != NOBODY).sum())
+        seen = (labels != NOBODY).sum()
+        totals += torch.stack([count.double() for count in (best[:, 0].sum(), best.sum(), loss, seen)])
         if config.train.eval_batch_mean:
             hits.append((batch.rows, best[:, 0]))
     model.train()
-    top1, top5, loss_sum, images = sum_over_workers(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+    top1, top5, loss_sum, images = sum_over_workers(totals).tolist()
     result = {"top1": 100 * top1 / images, "val_loss": loss_sum / images, "val_images": int(images)}
     if model.backbone.num_classes > 5:  # type: ignore[operator]
         result["top5"] = 100 * top5 / images
@@ -82,8 +86,10 @@ def validate_checkpoint(config_tree: dict[str, Any], checkpoint: str, workers: i
     config, folder = Config.from_dict(config_tree), Path(checkpoint)
     Storage.open(config.run.storage).fetch(folder)
     _, split, _ = open_images(config)
-    cuda = config.run.use_gpu and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    # It may have been given no GPU, next to the workers at the end of a run; one that it was given must work.
+    given = os.environ.get("CUDA_VISIBLE_DEVICES") or torch.cuda.is_available()
+    device = gpu() if config.run.use_gpu and given else torch.device("cpu")
+    use_gpu_profile(device)
     model = TaughtClassifier(load_backbone(folder, config, len(split.classes)), None).to(device)
     autocast = mixed_precision(device, config.train.precision)
     batches = EvalBatches(split, config, 0, 1)

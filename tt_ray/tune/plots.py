@@ -38,14 +38,15 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _dimensions(space: Space, records: Sequence[Record]) -> Any:
-    """The metric against each dimension: a point for each seed, a bar for their mean."""
+    """The metric against each dimension, of trials that had it: a point for each seed, a bar for their mean."""
     columns = min(len(space.domains), 4)
     rows = -(-len(space.domains) // columns)
     size = (3.2 * columns + 0.4, 2.8 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, path in zip(axes.flat, space.domains, strict=False):
-        places, ticks = _places(space, path, records)
-        for record, place in zip(records, places, strict=True):
+        having = [record for record in records if path in record.job()["values"]]
+        places, ticks = _places(space, path, having)
+        for record, place in zip(having, places, strict=True):
             last = record.reports[-1]
             seeds = [row[space.metric] for row in last["seeds"].values()]
             colour = "C0" if record.status == "done" else "0.7"
@@ -94,7 +95,8 @@ def _parallel(space: Space, records: Sequence[Record]) -> Any:
         share = (scores[number] - low) / max(high - low, 1e-9)
         colour = plt.get_cmap("viridis")(share if space.mode == "max" else 1 - share)
         style = "-" if records[number].status == "done" else ":"
-        axis.plot(range(len(columns)), columns[:, number], style, color=colour, linewidth=1.3, alpha=0.85)
+        here = np.isfinite(columns[:, number])  # a line passes by a dimension that its trial did not have
+        axis.plot(np.flatnonzero(here), columns[here, number], style, color=colour, linewidth=1.3, alpha=0.85)
     for place, path in enumerate(paths):
         for height, text in _marks(space, path):
             axis.text(place + 0.03, height, text, fontsize=7, va="center")
@@ -110,10 +112,12 @@ def _parallel(space: Space, records: Sequence[Record]) -> Any:
 
 
 def _heights(space: Space, path: str, records: Sequence[Record]) -> list[float]:
+    """Places between 0 and 1; nan for trials that did not have the dimension."""
     domain = space.domains[path]
-    values = [record.job()["values"][path] for record in records]
+    values = [record.job()["values"].get(path, math.nan) for record in records]
     if hasattr(domain, "categories"):
-        return [domain.categories.index(value) / max(len(domain.categories) - 1, 1) for value in values]
+        last = max(len(domain.categories) - 1, 1)
+        return [domain.categories.index(value) / last if value in domain.categories else math.nan for value in values]
     ends = np.array([domain.lower, domain.upper, *values], float)
     ends = np.log(ends) if _is_log(space, path) else ends
     return list((ends[2:] - ends[0]) / (ends[1] - ends[0]))

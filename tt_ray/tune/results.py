@@ -5,18 +5,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tt_ray.config import Config
 from tt_ray.io.files import new_file
-from tt_ray.statistics import plus_minus
+from tt_ray.statistics import noise_of_best, plus_minus, t_interval
+from tt_ray.statistics import spread as deviation
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import best_first, value_text
-from tt_ray.tune.space import METRICS, Space, apply
+from tt_ray.tune.space import METRICS, Space, apply, identity
 
 _SHOWN = 10
 
@@ -35,26 +36,17 @@ class Margin:
         sign = 1 if self.space.mode == "max" else -1
         return [sign * (best - base) for best, base in zip(self.best, self.base, strict=True)]
 
-    @property
-    def half_width(self) -> float:
-        """Half the width of the 95 % t interval of the mean gain; infinite with one seed."""
-        if len(self.gains) < 2:
-            return math.inf
-        from scipy.stats import t
-
-        return float(t.ppf(0.975, len(self.gains) - 1)) * stdev(self.gains) / math.sqrt(len(self.gains))
-
     def sentence(self) -> str:
         """Whether the margin is more than noise, in words."""
         gain = mean(self.gains)
         of = f"The margin (base - best, as lower {self.space.metric} is better)"
         of = "The margin" if self.space.mode == "max" else of
-        if len(self.gains) < 2:
+        if (ends := t_interval(self.gains)) is None:
             text = self._signed(gain)
             return f"{of} is {text} with one seed, which says nothing about noise: pass more --final-seeds."
-        low, high = gain - self.half_width, gain + self.half_width
+        low, high = ends
         interval = f"95 % interval {self._signed(low)} to {self._signed(high)}, {len(self.gains)} seeds"
-        text = f"{self._signed(gain)} ± {self.space.shown(stdev(self.gains))} ({interval})"
+        text = f"{self._signed(gain)} ± {self.space.shown(deviation(self.gains) or 0.0)} ({interval})"
         if low <= 0 <= high:
             return f"{of} {text} is within noise: do not prefer the best configuration to the base recipe."
         if gain < 0:
@@ -168,7 +160,8 @@ def _schedule_lines(space: Space, journal: Journal, best: Record) -> list[str]:
     lines = ["These are its last values. Its weights come from this schedule, which `best.yaml` does not repeat:", ""]
     lines += [f"| epoch | {' | '.join(space.domains)} |", "| --- " * (len(space.domains) + 1) + "|"]
     for row in rows:
-        lines.append(f"| {row['epoch']} | {' | '.join(value_text(row['values'][path]) for path in space.domains)} |")
+        values = [value_text(row["values"].get(path, "")) for path in space.domains]
+        lines.append(f"| {row['epoch']} | {' | '.join(values)} |")
     return [*lines, ""]
 
 
@@ -203,46 +196,93 @@ def _trial_lines(space: Space, records: Sequence[Record]) -> list[str]:
     lines.append("| --- " * (len(space.domains) + 3) + "|")
     for record in records[:_SHOWN]:
         values = [value_text(record.job()["values"].get(path, "")) for path in space.domains]
-        seeds = [row[space.metric] for row in record.reports[-1]["seeds"].values()]
-        lines.append(f"| {record.name} | {' | '.join(values)} | {record.epoch} | {spread(seeds, space)} |")
+        values += [str(record.epoch), spread(_seeds(record, space), space)]
+        lines.append(f"| {record.name} | {' | '.join(values)} |")
     return lines
 
 
-def noise(records: Sequence[Record], metric: str) -> float | None:
-    """Standard deviation over seeds of a configuration's value, pooled over finished configurations."""
-    variances: list[float] = []
-    for record in records:
-        seeds = [row[metric] for row in record.reports[-1]["seeds"].values()] if record.reports else []
-        if record.status == "done" and len(seeds) > 1:
-            variances.append(stdev(seeds) ** 2)
-    return math.sqrt(mean(variances)) if variances else None
+class NoWorse(NamedTuple):
+    """Finished configurations that cannot be called worse than the best one."""
+
+    trials: list[Record]
+    """The best one first."""
+    worse: list[Record]
+    """Those that can."""
+    distance: float
+    """What lies nearer to the best than this may be as good (of the most seeds, where their numbers differ)."""
+    among: int
+    """Configurations that were tried, those that have ended early included."""
+
+    def told(self) -> str:
+        of = len(self.trials) + len(self.worse)
+        if of == 1:
+            return "one trial alone has finished: there is nothing to compare it with"
+        if not self.worse:
+            return f"no trial of {of} can be called worse than the best"
+        verb = "is" if len(self.worse) == 1 else "are"
+        return f"{len(self.worse)} of {of} trials {verb} worse than the best, {len(self.trials) - 1} may be as good"
 
 
-def good_trials(records: Sequence[Record], space: Space) -> tuple[list[Record], float] | None:
-    """Trials whose mean is within noise of the best one's, and the distance that counts as noise.
+def no_worse(records: Sequence[Record], space: Space) -> NoWorse | None:
+    """Which trials may be as good as the best; None where nothing shows the noise, as with one seed for each trial.
 
-    That is 2 standard errors of a difference of two means over seeds. None with one seed, which shows no noise.
+    Only finished trials are compared, as others have trained for less, but what is noise depends on the number of all
+    configurations that were tried: see `noise_of_best`. A configuration that was trained twice counts once.
     """
-    sd = noise(records, space.metric)
-    done = [record for record in best_first(list(records), space) if record.status == "done"]
-    if sd is None or not done:
+    tried: dict[str, Record] = {}
+    for record in best_first(list(records), space):
+        tried.setdefault(identity(space.without_idle(record.job()["values"])), record)
+    done = [record for record in tried.values() if record.status == "done" and math.isfinite(_value(record, space))]
+    distances = noise_of_best([_seeds(record, space) for record in done], len(tried))
+    if distances is None:
         return None
-    distance = 2 * sd * math.sqrt(2 / len(done[0].seeds))
-    values = [space.better(record.reports[-1][space.metric]) for record in done]
-    return [record for record, value in zip(done, values, strict=True) if values[0] - value <= distance], distance
+    best = space.better(_value(done[0], space))
+    near = [best - space.better(_value(each, space)) <= noise for each, noise in zip(done, distances, strict=True)]
+    trials = [record for record, is_near in zip(done, near, strict=True) if is_near]
+    worse = [record for record, is_near in zip(done, near, strict=True) if not is_near]
+    return NoWorse(trials, worse, min(distances), len(tried))
+
+
+def _value(record: Record, space: Space) -> float:
+    return record.reports[-1][space.metric]
+
+
+def _seeds(record: Record, space: Space) -> list[float]:
+    return [row[space.metric] for row in record.reports[-1]["seeds"].values()]
+
+
+def which_are_worse(records: Sequence[Record], space: Space) -> str:
+    """What the search allows to say about its trials, in one sentence."""
+    found = no_worse(records, space)
+    if found is not None:
+        return found.told()
+    if any(len(record.seeds) > 1 for record in records):
+        return "nothing can be said about which trials differ before one has finished"
+    return (
+        "nothing can be said about which trials differ: with one seed each, nothing shows how far a configuration is "
+        "from itself (pass at least two --seeds)"
+    )
 
 
 def _range_lines(space: Space, records: Sequence[Record]) -> list[str]:
-    found = good_trials(records, space)
-    if found is None:
-        return []
-    good, distance = found
-    of = sum(record.status == "done" for record in records)
-    lines = [f"## What does not matter: {len(good)} of {of} trials are within {space.shown(distance)} of the best", ""]
-    lines += ["That is two standard errors of a difference, from the spread over seeds. Among them:", ""]
+    found = no_worse(records, space)
+    lines = ["## Which trials may be as good as the best", ""]
+    told = which_are_worse(records, space)
+    told = f"{told[0].upper()}{told[1:]}."
+    if found is None or len(found.trials) + len(found.worse) == 1:
+        return [*lines, told, ""]
+    lines += [
+        f"{told} Up to {space.shown(found.distance)} from the best is noise, by the "
+        f"spread over seeds and the range of {found.among} trials (Tukey's and Kramer's test): were all equal, any of "
+        "them would be called worse in at most 5 % of searches. What is not worse need not be as good: more --seeds "
+        "show smaller differences. Among those that may be as good:",
+        "",
+    ]
     for path in space.domains:
-        values = [record.job()["values"][path] for record in good]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        values = [values[path] for record in found.trials if path in (values := record.job()["values"])]
+        if not values:
+            told = "not drawn"
+        elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
             told = f"{value_text(min(values))} to {value_text(max(values))}"
         else:
             told = ", ".join(dict.fromkeys(str(value) for value in values))
@@ -260,6 +300,7 @@ def _printed(out: Path, space: Space, journal: Journal, best: Record | None, not
         value = space.shown(best.reports[-1][space.metric])
         values = ", ".join(f"{path} {value_text(each)}" for path, each in best.job()["values"].items())
         lines.append(f"best: {best.name} ({values}), {space.metric} {value} on the selection split")
+        lines.append(which_are_worse(journal.of("search"), space))
         if unfinished := sum(not record.ended for record in journal.of("search")):
             lines.append(f"{unfinished} trials are unfinished: the best may still change")
         found = margin(journal, space, best)

@@ -19,8 +19,9 @@ from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.tracker import tracker_environment
+from tt_ray.tune.conditions import active, depth
 from tt_ray.tune.journal import Journal, Record
-from tt_ray.tune.space import METRICS, Space, Values
+from tt_ray.tune.space import METRICS, Space, Values, identity
 from tt_ray.tune.trial import TrialPlan, run_trial
 
 _QUIET = {
@@ -33,6 +34,8 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _LOOK_S = 1.0
+_PROPOSALS = 100
+"""Proposals that have been tried already, in a row, after which Optuna has no others."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,9 @@ class _JournalCallback(tune.Callback):
 class Suggestions(Searcher):
     """Optuna's proposals as jobs: first those that an earlier command has left unfinished, then new ones.
 
-    Optuna receives the results of all trials that have ended, those of earlier commands included.
+    Optuna receives the results of all trials that have ended, those of earlier commands included. It is asked for a
+    dimension only where the dimension does something, and never knows of a value that was not used: its sampler then
+    learns about each dimension from the trials that had it. A configuration that it proposes again is not run again.
     """
 
     def __init__(self, space: Space, records: Sequence[Record], of: int, new: Callable[[Values], Record]) -> None:
@@ -227,40 +232,67 @@ class Suggestions(Searcher):
         self.left = [record for record in records if not record.ended]
         self.count = max(of - len(records), 0) + len(self.left)
         """Number of trials to run."""
-        self.optuna = _optuna(space)
+        self.study, self.distributions = _optuna(space)
+        self.known = {identity(record.values): record for record in records}
         self.running: dict[str, Record] = {}
-        self.proposed: set[str] = set()
-        """Tune's ids of the trials whose values Optuna has proposed in this command."""
+        self.proposed: dict[str, Any] = {}
+        """Optuna's trials, by Tune's ids, of the values that it has proposed in this command."""
         for record in records:
             if record.ended:
                 self._tell(record)
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        record = self.left.pop(0) if self.left else self.new(self._propose(trial_id))
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self.left:
+            record = self.left.pop(0)
+        elif (values := self._propose(trial_id)) is None:
+            return Searcher.FINISHED  # type: ignore[return-value]  # Ray's word, which its annotation forgets
+        else:
+            record = self.known[identity(values)] = self.new(values)
         self.running[trial_id] = record
         return {"job": record.job()}
 
-    def _propose(self, trial_id: str) -> Values:
-        values = self.optuna.suggest(trial_id)
-        assert values is not None
-        self.proposed.add(trial_id)
-        # Four digits are as many as people read or type again.
-        return {path: float(f"{value:.4g}") if isinstance(value, float) else value for path, value in values.items()}
+    def _propose(self, trial_id: str) -> Values | None:
+        """Values that have not been tried; None where Optuna proposes only ones that have."""
+        order = sorted(self.space.domains, key=lambda path: depth(path, self.space.when))
+        for _ in range(_PROPOSALS):
+            trial, drawn = self.study.ask(), Values()
+            for path in order:
+                if active(path, drawn, self.space.when):
+                    drawn[path] = _suggest(trial, path, self.distributions[path])
+            values = {path: drawn[path] for path in self.space.domains if path in drawn}
+            known = self.known.get(identity(values))
+            if known is None:
+                self.proposed[trial_id] = trial
+                return values
+            value = self._value(known) if known.ended else None
+            self.study.tell(trial, value, None if value is not None else _state("FAIL"))
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         record = self.running.pop(trial_id, None)
         if record is None:
             return
-        failed = error or bool(result and "failed" in result)
-        if trial_id in self.proposed:
-            row = None if failed or result is None else self.space.comparable(result)
-            self.optuna.on_trial_complete(trial_id, row, failed)
-        else:
+        if trial_id not in self.proposed:
             self._tell(record)
+            return
+        failed = error or bool(result and "failed" in result)
+        value = None if failed else self.space.comparable(result or {}).get(self.space.metric)
+        # One that ended before its first report, without a failure, says nothing of its values either.
+        self.study.tell(self.proposed[trial_id], value, None if value is not None else _state("FAIL"))
+
+    def _value(self, record: Record) -> float | None:
+        """What Optuna is told of a trial that has ended; None where it failed or never reported."""
+        row = record.reports[-1] if record.reports and record.status != "failed" else {}
+        return self.space.comparable(row).get(self.space.metric)
 
     def _tell(self, record: Record) -> None:
-        value = self.space.comparable(record.reports[-1] if record.reports else {}).get(self.space.metric)
-        self.optuna.add_evaluated_point(record.values, value or 0.0, error=value is None or record.status == "failed")
+        from optuna.trial import create_trial
+
+        value = self._value(record)
+        known = {path: value for path, value in record.values.items() if path in self.distributions}
+        state = _state("FAIL" if value is None else "COMPLETE")
+        about = {path: self.distributions[path] for path in known}
+        self.study.add_trial(create_trial(state=state, value=value, params=known, distributions=about))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -272,7 +304,8 @@ class Suggestions(Searcher):
         pass
 
 
-def _optuna(space: Space) -> Any:
+def _optuna(space: Space) -> tuple[Any, dict[str, Any]]:
+    """A study of Optuna's, and its distributions by path."""
     from ray.tune.search.optuna import OptunaSearch
 
     try:
@@ -280,4 +313,26 @@ def _optuna(space: Space) -> Any:
     except ImportError:
         raise UserError("--searcher optuna needs the package optuna: pip install 'tt-ray[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(OptunaSearch.convert_search_space(dict(space.domains)), space.metric, space.mode, seed=0)
+    direction = "maximize" if space.mode == "max" else "minimize"
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), direction=direction)
+    return study, OptunaSearch.convert_search_space(dict(space.domains))
+
+
+def _suggest(trial: Any, path: str, distribution: Any) -> Any:
+    """Asks one of Optuna's trials for a value."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(path, distribution.choices)
+    low, high = distribution.low, distribution.high
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(path, low, high, step=distribution.step, log=distribution.log)
+    value = trial.suggest_float(path, low, high, step=distribution.step, log=distribution.log)
+    # Four digits are as many as people read or type again.
+    return value if distribution.step else min(max(float(f"{value:.4g}"), low), high)
+
+
+def _state(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState[name]

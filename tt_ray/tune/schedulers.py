@@ -34,6 +34,8 @@ def options_of(space: Space, scheduler: str, epochs: int) -> dict[str, Any]:
     fixed = [path for path in space.domains if scheduler == "pbt" and not path.startswith(_MUTABLE)]
     if fixed:
         raise UserError(f"--scheduler pbt cannot change {', '.join(fixed)} within a training: choose fifo or asha")
+    if scheduler == "pbt" and space.when:
+        raise UserError("--scheduler pbt changes all values at any time, whatever WHEN says: choose fifo or asha")
     return options
 
 

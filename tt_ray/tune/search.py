@@ -22,7 +22,7 @@ from tt_ray.training.run_folder import differences
 from tt_ray.training.same_data import check_data, keep_data
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import SearchTable, winner
-from tt_ray.tune.space import SEARCHERS, TOP5_CLASSES, Space, check_space, grid_points, random_points
+from tt_ray.tune.space import SEARCHERS, TOP5_CLASSES, Space, check_space, grid_points, identity, random_points
 from tt_ray.tune.trial import TrialPlan
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class Search:
         if self.scheduler == "pbt" and (self.searcher != "random" or given.max_concurrent):
             raise UserError("--scheduler pbt draws values and runs trials itself: no --searcher, --max-concurrent")
         check_space(self.space, self.base)
+        self.space, idle = self.space.on(self._on(self.base))
+        self.notes += idle
         self.options = options_of(self.space, self.scheduler, self.base.train.epochs)
         self.settings = self._settings()
         if self.out.exists() and not self.out.is_dir():
@@ -119,7 +121,7 @@ class Search:
         tree = self.base.to_dict()
         tree.pop("run")
         return {
-            "space": {path: str(domain.domain_str) for path, domain in self.space.domains.items()},
+            "space": {path: self._described(path) for path in self.space.domains},
             "metric": f"{self.space.mode} {self.space.metric}",
             "searcher": self.searcher,
             "scheduler": {self.scheduler: self.options},
@@ -127,6 +129,13 @@ class Search:
             "final_seeds": list(self.given.final_seeds),
             "base": tree,
         }
+
+    def _described(self, path: str) -> str:
+        """A dimension's domain and condition."""
+        domain, needs = self.space.domains[path], self.space.when.get(path, {})
+        # A set has no order of its own.
+        told = [f"{other} in {', '.join(sorted(map(repr, allowed)))}" for other, allowed in needs.items()]
+        return str(domain.domain_str) + (f" when {' and '.join(told)}" if told else "")
 
     def check_out(self) -> None:
         """Raises UserError where the folder holds anything but an earlier part of this search."""
@@ -259,7 +268,12 @@ class Search:
             base = base.override("text.weight", 0.5)
         if self.space.metric == "top5":
             self._check_top5(base)  # before captions are embedded, which can take long
-        data = prepare(base, display)
+        embed = None
+        if base.run.use_gpu:
+            from tt_ray.cluster.caption_actors import embed_on_gpus
+
+            embed = embed_on_gpus(base.text.encoder, display)
+        data = prepare(base, display, embed)
         self.record, self.said, store = data.record, data.notes, data.store
         display.show("trying the model", 0, 1)
         check_model(base, data.classes)  # here once, rather than in each trial
@@ -310,9 +324,15 @@ class Search:
             return Jobs(suggestions, suggestions.count, max(count, len(records)))
         if self.searcher == "grid":
             points = list(grid_points(self.space))[: self.given.num_samples or None]
+            count = len(points)
         else:
-            points = random_points(self.space, count)
-        for values in points[len(records) :]:
+            # Members of a population are not configurations: they start somewhere, and move.
+            points = random_points(self.space, count, distinct=self.scheduler != "pbt")
+        if len(points) < count:
+            self.notes.append(f"the space has {len(points)} different configurations, not {count}")
+        known = {identity(record.values) for record in records} if self.scheduler != "pbt" else set[str]()
+        new = points[len(records) :] if self.scheduler == "pbt" else [v for v in points if identity(v) not in known]
+        for values in new[: max(count - len(records), 0)]:
             self._add(values)
         records = self.journal.of("search")
         todo = [record for record in records if not record.ended]

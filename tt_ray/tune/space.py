@@ -3,11 +3,12 @@
 import importlib
 import importlib.util
 import itertools
+import json
 import math
 import pkgutil
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any
 
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError, nearest, one_line
+from tt_ray.tune.conditions import When, active, check_when, example, idle_on, read_when
 
 Values = dict[str, Any]
 """Values by dotted configuration path."""
@@ -38,12 +40,14 @@ _OPTION_RANGES: dict[str, tuple[type, float, float]] = {
     "quantile": (float, 0, 0.5),
 }
 _OWN = ("train.seed", "train.epochs", "data.val_share", "data.group_column", "data.val_split")
-_ATTRIBUTES = ("SPACE", "METRIC", "MODE", "NUM_SAMPLES", "SEARCHER", "SCHEDULER", "SCHEDULER_OPTIONS")
+_ATTRIBUTES = ("SPACE", "WHEN", "METRIC", "MODE", "NUM_SAMPLES", "SEARCHER", "SCHEDULER", "SCHEDULER_OPTIONS")
 _DOMAINS = "tune.uniform(low, high) or tune.choice([...])"
 _LAST = 1e30
 """Replaces NaN and infinity in comparisons: Ray's schedulers take NaN for better than anything."""
 GRID_POINTS = 5
 """Points of a continuous dimension in a grid."""
+_DRAWS = 64
+"""Draws for each point that is wanted, after which there are no more different ones."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,26 @@ class Space:
     scheduler: str = "fifo"
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the scheduler."""
+    when: When = field(default_factory=dict)
+    """Values of other fields with which a dimension does something; without a condition it always does."""
+
+    def without_idle(self, values: Values) -> Values:
+        """`values` without those of dimensions that do nothing beside the others."""
+        return {path: value for path, value in values.items() if active(path, values, self.when)}
+
+    def on(self, config: Config) -> "tuple[Space, list[str]]":
+        """The space that is left on a base configuration, and a note on each dimension that does nothing there.
+
+        Raises UserError where nothing is left.
+        """
+        idle = idle_on(config, self.domains, self.when)
+        domains = {path: domain for path, domain in self.domains.items() if path not in idle}
+        notes = [f"{path} is not searched: it does nothing with {why}" for path, why in idle.items()]
+        if not domains:
+            raise UserError(f"search space {self.name}: nothing is left: {'; '.join(notes)}")
+        own = {path: self.when.get(path, {}) for path in domains}
+        when = {path: {other: each for other, each in needs.items() if other in domains} for path, needs in own.items()}
+        return replace(self, domains=domains, when={path: needs for path, needs in when.items() if needs}), notes
 
     @property
     def mode(self) -> str:
@@ -144,10 +168,11 @@ def _read(module: ModuleType, name: str) -> Space:
                 raise UserError(f"{key} is {value!r}; {nearest(str(value), known)}")
         options = said.get("SCHEDULER_OPTIONS", {})
         _check_options(options, scheduler)
+        when = read_when(said.get("WHEN", {}), domains)
     except UserError as error:
         raise UserError(f"{module.__file__}: {error}") from None
     question = (module.__doc__ or "").strip().partition("\n\n")[0]
-    return Space(name, " ".join(question.split()), domains, metric, count, searcher, scheduler, options)
+    return Space(name, " ".join(question.split()), domains, metric, count, searcher, scheduler, options, when)
 
 
 def _check_attributes(said: Mapping[str, Any]) -> None:
@@ -229,11 +254,17 @@ def check_space(space: Space, base: Config) -> None:
             raise UserError(f"search space {space.name}: no field {path}; {nearest(path, Config.paths())}")
         if path.startswith("run.") or path in _OWN:
             raise UserError(f"search space {space.name}: {path} is not for searching: trials set it themselves")
-        for value in grid_values(space.domains[path]):
-            try:
-                base.override(path, value)
-            except UserError as error:
-                raise UserError(f"search space {space.name}: {error}") from None
+    try:
+        check_when(space.when, base)
+        for path, domain in space.domains.items():
+            # Fields of runs are the command's: a trial's own are not known yet.
+            beside = {
+                other: value for other, value in example(path, space.when).items() if not other.startswith("run.")
+            }
+            for value in grid_values(domain):
+                base.override({**beside, path: value})
+    except UserError as error:
+        raise UserError(f"search space {space.name}: {error}") from None
 
 
 def at(domain: Any, share: float) -> Any:
@@ -261,23 +292,37 @@ def at(domain: Any, share: float) -> Any:
     return min(max(float(f"{value:.4g}"), float(low)), float(high))
 
 
-def random_points(space: Space, count: int) -> list[Values]:
+def identity(values: Values) -> str:
+    """A text that two configurations share where they are the same."""
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def random_points(space: Space, count: int, distinct: bool = True) -> list[Values]:
     """The first `count` points of a scrambled Halton sequence: random, but evenly spread over every dimension.
 
     Few trials then leave fewer gaps than independent draws do (Bergstra & Bengio 2012, section 4, JMLR 13). A longer
-    search begins with the points of a shorter one.
+    search begins with the points of a shorter one. A configuration that has come before is passed over if `distinct`:
+    there are fewer points where the space has no more.
     """
     from scipy.stats.qmc import Halton
 
-    shares = Halton(len(space.domains), scramble=True, rng=0).random(count)
-    items = space.domains.items()
-    return [{path: at(domain, float(u)) for (path, domain), u in zip(items, row, strict=True)} for row in shares]
+    sequence, items = Halton(len(space.domains), scramble=True, rng=0), space.domains.items()
+    points: dict[str, Values] = {}
+    for number in range(_DRAWS * count):
+        row = sequence.random(1)[0]
+        drawn = {path: at(domain, float(u)) for (path, domain), u in zip(items, row, strict=True)}
+        values = space.without_idle(drawn)
+        points.setdefault(identity(values) if distinct else str(number), values)
+        if len(points) == count:
+            break
+    return list(points.values())
 
 
 def grid_points(space: Space) -> Iterator[Values]:
-    """All combinations of `grid_values`."""
+    """All different configurations that `grid_values` make."""
     axes = [grid_values(domain) for domain in space.domains.values()]
-    return (dict(zip(space.domains, point, strict=True)) for point in itertools.product(*axes))
+    points = (space.without_idle(dict(zip(space.domains, point, strict=True))) for point in itertools.product(*axes))
+    return iter({identity(values): values for values in points}.values())
 
 
 def grid_values(domain: Any) -> list[Any]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, one_line
+from tt_ray.terminal.gpu import gpu
 from tt_ray.tune.space import METRICS, apply
 
 _POLL_S = 0.5
@@ -138,7 +139,7 @@ class _Trial:
                 trial._hear(seed, {epochs: scores})
 
         torch.set_num_threads(max(config.run.cpus_per_worker, 1))
-        device = torch.device("cuda", 0) if config.run.use_gpu else torch.device("cpu")
+        device = gpu() if config.run.use_gpu else torch.device("cpu")
         try:
             return train(config, self._data(config), TrialContext(0, 1, device), until)
         except Interrupted:

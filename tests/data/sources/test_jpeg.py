@@ -143,6 +143,24 @@ def test_large_images_are_decoded_at_a_lower_scale(
     assert np.abs(found - np.asarray(expected)).mean() <= REDUCED_MEAN
 
 
+@pytest.mark.parametrize("size", [(500, 375), (501, 377), (333, 499), (258, 1001), (1203, 805), (640, 480), (9, 70)])
+@pytest.mark.parametrize("short", [1, 2, 7, 16, 32, 64])
+def test_whole_images_are_decoded_at_the_scale_of_pillow_s_thumbnails(size: tuple[int, int], short: int) -> None:
+    width, height = (int(short * side / min(size)) for side in size)
+    content = encode(photo(*size), "JPEG")
+    image = Image.open(io.BytesIO(content))
+    scale = min(size[0] / width, size[1] / height) / 2
+    if scale >= 2:
+        image.draft("RGB", (int(size[0] / scale), int(size[1] / scale)))
+    factor = max(each for each in (1, 2, 4, 8) if each <= max(scale, 1))
+    box = (0, 0, size[0] / factor, size[1] / factor)
+    expected = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).astype(int)
+    found = Jpeg(content).resized((0, 0, size[1], size[0]), height, width)
+    assert found.shape == (height, width, 3)
+    difference = np.abs(found - expected)  # of some long images torch's kernel rounds one value of a thousand otherwise
+    assert difference.max() <= 3 * RESIZED and (difference > RESIZED).sum() <= 1
+
+
 def test_a_damaged_file_passes_or_fails_as_with_pillow() -> None:
     """Never half an image where Pillow raises, and the same half where it does not: 600 damaged files."""
     generator = random.Random(0)

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.features.backbone import Backbone, open_backbone, parse_models, pooled
+from eval.contract import EvalConfig
+from eval.features.backbone import Backbone, forward_pass, open_backbone, parse_models, pooled
 from tests.toy import run_toy, toy_config
 from tt_ray.io.checkpoint_folder import write_manifest
 from tt_ray.terminal.errors import UserError
@@ -150,3 +152,31 @@ def test_weights_that_timm_would_fill_with_random_ones(monkeypatch: pytest.Monke
 
 def test_empty_folder(tmp_path: Path) -> None:
     assert "holds neither export/" in message(lambda: open_backbone("m", str(tmp_path)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tf32_is_for_forward_passes_on_gpus_alone(device: str, precision: Any) -> None:
+    """Outside them solvers compute, which would not reach their tolerance."""
+    config = EvalConfig(None, Path(), device=device, precision=precision)
+    assert torch.get_float32_matmul_precision() == "highest"
+    convolutions = torch.backends.cudnn.allow_tf32
+    with pytest.raises(KeyError), forward_pass(config):
+        fast = (device, precision) == ("cuda", "tf32")
+        assert torch.get_float32_matmul_precision() == ("high" if fast else "highest")
+        assert device == "cpu" or torch.backends.cudnn.allow_tf32 == fast
+        assert torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device)
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.is_inference_mode_enabled()
+    assert torch.backends.cudnn.allow_tf32 == convolutions
+
+
+def test_bf16_is_for_forward_passes_alone() -> None:
+    model, images = open_backbone("r", f"random:{TOY_TIMM}"), torch.rand(2, 3, 160, 160)
+    with forward_pass(EvalConfig(None, Path(), precision="bf16")):
+        found = model.pooled(images)
+    with forward_pass(EvalConfig(None, Path())):
+        expected = model.pooled(images)
+    assert not torch.is_autocast_enabled("cpu") and expected.dtype == torch.float32
+    difference = (found.float() - expected).abs().max()
+    assert 0 < difference < 0.05 * expected.abs().max()

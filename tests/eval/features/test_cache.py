@@ -20,7 +20,7 @@ import eval.features.extract as extraction
 from eval.contract import EvalConfig
 from eval.features import cache
 from eval.features.backbone import Backbone, Preprocessing, build, timm_preprocessing
-from eval.features.cache import task_features
+from eval.features.cache import fill_cache, task_features
 from eval.features.cache import test_features as only_test_features
 from eval.features.extract import Decoder, extract, transform
 from eval.tasks.origins import ArrayImages, Place, Shapes
@@ -220,12 +220,38 @@ def test_cache_is_used_and_shared_by_tasks_of_the_same_images(tmp_path: Path, mo
     first = task_features(toy(), shapes(), config(tmp_path))
     before = folders(tmp_path)
     assert len(before) == 2
-    monkeypatch.setattr(cache, "extract_into", lambda *_: pytest.fail("extracted again"))
+    monkeypatch.setattr(cache, "extract_together", lambda *_: pytest.fail("extracted again"))
     again = task_features(toy(), shapes(), config(tmp_path, batch_size=5, threads=2))
     assert (again.x == first.x).all()
     other = task_features(toy(), shapes("shapes_shape", "shape"), config(tmp_path))
     assert (other.x == first.x).all() and (other.y != first.y).any()
     assert folders(tmp_path) == before
+
+
+def test_several_models_see_images_that_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [toy(), toy(CENTER), toy(seed=1), toy()]
+    alone = [task_features(each, shapes(), config(tmp_path / "alone")) for each in models]
+    together, real = list[int](), cache.extract_together
+
+    def count(backbones: Any, *given: Any) -> None:
+        together.append(len(backbones))
+        real(backbones, *given)
+
+    monkeypatch.setattr(cache, "extract_together", count)
+    fill_cache(models, shapes(), config(tmp_path))
+    assert together == [2, 1, 2, 1] and len(folders(tmp_path)) == 2 * 3, "by preprocessing, and each model once"
+    fill_cache([*models, toy(seed=2)], shapes(), config(tmp_path))
+    assert together[4:] == [1, 1], "what is there is not extracted again"
+    for backbone, expected in zip(models, alone, strict=True):
+        found = task_features(backbone, shapes(), config(tmp_path))
+        assert (found.x == expected.x).all() and (found.test_x == expected.test_x).all()
+    assert len(together) == 6
+
+
+def test_features_of_another_precision_are_others(tmp_path: Path) -> None:
+    full, half = (task_features(toy(), shapes(), config(tmp_path, precision=name)) for name in ("fp32", "bf16"))
+    assert len(folders(tmp_path)) == 4 and full.x.dtype == half.x.dtype == np.float32
+    assert 0 < np.abs(full.x - half.x).max() < 0.05 * np.abs(full.x).max()
 
 
 def test_cache_is_not_stale(tmp_path: Path) -> None:
@@ -275,20 +301,20 @@ def test_failed_extraction_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise UserError("cannot read image x")
 
-    monkeypatch.setattr(cache, "extract_into", fail)
+    monkeypatch.setattr(cache, "extract_together", fail)
     assert "cannot read image x" in message(lambda: task_features(toy(), shapes(), config(tmp_path)))
     assert not folders(tmp_path) and not list((tmp_path / "cache").glob(".*.partial"))
 
 
 def test_threads_that_ask_at_once_extract_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks are of open files, so that threads meet them as processes do."""
-    calls, real = list[int](), cache.extract_into
+    calls, real = list[int](), cache.extract_together
 
     def count(*given: Any) -> None:
         calls.append(1)
         real(*given)
 
-    monkeypatch.setattr(cache, "extract_into", count)
+    monkeypatch.setattr(cache, "extract_together", count)
     backbone = toy()
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: task_features(backbone, shapes(), config(tmp_path)).x, range(3)))

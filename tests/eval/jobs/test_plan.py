@@ -38,7 +38,7 @@ def test_every_combination_is_a_job_and_the_longest_come_first() -> None:
     assert {job.protocol for job in found if job.task == "only-test"} == {"classifier"}
 
 
-@pytest.mark.parametrize("field", ["model", "weights", "task", "task_version", "seed", "options", "data"])
+@pytest.mark.parametrize("field", ["model", "weights", "task", "task_version", "seed", "options", "data", "precision"])
 def test_whatever_can_change_a_result_changes_its_key(field: str) -> None:
     job = next(job for job in jobs() if job.protocol == "knn")
     other = {
@@ -48,6 +48,7 @@ def test_whatever_can_change_a_result_changes_its_key(field: str) -> None:
         "task_version": 9,
         "seed": 7,
         "data": "changed",
+        "precision": "bf16",
         "options": read_options(("knn",), ("knn.temperature=0.5",))["knn"],
     }[field]
     changed = Job(**{**vars(job), field: other})
@@ -73,6 +74,13 @@ def test_every_number_of_a_recipe_changes_the_hash(monkeypatch: pytest.MonkeyPat
         assert protocol_hash("finetune", replace(options, **{field: value})) != before
     monkeypatch.setitem(RECIPES, "builtin", replace(RECIPES["builtin"], overrides={"optim.weight_decay": 0.06}))
     assert protocol_hash("finetune", options) != before
+
+
+def test_precision_is_a_part_of_the_hash_and_float32_keeps_the_one_it_has_had() -> None:
+    options = read_options(("knn",), ())["knn"]
+    assert protocol_hash("knn", options) == "23b737932d282131"
+    assert len({protocol_hash("knn", options, name) for name in ("fp32", "tf32", "bf16")}) == 3
+    assert {job.precision for job in jobs(precision="bf16")} == {"bf16"}
 
 
 def test_keys_name_files() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import ray
 
 from eval.contract import EvalConfig, Result
+from eval.jobs.evaluation import cpus_beside
 from eval.jobs.plan import Job
-from eval.jobs.scheduler import JobResources, State, schedule
+from eval.jobs.scheduler import JobResources, State, _items, schedule
 from eval.jobs.worker import Answer, Request
 from tests.toy import stop_ray
+from tt_ray.cluster.connect import keep_ray_quiet
 from tt_ray.terminal.errors import Stopped
 
 pytestmark = pytest.mark.slow
@@ -22,9 +25,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    from tt_ray.cluster.connect import join_ray
-
-    join_ray()
+    """With a GPU that Ray hands out, and nobody computes on."""
+    keep_ray_quiet()
+    ray.init(address="local", num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     stop_ray()
 
@@ -40,9 +43,17 @@ def do(request: Request) -> Answer:
     kind = "features" if request.extraction else job.protocol
     with (folder / "log").open("a") as log:
         log.write(f"{job.task} {kind} {request.config.batch_size}\n")
+    if job.task == "shares":  # ends once the other one is there as well
+        (folder / f"seed {job.seed}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("seed *"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return Answer(Result({"GPU": ray.get_runtime_context().get_assigned_resources()["GPU"]}, 1), 0.1)
     if job.task == "killed" or (job.task == "killed once" and not (folder / "mark").exists()):
         (folder / "mark").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if job.task == "crowded" and request.extraction and (request.beside or job.model == "m1"):
+        return Answer(None, 0.0, "no such model", "mistake")
     if job.task == "mistake" and request.extraction:
         return Answer(None, 0.0, "no such data", "mistake")
     if job.task == "full" and request.config.batch_size > 16:
@@ -58,7 +69,7 @@ def do(request: Request) -> Answer:
     return Answer(None if request.extraction else Result({"top1": 1.0}, 1), 0.1)
 
 
-def run(requests: list[Request], cpus: float = 1) -> dict[str, Answer]:
+def run(requests: list[Request], cpus: float = 1, gpus: float = 0) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     states: list[State] = []
 
@@ -66,7 +77,7 @@ def run(requests: list[Request], cpus: float = 1) -> dict[str, Answer]:
         assert job.label not in answers, "each job ends once"
         answers[job.label] = answer
 
-    schedule(requests, JobResources(cpus), ended, states.append, do)
+    schedule(requests, JobResources(cpus, gpus), ended, states.append, do)
     assert states[-1].waiting == 0 and not states[-1].running
     return answers
 
@@ -84,6 +95,30 @@ def test_features_are_extracted_once_before_the_jobs_that_need_them_and_long_job
     assert [line.rsplit(" ", 1)[0] for line in log(tmp_path)] == [
         "b features", "a finetune", "b finetune", "a finetune", "b linear", "b knn",
     ]  # fmt: skip
+
+
+def test_two_jobs_share_a_gpu(tmp_path: Path) -> None:
+    answers = run([request(tmp_path, "shares", seed=seed) for seed in (0, 1)], 0.5, 0.5)
+    assert [answer.result and answer.result.metrics for answer in answers.values()] == [{"GPU": 0.5}] * 2
+    assert len(list(tmp_path.glob("seed *"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "cpus"),
+    [
+        (0, [{"CPU": 64.0, "GPU": 8.0}], 1),
+        (1, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}], 8),
+        (0.25, [{"CPU": 64.0, "GPU": 8.0}], 2),
+        (0.3, [{"CPU": 16.0, "GPU": 2.0}], 2),  # three share a GPU
+        (1, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}], 4),  # all jobs take as many
+        (0.1, [{"CPU": 4.0, "GPU": 1.0}], 1),
+        (1, [{"CPU": 4.0}], 1),  # which is refused
+    ],
+)
+def test_cpus_of_a_node_are_shared_by_the_jobs_on_its_gpus(
+    gpus: float, nodes: list[dict[str, float]], cpus: int
+) -> None:
+    assert cpus_beside(gpus, nodes) == cpus
 
 
 def test_a_job_whose_process_dies_is_tried_again_with_half_the_batch(tmp_path: Path) -> None:
@@ -117,18 +152,54 @@ def test_when_features_cannot_be_had_their_jobs_fail_with_that_reason(tmp_path: 
     assert log(tmp_path).count("mistake features 64") == 1
 
 
+def several(folder: Path, device: str, models: int = 3, tasks: tuple[str, ...] = ("a", "b")) -> list[Request]:
+    """knn and linear of several models."""
+    found = []
+    for task in tasks:
+        for number in range(models):
+            for protocol in ("knn", "linear"):
+                given = request(folder, task, protocol)
+                job = replace(given.job, model=f"m{number}", weights=str(number))
+                found.append(replace(given, job=job, config=replace(given.config, device=device)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("device", "slots", "models"),
+    [("cuda", 1, [3, 3]), ("cuda", 2, [3, 3]), ("cuda", 3, [2, 1, 2, 1]), ("cuda", 6, [1] * 6), ("cpu", 1, [1] * 6)],
+)
+def test_on_gpus_one_extraction_serves_several_models_as_long_as_all_have_work(
+    tmp_path: Path, device: str, slots: int, models: list[int]
+) -> None:
+    items = _items(several(tmp_path, device), slots)
+    assert [1 + len(item.request.beside) for item in items] == models
+    assert [len(item.waiting) for item in items] == [2 * count for count in models]
+    for item in items:
+        mine = {each.weights for each in (item.request.job, *item.request.beside)}
+        assert {each.request.job.weights for each in item.waiting} == mine
+        assert {each.request.job.task for each in item.waiting} == {item.request.job.task}
+
+
+def test_a_model_that_fails_among_several_fails_alone(tmp_path: Path) -> None:
+    answers = run(several(tmp_path, "cuda", 2, ("crowded",)), ray.cluster_resources()["CPU"])
+    assert {label: answer.problem for label, answer in answers.items()} == {
+        f"m{number} crowded {name} seed 0": "no such model" * number for number in (0, 1) for name in ("knn", "linear")
+    }
+    assert log(tmp_path).count("crowded features 64") == 3
+
+
 def test_who_looks_may_stop_before_the_cluster_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def resources() -> dict[str, float]:
+    def nodes() -> list[dict[str, Any]]:
         assert not asked, "a cluster that was stopped by the same signal would not answer"
         asked.append(1)
-        return {"CPU": 1}
+        return [{"Alive": True, "Resources": {"CPU": 1}}]
 
     def looked(state: State) -> None:
         raise Stopped("stopped", 143)
 
-    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(ray, "nodes", nodes)
     monkeypatch.setattr(ray, "wait", lambda flying, **_: ([], flying))
     with pytest.raises(Stopped):
         schedule([request(tmp_path, "colours")], JobResources(), lambda *_: None, looked, do)

@@ -127,3 +127,17 @@ def test_options_are_checked(wrong: dict[str, Any]) -> None:
 def test_sets_without_training_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training images"):
         run(tmp_path, task=ToyTask(evaluation_only=True))
+
+
+def test_bf16_is_near_float32(tmp_path: Path) -> None:
+    full, half = (run(tmp_path, precision=precision) for precision in ("fp32", "bf16"))
+    assert full.metrics["top1"] == pytest.approx(half.metrics["top1"], abs=10)
+    assert 0 < abs(full.metrics["ece"] - half.metrics["ece"]) < 1
+
+
+def test_a_gpu_has_loaders_that_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EvalConfig(TOY, Path(), device="cuda")
+    for threads, given, processes in ((1, 0, 1), (4, 0, 3), (4, 7, 7)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert linear_sgd._loaders(replace(config, num_loaders=given)) == (processes, True)
+    assert linear_sgd._loaders(replace(config, device="cpu")) == (0, False)

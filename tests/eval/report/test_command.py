@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from eval.report.content import Report
 from eval.report.numbers import build_report, doubts
 from eval.report.text import number, signed, to_csv, to_latex, to_markdown
 from tests.eval.sample_results import COMMAND, Job, fail, finish, score, write_sample
+from tt_ray.compare.table import arm_figure
 from tt_ray.terminal.errors import UserError
 
 LABELS = np.arange(200) % 4
@@ -200,7 +202,30 @@ def test_no_interval_comes_with_its_reason(tmp_path: Path, spoil: object, why: s
 def test_other_seeds_than_the_baselines_are_noted(tmp_path: Path) -> None:
     for model, seed in (("base", 0), ("base", 1), ("mine", 0)):
         finish(tmp_path, Job(model, seed=seed), LABELS, LABELS)
-    assert "mine has seeds 0 against 0, 1 of base" in build(tmp_path).notes[0]
+    assert "mine has seeds 0 against 0, 1 of base; the difference is over 0." in build(tmp_path).notes[0]
+    finish(tmp_path, Job("late", seed=7), LABELS, LABELS)
+    report = build(tmp_path)
+    assert report.sections[0].cells["digits", "late"].difference is None
+    assert any("late has seeds 7 against 0, 1 of base; there is no difference." in note for note in report.notes)
+
+
+@pytest.mark.parametrize("missing", [(), (("base", 3),), (("mine", 0), ("base", 4))])
+def test_differences_are_those_of_a_comparison(tmp_path: Path, missing: tuple[tuple[str, int], ...]) -> None:
+    """python -m tt_ray.compare takes the same numbers for the same difference, seeds of one side alone included."""
+    rng = np.random.default_rng(0)
+    values: dict[str, dict[int, float]] = {"base": {}, "mine": {}}
+    for model, seed in itertools.product(values, range(5)):
+        if (model, seed) not in missing:
+            predictions = wrong(0, int(rng.integers(20, 80)))
+            finish(tmp_path, Job(model, seed=seed), LABELS, predictions)
+            values[model][seed] = 100 * float((predictions == LABELS).mean())
+    cell = build(tmp_path).sections[0].cells["digits", "mine"]
+    by_arm = {(model, seed): value for model, own in values.items() for seed, value in own.items()}
+    found = arm_figure(by_arm, "mine", "base")
+    assert cell.difference is not None and cell.difference.value == pytest.approx(found.difference)
+    assert (cell.mean, cell.std) == (pytest.approx(found.mean), pytest.approx(found.std))
+    assert found.pairs == 5 - len(missing)
+    assert cell.difference.interval is not None and cell.difference.interval.low <= cell.difference.value
 
 
 def test_csv_parses_back_to_the_same_numbers(sample: Path) -> None:
@@ -256,7 +281,7 @@ def test_numbers_are_the_same_in_all_formats(sample: Path, tmp_path: Path) -> No
     parser = _Tables()
     parser.feed((tmp_path / "report.html").read_text())
     rows = [row for row in cells(sample) if row["main_metric"] == "yes"]
-    for table, protocol in ((1, "linear"), (3, "knn")):
+    for table, protocol in ((1, "linear"), (4, "knn")):
         page = {re.split(r" *(top1|mean_per)", row[0])[0].strip(): row[1:] for row in parser.tables[table][1:]}
         section = markdown.split(f"\n## {protocol}\n")[1].split("\n#")[0]
         lines = {

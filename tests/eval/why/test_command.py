@@ -69,9 +69,11 @@ def test_two_runs_side_by_side(runs: list[Config], tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_one_run_is_compared_with_itself(runs: list[Config], tmp_path: Path) -> None:
-    main([str(runs[0].run_dir), "--out", str(tmp_path), "--images", "16"])
+@pytest.mark.parametrize("modules", [False, True])
+def test_one_run_is_compared_with_itself(runs: list[Config], modules: bool, tmp_path: Path) -> None:
+    main([str(runs[0].run_dir), "--out", str(tmp_path), "--images", "16", *(["--modules"] if modules else [])])
     found = grid(tmp_path / "cka_layers.csv", "base (across), base (up)")
+    assert (("blocks.1.attn", "blocks.1.mlp") in found) == modules and ("pooled", "pooled") in found
     assert np.array([found[layer, layer] for layer, _ in found]) == pytest.approx(1)
     assert not (tmp_path / "gradient_cosine.csv").exists()
     assert "No run has text" in (tmp_path / "why.md").read_text()

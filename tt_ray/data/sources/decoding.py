@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError, one_line
 
-VERSION = 3
+VERSION = 4
 """Version of the pixels of a decoded image: what is computed from images is kept under it."""
 LARGEST = 60_000_000
 """Pixels of the largest image that is held: Pillow takes 4 bytes for each, and as much again while it converts or turns

@@ -39,6 +39,9 @@ _SEGMENT, _FRAME = struct.Struct(">BBH"), struct.Struct(">BHHB")
 """What a segment begins with (0xFF, marker, length), and then a frame (precision, height, width, components)."""
 _BARE = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)
 """Markers that may come before a scan and say nothing of how the image is to be shown: tables, JFIF, comments."""
+_BLOCK = 8
+"""Side of a block of JPEG: sizes of smaller images do not say at which of its scales they were decoded."""
+_EPSILON = 1e-9
 _KEPT = 2**24
 """Bytes of pixels that a thread keeps at most."""
 _held = threading.local()
@@ -88,26 +91,33 @@ class Jpeg:
         if scale >= 2 and self._upright:
             return self._reduced(region, height, width, scale)
         part = self._pixels()[top : top + rows, left : left + columns]
-        if (rows, columns) == (height, width):
-            return part
-        # Torch's kernel for uint8 is Pillow's, in vector instructions: the same within two grey levels. It is fast on
-        # pixels that lie side by side.
-        image = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
-        resized = F.interpolate(image, (height, width), mode="bicubic", antialias=True)
-        return resized[0].permute(1, 2, 0).numpy()
+        return part if (rows, columns) == (height, width) else _bicubic(part, size=(height, width))
 
     def _pixels(self) -> Pixels:
         """The upright image, uint8 (H, W, 3), the same bits as Pillow's."""
-        try:
-            # Strict: of what libjpeg only warns of, such as half an image, Pillow decides what becomes.
-            pixels = simplejpeg.decode_jpeg(self._content, "RGB", strict=True, buffer=_buffer(3 * prod(self.size)))
-        except ValueError:
-            raise NotFast from None
+        pixels = self._decoded(prod(self.size))
         pixels = pixels.transpose(1, 0, 2) if self._swaps else pixels
         return np.flip(pixels, self._mirrored) if self._mirrored else pixels
 
+    def _decoded(self, count: int, **scaled: float) -> Pixels:
+        """The image as it is stored, of `count` pixels."""
+        try:
+            # Strict: of what libjpeg only warns of, such as half an image, Pillow decides what becomes.
+            return simplejpeg.decode_jpeg(self._content, "RGB", strict=True, buffer=_buffer(3 * count), **scaled)
+        except ValueError:
+            raise NotFast from None
+
     def _reduced(self, region: Region, height: int, width: int, scale: float) -> Pixels:
         full, lines = self.size
+        if region == (0, 0, lines, full) and min(self.size) >= _BLOCK:
+            factor = next(each for each in (8, 4, 2) if each <= scale)
+            # As Pillow's `draft` has it decoded. Sizes are rounded up: the last row may stand for a part of a row, so
+            # that the scale is that of the image and not of the array. It must not round a size down.
+            rows, columns = -(-lines // factor), -(-full // factor)
+            pixels = self._decoded(rows * columns, min_height=rows, min_width=columns, min_factor=1)
+            scales = (height * factor / lines + _EPSILON, width * factor / full + _EPSILON)
+            return _bicubic(pixels, scale_factor=scales)
+        # Torch resizes from whole pixels on, Pillow from parts of them.
         try:
             opened = Image.open(io.BytesIO(self._content), formats=("JPEG",))
             drafted: Any = opened.draft("RGB", (int(full / scale), int(lines / scale)))
@@ -120,6 +130,16 @@ class Jpeg:
         top, left, rows, columns = (value / factor for value in region)
         box = (left, top, min(left + columns, image.width), min(top + rows, image.height))
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def _bicubic(pixels: Pixels, **to: Any) -> Pixels:
+    """Resizes uint8 (H, W, 3) with antialiasing, to a size or by two factors.
+
+    Torch's kernel for uint8 is Pillow's, in vector instructions: the same within two grey levels. It is fast on pixels
+    that lie side by side.
+    """
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    return F.interpolate(image, **to, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def _header(content: bytes) -> tuple[tuple[int, int], int]:

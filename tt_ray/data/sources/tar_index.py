@@ -32,10 +32,12 @@ FIELDS = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("bad", pa.string()),
+        pa.field("group", pa.string()),
     ]
 )
-"""Columns of an index. `shard` is a path in the folder of the shards; `offset` and `length` are bytes in it, `width`
-and `height` pixels, 0 where unknown; `label` is null where an image has none, `bad` says why it cannot be read."""
+"""Columns of an index; `group` (`data.group_column`) may be lacking. `shard` is a path in the folder of the shards;
+`offset` and `length` are bytes in it, `width` and `height` pixels, 0 where unknown; `label` is null where an image has
+none, `bad` says why it cannot be read."""
 CLASSES = b"classes"
 """Metadata of an index: names of the classes in their order, as JSON; an empty list where they follow from labels."""
 _SHARDS = b"shards"
@@ -44,7 +46,7 @@ _ROW_GROUP, _ROWS = 2**16, 2**13
 """Rows that are written together, and those that are read together: memory that is needed besides the result."""
 _FEW = ["label", "shard", "bad"]
 """Columns of few different texts."""
-_TEXTS = ("image_id", "caption")
+_TEXTS = ("image_id", "caption", "group")
 """Columns of many."""
 
 
@@ -108,7 +110,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         # Buffered: a row group would be read whole otherwise. Dictionaries: no text is held for each row.
         with pq.ParquetFile(path, read_dictionary=_FEW, buffer_size=2**16, pre_buffer=False) as file:
-            if lacking := set(FIELDS.names) - set(file.schema_arrow.names):
+            if lacking := set(FIELDS.names) - {"group"} - set(file.schema_arrow.names):
                 raise UserError(f"{path} is no index of shards: it has no column {', '.join(sorted(lacking))}")
             yield file
     except UserError:
@@ -119,7 +121,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         ) from None
 
 
-def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = True) -> tuple[pa.Table, pa.Table]:
+def read_index(
+    path: Path, shards: Collection[str] | None = None, bad: bool = True, groups: bool = False
+) -> tuple[pa.Table, pa.Table]:
     """Rows of an index in their order, each column one array, those of few different texts a dictionary.
 
     Reads a part at a time: at no time is much more in memory than the result.
@@ -128,6 +132,7 @@ def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = Tr
         path: The index.
         shards: Takes the rows of these alone.
         bad: Takes images that cannot be read too.
+        groups: Takes the column `group` too, where there is one.
 
     Returns:
         The rows, and those of images that cannot be read.
@@ -137,7 +142,9 @@ def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = Tr
     """
     with _opened(path) as file:
         # A column of texts at a time, by small parts: together they would need twice the memory.
-        few = file.read(columns=[name for name in FIELDS.names if name not in _TEXTS])
+        wanted_too = {"group"} if groups else set[str]()
+        names = [name for name in file.schema_arrow.names if name in set(FIELDS.names) - {"group"} | wanted_too]
+        few = file.read(columns=[name for name in names if name not in _TEXTS])
         keep = np.ones(len(few), bool)
         if shards is not None:
             wanted = pa.array(sorted(shards), pa.string())
@@ -148,11 +155,13 @@ def read_index(path: Path, shards: Collection[str] | None = None, bad: bool = Tr
         columns = {name: _one(few[name].filter(pa.array(whole))) for name in few.column_names}
         broken = few.filter(pa.array(keep & ~readable))
         del few
-        columns |= {name: _texts(file, name, whole) for name in _TEXTS}
+        columns |= {name: _texts(file, name, whole) for name in names if name in _TEXTS}
         if len(broken):
             broken = broken.append_column("image_id", _texts(file, "image_id", keep & ~readable))
         metadata = file.schema_arrow.metadata
-    table = pa.table({name: columns[name] for name in FIELDS.names}).replace_schema_metadata(metadata)
+    table = pa.table({name: columns[name] for name in FIELDS.names if name in columns}).replace_schema_metadata(
+        metadata
+    )
     pa.default_memory_pool().release_unused()
     return table, broken
 

@@ -106,6 +106,7 @@ def scan(
             row = {"image_id": str(fields.get("image_id") or sample.key), "shard": name}
             label = _text(found.get("cls") if label is None else label)
             row |= {"label": None if label == _NO_LABEL else label, "caption": _text(caption) or None}
+            row["group"] = _text(fields.get("group"))
             rows.append(row | _about(sample.members[image]))
         while hashed.read(_READ):
             pass  # whatever follows the end mark

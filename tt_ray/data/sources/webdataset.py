@@ -173,7 +173,7 @@ def split_images(config: DataConfig, split: Split, bad: bool) -> tuple[pa.Table,
     shards = find_shards(config)
     path = find_index(shards, config)
     mine = _names_of(config, split, shards, path)
-    rows, unreadable = read_index(path, mine, bad)
+    rows, unreadable = read_index(path, mine, bad, groups=bool(config.group_column))
     column = _one(rows["shard"])
     names = tuple(column.dictionary.to_pylist())
     known = shards_of(path)
@@ -218,6 +218,14 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
             f"no image in {images.place} has a caption (.txt, or {config.caption_column!r} in .json): set "
             "--data.caption_column, or pass a caption table with --text.captions"
         )
+    if config.group_column not in ("", "group"):
+        raise UserError(
+            f"data.group_column is {config.group_column!r}, but packed images have their groups under 'group': pass "
+            "--data.group_column group"
+        )
+    groups = _one(rows["group"]) if "group" in rows.column_names else None
+    if config.group_column and (groups is None or groups.null_count == len(groups)):
+        raise UserError(f"{images.place} has no groups: pack its images again, with --data.group_column")
     place = LabelPlace(images.place, f"label (.cls, or {config.label_column!r} in .json)", images.name)
     labels, classes = _classes(rows, place)
     return Source(
@@ -230,6 +238,7 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
         encoded=images.encoded,
         left_out=left_out,
         copy=images.copy,
+        groups=groups,
     )
 
 

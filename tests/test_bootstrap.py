@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.report.bootstrap import METRICS, metric_of, paired_interval, share_right
+from tt_ray.bootstrap import METRICS, Paired, average_interval, metric_of, paired_interval, share_right
 
 
 def made_up(n: int = 400, classes: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,3 +74,37 @@ def test_classes_that_resamples_miss_do_no_harm() -> None:
     labels = np.array([0] * 50 + [1, 2], np.int32)
     first, second = np.zeros(52), np.ones(52)
     assert paired_interval("mean_per_class", labels, first, second, 0) == (100.0, 100.0, 52)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_seed_and_one_task_are_the_interval_over_images(metric: str) -> None:
+    labels, first, second = made_up()
+    paired = Paired(metric, labels, (second - first)[None])
+    assert average_interval([paired], 0) == pytest.approx(
+        paired_interval(metric, labels, first, second, 0)[:2], abs=0.3
+    )
+
+
+def test_an_average_is_resampled_by_seeds_and_images() -> None:
+    """Against a loop over two tasks of three seeds, whose models gain 2, 6 and 10 points."""
+    rng = np.random.default_rng(0)
+    tasks = [
+        Paired(
+            metric, rng.integers(0, 4, n).astype(np.int32), (rng.random((3, n)) < [[0.02], [0.06], [0.1]]).astype(float)
+        )
+        for metric, n in (("top1", 300), ("mean_per_class", 200))
+    ]
+    found = []
+    for _ in range(1500):
+        seeds = rng.integers(0, 3, 3)
+        rows = [rng.integers(0, len(task.labels), len(task.labels)) for task in tasks]
+        found.append(
+            np.mean(
+                [
+                    metric_of(t.metric, t.labels[r], t.differences[seeds][:, r].mean(0))
+                    for t, r in zip(tasks, rows, strict=True)
+                ]
+            )
+        )
+    assert average_interval(tasks, 0) == pytest.approx(tuple(np.quantile(found, [0.025, 0.975])), abs=0.4)
+    assert average_interval(tasks, 0) == average_interval(tasks, 0)

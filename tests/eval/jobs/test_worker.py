@@ -1,0 +1,59 @@
+"""The body of a job: what it says of its precision, and what it leaves to the process."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.contract import EvalConfig
+from eval.jobs import worker
+from eval.jobs.plan import Job, read_options
+from eval.jobs.worker import Request, work
+from eval.protocols import knn
+from tests.eval.toy_task import ToyTask, toy_backbone
+
+
+def request(folder: Path, name: str, **changes: Any) -> Request:
+    options = read_options((name,), ("finetune.steps=2",) if name == "finetune" else ())[name]
+    job = Job("toy", "spec", "weights", "coloured", 1, name, options, 0, 1)
+    return Request(job, ToyTask(), EvalConfig(options, folder, batch_size=16, **changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_open", lambda *_: toy_backbone())
+
+
+@pytest.mark.parametrize("name", ["knn", "finetune"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_say_their_precision(tmp_path: Path, name: str, precision: Any) -> None:
+    answer = work(request(tmp_path, name, precision=precision))
+    assert not answer.problem and answer.result is not None
+    assert answer.result.chosen["precision"] == precision and answer.result.chosen["batch_size"] == 16
+
+
+def test_a_solver_does_not_compute_in_the_tf32_of_a_training_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    evaluate = knn.evaluate
+
+    def watched(*given: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return evaluate(*given)
+
+    monkeypatch.setattr(knn, "evaluate", watched)
+    torch.set_float32_matmul_precision("high")
+    work(request(tmp_path, "knn"))
+    assert seen == ["highest"] and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_an_extraction_serves_the_models_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(worker, "_open", lambda name, *_: opened.append(name) or toy_backbone())
+    given = request(tmp_path, "knn")
+    answer = work(replace(given, extraction=True, beside=(replace(given.job, model="other"),)))
+    assert not answer.problem and answer.result is None and opened == ["toy", "other"]
+    assert [path for path in tmp_path.iterdir() if path.is_dir()]
