@@ -294,6 +294,7 @@ def test_the_mean_over_batches_is_that_of_torchs_own_sampler_and_loader(images: 
 
 def test_the_recipe_trains_at_toy_size_in_half_precision(tmp_path: Path) -> None:
     small = {"data__augment": "crop", "data__cache_gb": 1.0, "model__name": TOY_MODEL, "optim__warmup_epochs": 1.0}
+    small["train__compile"] = False
     here = {"data__source": "shapes", "run__use_gpu": False, "run__num_workers": 1, "run__log_every": 1}
     config = toy_config(tmp_path, "in1k_vit_s_published", **small, **here, train__epochs=3, train__eval_every=1)
     result = run_toy(config)

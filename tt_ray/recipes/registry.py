@@ -36,5 +36,5 @@ _RECIPES: tuple[Callable[[], Config], ...] = (
     *published.RECIPES,
 )
 RECIPES = {recipe.__name__: recipe for recipe in _RECIPES}
-"""A new recipe is a function in `shapes.py`, `clipart.py`, `imagenet.py` or a file of its own, and a row above; or a row
-of a table (`rows.py`) in `backbones.py` or `published.py`."""
+"""A new recipe is a function in `shapes.py`, `clipart.py`, `imagenet.py` or a file of its own, and a row above; or a
+row of a table (`rows.py`) in `backbones.py` or `published.py`."""
