@@ -57,6 +57,7 @@ def make_shards(folder: Path, images: int, per_shard: int) -> None:
             "width": rng.integers(256, 400, rows).astype(np.int32),
             "height": np.full(rows, 256, np.int32),
             "bad": pa.nulls(rows, pa.string()),
+            "group": pa.nulls(rows, pa.string()),
         }
         tables.append(pa.table(columns, schema=FIELDS))
         shards[name] = ShardFile(rows * LENGTH, "0" * 64)

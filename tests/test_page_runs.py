@@ -117,6 +117,7 @@ READ = {
     "python benchmarks.comparisons": _STUDY,
     "python benchmarks.published": "takes minutes; a small one runs in tests/benchmarks/test_published.py",
     "python benchmarks.step_cost": _MEASURES,
+    "python benchmarks.end_to_end --model": _MEASURES,
     "python benchmarks.ray_overhead": _MEASURES,
     "python benchmarks.text_loss": _MEASURES,
     "python benchmarks.scaling --negatives": "a smaller prediction runs in tests/benchmarks/test_scaling.py",

@@ -57,8 +57,9 @@ def write_shard(
             label = source.classes[number] if number != NOBODY else None
             caption = None if source.captions is None else source.captions[row].as_py()
             about = {"image_id": source.ids[row].as_py(), "label": label, "caption": caption}
-            about |= {} if source.groups is None else {"group": source.groups[row].as_py()}
+            group = None if source.groups is None else source.groups[row].as_py()
             entry = {**about, "shard": name, "offset": 0, "length": 0, "width": 0, "height": 0, "bad": None}
+            entry["group"] = group
             found.append(entry)
             try:
                 end, content, (entry["width"], entry["height"]) = encode(source, row, options)
@@ -74,7 +75,11 @@ def write_shard(
                 _add(tar, f"{key}.cls", str(number).encode())
             if caption is not None:
                 _add(tar, f"{key}.txt", caption.encode())
-            _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+            _add(
+                tar,
+                f"{key}.json",
+                json.dumps(about if group is None else {**about, "group": group}, ensure_ascii=False).encode(),
+            )
     return found
 
 
