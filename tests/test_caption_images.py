@@ -13,6 +13,7 @@ from PIL import Image
 from tests.command_here import one_line
 from tests.embedding_here import WITH_RAY, Recorder, cluster, do_here, one_thread
 from tests.text.test_captioner import IMAGES, llava
+from tests.text.test_class_describer import llama
 from tt_ray import caption_images, pack
 from tt_ray.caption_images import Arguments, ImageCaptioner, Images, caption
 from tt_ray.cluster.actor_pool import PoolOptions
@@ -21,8 +22,9 @@ from tt_ray.data.sources.registry import open_source, without_labels
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
-from tt_ray.text.caption_table import read_captions
+from tt_ray.text.caption_table import made_of, read_captions
 from tt_ray.text.captioner import CaptionerOptions, load_captioner
+from tt_ray.text.class_describer import DescriberOptions
 
 __all__ = ["cluster", "one_thread"]  # fixtures
 SHARD = 4
@@ -229,6 +231,12 @@ def test_imagenets_folders_need_a_table_of_names(tmp_path: Path) -> None:
         (["--model", "./none", "--template", "a {label}"], "choose either a captioner with --model, or --template"),
         (["--model", "./none"], "no such folder"),
         (["--template", "a photo"], "has no {label}"),
+        (["--template", "{label}: {caption}"], "choose either a captioner with --model, or --template"),
+        (["--model", "x", "--template", "{caption} {x}"], "has {x}, which nothing replaces"),
+        (["--llm.model", "x", "--template", "a {label}"], "choose either --llm.model, which writes"),
+        (["--llm.model", "x", "--model", "y"], "choose either --llm.model, which writes"),
+        (["--llm.model", "x", "--llm.prompt", "a photo"], "has no {label}"),
+        (["--llm.model", "./none"], "no such folder"),
         (["--template", "a {colour} {label}"], "has {colour}, which nothing replaces"),
         (["--template", "a {label}", "--data.root", "none"], "data.root none is not a folder"),
         (["--template", "a {label}", "--data.train_split", "val"], "--data.train_split"),
@@ -279,3 +287,71 @@ def test_actors_write_what_one_process_writes(
     assert (tmp_path / "actors").read_bytes() == (tmp_path / "here").read_bytes()
     assert (tmp_path / "actors.skipped.tsv").read_text() == (tmp_path / "here.skipped.tsv").read_text()
     assert display.shown[-1] == ("images captioned", 10, 10)
+
+
+# Class names with captions, and texts about classes
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("llama")
+    llama(folder)
+    return str(folder)
+
+
+def test_a_template_puts_labels_before_captions(tmp_path: Path, root: Path, captioner: str, no_ray: None) -> None:
+    plain, both = (tmp_path / f"{name}.parquet" for name in ("plain", "both"))
+    caption(arguments(plain, root, captioner), Recorder())
+    given = arguments(both, root, captioner, template="{label}: {caption} of {label}")
+    caption(given, Recorder())
+    names = {name: name.split("/")[0].replace("_", " ") for name in NAMES}
+    assert written(both) == {name: f"{names[name]}: {text} of {names[name]}" for name, text in written(plain).items()}
+    assert "there is nothing to do" in caption(given, Recorder())
+    for other in (replace(given, template="{caption}"), replace(given, template="")):
+        with pytest.raises(UserError, match="exists already, made of something else"):
+            caption(other, Recorder())
+
+
+def test_a_template_without_labels_needs_none(tmp_path: Path, captioner: str, no_ray: None) -> None:
+    for number, image in enumerate(IMAGES):
+        image.save(tmp_path / f"{number}.png")
+    given = arguments(tmp_path / "c.parquet", tmp_path, captioner, template="a photo: {caption}")
+    caption(replace(given, data=Images(root=str(tmp_path), train_split=".")), Recorder())
+    assert all(text.startswith("a photo: ") for text in written(tmp_path / "c.parquet").values())
+
+
+@pytest.mark.parametrize("rows", ["image", "class"])
+def test_a_language_model_writes_about_classes(
+    tmp_path: Path, root: Path, language_model: str, no_ray: None, rows: Any
+) -> None:
+    llm = DescriberOptions(language_model, "a {label} runs", 3, rows, max_tokens=6, temperature=2.0, seed=1)
+    out = tmp_path / "captions.parquet"
+    given = Arguments(out, Images(root=str(root)), batch_size=2, llm=llm)
+    caption(given, Recorder())
+    found = written(out)
+    if rows == "class":
+        assert set(found) == {f"{name}/{number}" for name in ("big_cat", "dog") for number in range(3)}
+        return
+    assert list(found) == sorted(NAMES), "of images that cannot be read too: nobody looks at them"
+    for name in ("big_cat", "dog"):
+        texts = [found[f"{name}/{number}.png"] for number in range(5)]
+        assert texts[3:] == texts[:2] and len(set(texts)) > 1, "texts in turn"
+    about = made_of(out)
+    assert about is not None and about["prompt"] == "a {label} runs" and about["precision"] == "float32"
+    assert "there is nothing to do" in caption(given, Recorder())
+    with pytest.raises(UserError, match="exists already, made of something else"):
+        caption(replace(given, llm=replace(llm, prompt="the {label}")), Recorder())
+
+
+def test_a_language_model_that_was_cut_off_continues(
+    tmp_path: Path, root: Path, language_model: str, no_ray: None
+) -> None:
+    llm = DescriberOptions(language_model, "a {label} runs", 4, max_tokens=6, temperature=30.0)
+    whole, cut = (Arguments(tmp_path / name, Images(root=str(root)), llm=llm) for name in ("whole", "cut"))
+    caption(whole, Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        caption(cut, Recorder(4, "texts written"))
+    display = Recorder()
+    caption(cut, display)
+    assert any("1 of 2 shards are done" in text for text in display.said)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()

@@ -314,3 +314,20 @@ def test_distillations_gradient_is_that_of_logits_where_the_temperature_is_high(
     logits, target = (rows - rows.mean(1, keepdim=True) for rows in _rows(5, 4))
     (grad,) = torch.autograd.grad(losses.distillation(logits.requires_grad_(), target, 1e4), logits)
     torch.testing.assert_close(grad * len(logits), (logits - target).detach() / 4, rtol=1e-3, atol=1e-4)
+
+
+def test_borlan_adds_the_term_of_the_larger_class_alone_where_it_is_told_to() -> None:
+    """As in TextTeacher's code: cross-entropy of shares, and the argmax's variances in the term that is added."""
+    pred, target = _rows(5, 4)
+    labels, means, variances = extras("borlan", 5, 4)
+    hard = torch.nn.functional.one_hot(labels, 3).double()
+    shares, T = 0.7 * hard + 0.3 * hard.flip(0), 0.07
+    covs = variances / T
+    logits = (pred @ means.T + 0.5 * pred.pow(2) @ covs.T) / T
+    loss = torch.nn.functional.cross_entropy(logits, shares, reduction="none")
+    loss = loss + 0.5 * (pred.pow(2) * covs[shares.argmax(1)]).sum(1) / T
+    found = losses.borlan(pred, target, shares, means, variances, argmax=True)
+    assert found.item() == pytest.approx(loss.mean().item(), rel=1e-9)
+    assert found.item() != pytest.approx(losses.borlan(pred, target, shares, means, variances).item(), rel=1e-3)
+    hard_labels = (losses.borlan(pred, target, labels, means, variances, argmax=each) for each in (True, False))
+    assert len({round(value.item(), 9) for value in hard_labels}) == 1

@@ -106,6 +106,8 @@ READ = {
     "sbatch tt_ray.train": _CLUSTER,
     "torchrun tt_ray.train": "two processes of torchrun: tests/test_train_command.py::test_torchrun_runs_the_same_loop",
     "python tt_ray.caption_images --model": "downloads a captioner; small ones run in tests/test_caption_images.py",
+    "python tt_ray.caption_images --llm.model": "downloads a language model; a small one runs in "
+    "tests/test_caption_images.py",
     "python tt_ray.export runs/shapes_textteacher --out DIR --push-to-hub": "needs an account; a hub is played in "
     "tests/test_export.py",
     "python eval --protocols mine.nearest_mean": "left out words; tests/eval/test_adding_a_protocol.py",
@@ -116,6 +118,7 @@ READ = {
     "python eval --models mine=runs/in1k": _IMAGENET,
     "python benchmarks.what_text_buys": _STUDY,
     "python benchmarks.comparisons": _STUDY,
+    "python benchmarks.published": "takes minutes; a small one runs in tests/benchmarks/test_published.py",
     "python benchmarks.step_cost": _MEASURES,
     "python benchmarks.end_to_end --model": _MEASURES,
     "python benchmarks.ray_overhead": _MEASURES,

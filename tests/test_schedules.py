@@ -34,6 +34,15 @@ def test_the_table_is_complete() -> None:
     assert set(SHAPES) == set(TABLE)
 
 
+@pytest.mark.parametrize("epochs", EPOCHS)
+@pytest.mark.parametrize("weight", [*WEIGHTS, 0.0])
+def test_vl2_falls_from_1_by_an_eighth_whatever_the_weight_unless_it_is_0(epochs: int, weight: float) -> None:
+    schedule = build_schedule("vl2", weight, epochs)
+    for t in range(epochs):
+        assert schedule(t) == pytest.approx(1 - t / (8 * epochs) if weight else 0.0)
+    assert schedule(epochs) == 0
+
+
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("epochs", EPOCHS)
 @pytest.mark.parametrize("weight", WEIGHTS)

@@ -150,7 +150,9 @@ def vl2lite(pred: Tensor, target: Tensor, teacher: Tensor) -> Tensor:
     return (VL2LITE_TEMPERATURE**2 * _cosine_kl(pred, target, teacher) + pairs) / 2
 
 
-def borlan(pred: Tensor, target: Tensor, labels: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+def borlan(
+    pred: Tensor, target: Tensor, labels: Tensor, means: Tensor, variances: Tensor, argmax: bool = False
+) -> Tensor:
     """Cross-entropy towards a Gaussian of text for each class, T = 0.07 (BorLan); does not look at `target`.
 
     Logits are (p·m_c + p²·s_c / 2T) / T; the mean of p²·s_y / 2T² is added.
@@ -158,10 +160,12 @@ def borlan(pred: Tensor, target: Tensor, labels: Tensor, means: Tensor, variance
     Args:
         labels: class numbers (B,), or shares of classes (B, C).
         means, variances: m and s of the targets of each class, (C, D).
+        argmax: whether that mean is of the class with the largest share alone, as in TextTeacher's code, or of all.
     """
     spread = pred.square() @ variances.T / (2 * _BORLAN_TEMPERATURE)
     shares = labels if labels.ndim == 2 else F.one_hot(labels, len(means)).to(pred.dtype)
-    own = (shares * spread).sum(1).mean() / _BORLAN_TEMPERATURE
+    added = F.one_hot(shares.argmax(1), len(means)).to(pred.dtype) if argmax else shares
+    own = (added * spread).sum(1).mean() / _BORLAN_TEMPERATURE
     return F.cross_entropy((pred @ means.T + spread) / _BORLAN_TEMPERATURE, shares) + own
 
 

@@ -16,6 +16,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "shiftcos": lambda share: math.cos((share + 1) * math.pi / 2) + 1,
     "cntrcos": lambda share: (1 + math.cos(math.pi * min(max(3 * share - 1, 0), 1))) / 2,
 }
+VL2 = "vl2"
 _JUMP = re.compile(r"jump-(\d+)-(\d+)-(\d*\.?\d+)")
 
 
@@ -23,12 +24,15 @@ def build_schedule(spec: str, weight: float, epochs: int) -> Schedule:
     """A function from the epoch, counted from 0, to the text weight.
 
     Named shapes are 0 from `epochs` on. `jump-A-B-R` stays at `weight` up to and including epoch A, falls linearly to
-    `R * weight` at epoch B, and stays there. Raises UserError on an unknown `spec`.
+    `R * weight` at epoch B, and stays there. `vl2` is 1 - t/8E at epoch t of E, whatever `weight` is, unless that is 0:
+    the first epoch then learns from text alone. Raises UserError on an unknown `spec`.
     """
+    if spec == VL2:
+        return lambda epoch: 1 - epoch / (8 * epochs) if weight and epoch < epochs else 0.0
     if shape := SHAPES.get(spec):
         return lambda epoch: weight * shape(epoch / epochs) if epoch < epochs else 0.0
     if not (match := _JUMP.fullmatch(spec)):
-        raise UserError(f"text.schedule is {spec!r}; {nearest(spec, [*SHAPES, 'jump-A-B-R'])}")
+        raise UserError(f"text.schedule is {spec!r}; {nearest(spec, [*SHAPES, VL2, 'jump-A-B-R'])}")
     first, last, rest = int(match[1]), int(match[2]), float(match[3])
     if last < first:
         raise UserError(f"text.schedule is {spec!r}: epoch B = {last} must not come before epoch A = {first}")

@@ -5,8 +5,9 @@ fine-tuning has it, arXiv 2605.22098) start `tt_ray.training.trainer`. Each lear
 training images and scored on the validation images with the task's metric; the best one trains again on both together,
 and the result is tested once. A rate whose loss becomes infinite has lost; a recipe with a single rate selects nothing.
 
-`train_on` says what the last training sees. The recipe `paper` leaves official validation images out, as TextTeacher
-does for Flowers and Aircraft: its numbers there do not compare with those that are trained on train + val.
+`train_on` says what the last training sees. The recipes `paper` and `paper_cars` leave official validation images out,
+as TextTeacher does for Flowers and Aircraft: its numbers there do not compare with those of models that are trained on
+train + val.
 
 The budget is steps, not epochs: as many images as the steps need are drawn so that all occur equally often (give or
 take one), in random order over the whole training. Images are resized as in training runs: bicubic, to the backbone's
@@ -54,8 +55,8 @@ Rows = npt.NDArray[np.int64]
 class Options:
     """The recipe, and changes of it."""
 
-    recipe: Literal["builtin", "deit", "paper"] = "builtin"
-    """A short one for CPUs, DeiT's, or TextTeacher's (see `RECIPES`)."""
+    recipe: Literal["builtin", "deit", "paper", "paper_cars"] = "builtin"
+    """A short one for CPUs, DeiT's, or TextTeacher's for Flowers or Cars (see `RECIPES`)."""
     steps: int = 0
     """Steps of each training; 0 takes the recipe's."""
     batch_size: int = 0

@@ -171,7 +171,9 @@ class Sharing:
 def test_two_actors_share_a_gpu(ray_of_two: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     options = PoolOptions(actors=2, device="gpu", gpus_per_actor=0.5)
-    with open_shards(tmp_path / "work", {"what": "shares"}, 2) as shards:
-        do_missing(shards, [[1], [2]], partial(Sharing, tmp_path / "there"), options, Display(), "shares")
-        assert [shards.read(shard) for shard in range(2)] == [b"0.5"] * 2
+    # More than the two that an actor may hold: the first one to start leaves some for the other.
+    items = [[number] for number in range(4)]
+    with open_shards(tmp_path / "work", {"what": "shares"}, len(items)) as shards:
+        do_missing(shards, items, partial(Sharing, tmp_path / "there"), options, Display(), "shares")
+        assert [shards.read(shard) for shard in range(4)] == [b"0.5"] * 4
     assert len(list((tmp_path / "there").iterdir())) == 2

@@ -128,6 +128,41 @@ def test_every_step_and_worker_has_its_share_of_labelled_images(world: int, batc
     assert (order.epoch_rows(1)[0] != rows).any()
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("sizes", [(90, 8, 2), (34, 33, 33), (1, 1, 98), (5, 0, 95), (100,)])
+def test_balanced_classes_come_equally_often_and_images_of_a_class_in_passes(
+    sizes: tuple[int, ...], repeats: int
+) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    order = Order(100, 10, repeats, 3, balanced=labels)
+    rows, copies = order.epoch_rows(0)
+    assert len(rows) == len(copies) == 100 and order.steps_per_epoch == 10
+    counts = np.bincount(labels[rows], minlength=len(sizes))[np.array(sizes) > 0]
+    assert counts.max() - counts.min() <= repeats
+    for number, size in enumerate(sizes):
+        images = rows[labels[rows] == number]
+        if size and repeats == 1:
+            assert np.ptp(np.bincount(np.searchsorted(np.flatnonzero(labels == number), images), minlength=size)) <= 1
+    # An image that comes again is augmented in another way.
+    assert len(set(zip(rows.tolist(), copies.tolist(), strict=True))) == 100
+    assert (order.epoch_rows(1)[0] != rows).any() and (order.epoch_rows(0)[0] == rows).all()
+    assert all((order._replace(rank=rank, world=4).epoch_rows(0)[0] == rows).all() for rank in range(4))
+    # Classes are spread over an epoch, and none has its additional place in every epoch.
+    assert (
+        len({tuple(np.bincount(labels[order.epoch_rows(epoch)[0]])) for epoch in range(9)}) > 1
+        or 100 % len(counts) == 0
+    )
+
+
+def test_balanced_sampling_is_of_the_labels_that_training_uses(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__sampling="balanced")
+    labels = np.arange(48) % 3
+    assert train_order(config, 48, 0, 1, labels).balanced is labels
+    assert train_order(toy_config(tmp_path), 48, 0, 1, labels).balanced is None
+    with pytest.raises(UserError, match=r"data\.sampling balanced needs the label of each image"):
+        toy_config(tmp_path, data__sampling="balanced", data__unlabelled=0.5)
+
+
 def test_labelled_images_need_room_in_a_batch(tmp_path: Path) -> None:
     config = toy_config(tmp_path, train__batch_size=3)
     with pytest.raises(UserError, match="too small for labelled and unlabelled images"):

@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.toy import DIM as TOY_DIM
+from tests.toy import run_toy, toy_config
 from tt_ray.config import Config
+from tt_ray.data.prepare import open_data
 from tt_ray.data.sources.base import Source
 from tt_ray.data.text_targets import TextTargets, build_targets
 from tt_ray.embeddings.build import write_store
-from tt_ray.embeddings.store import EmbeddingStore
+from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.terminal.errors import UserError
 
 ROWS, DIM, CLASSES = 40, 5, 4
@@ -179,3 +182,43 @@ def test_pickles_small(store: EmbeddingStore, change: dict[str, object]) -> None
     assert len(data) < 2500 and VALUES.tobytes()[:100] not in data
     again: TextTargets = pickle.loads(data)
     np.testing.assert_array_equal(_all(again), _all(targets))
+
+
+def _class_store(folder: Path, ids: list[str], dim: int = TOY_DIM) -> Path:
+    rows = np.random.default_rng(5).normal(3, 2, (len(ids), dim)).astype(np.float32)
+    write_store(folder, pa.array(ids), [rows], dim, "float32", {"id": "random", "revision": "0"})
+    return folder
+
+
+def test_texts_about_classes_are_found_by_the_classes_names(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, text__loss="borlan", text__class_variance="sample")
+    classes = open_data(config, Path(config.text.embeddings)).train.classes
+    ids = [f"{name}/{number}" for number in range(3) for name in classes] + ["elsewhere/0", classes[2]]
+    store = _class_store(tmp_path / "classes", ids)
+    config = config.override("text.class_embeddings", str(store))
+    found = open_data(config, Path(config.text.embeddings)).class_texts
+    assert found is not None and len(found.labels) == len(ids) - 1
+    values = open_store(store).embeddings - open_store(store).mean  # centred by their own mean
+    for number, name in enumerate(classes):
+        rows = [row for row, each in enumerate(ids) if each == name or each.startswith(f"{name}/")]
+        own = found.targets[np.flatnonzero(found.labels == number)].numpy()
+        np.testing.assert_allclose(np.sort(own, 0), np.sort(values[rows], 0), atol=1e-6)
+    run_toy(config)
+
+
+def test_classes_without_text_and_texts_of_another_length_are_refused(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, text__loss="borlan")
+    classes = open_data(config, Path(config.text.embeddings)).train.classes
+    lacking = _class_store(tmp_path / "lacking", [f"{name}/0" for name in classes[1:]])
+    with pytest.raises(UserError, match=rf"no text of 1 of {len(classes)} classes: {classes[0]}; .* CLASS/ANYTHING"):
+        open_data(config.override("text.class_embeddings", str(lacking)), Path(config.text.embeddings))
+    long = _class_store(tmp_path / "long", list(classes), TOY_DIM + 1)
+    with pytest.raises(UserError, match=f"are of {TOY_DIM + 1} dimensions, but images' embeddings of {TOY_DIM}"):
+        open_data(config.override("text.class_embeddings", str(long)), Path(config.text.embeddings))
+
+
+@pytest.mark.parametrize("field", ["class_embeddings", "class_variance", "mixed_class"])
+def test_fields_of_borlan_are_refused_with_other_losses(field: str) -> None:
+    value = {"class_variance": "sample", "mixed_class": "argmax"}.get(field, "store")
+    with pytest.raises(UserError, match=rf"text\.loss clip has no text\.{field}, as borlan has"):
+        Config.from_dict({"text": {field: value}})

@@ -33,6 +33,7 @@ EXPECTED = {"a/1.png": 'a "red", round ball', "a/2.png": "ein Würfel"}
         ),
         ("c.tsv", 'image_id\ttext\tsource\na/1.png\t"a ""red"", round ball"\tblip\na/2.png\tein Würfel\tblip\n'),
         ("blip_0_of_1.csv", 'a/1.png:\ta "red", round ball\na/2.png:\tein Würfel\n'),
+        ("blip_0_of_1.csv", 'a/1.png\ta "red", round ball\r\na/2.png\tein Würfel\r\n'),
         (
             "metadata.jsonl",
             '{"file_name": "a/1.png", "text": "a \\"red\\", round ball", "source": "blip"}\n\n'
@@ -104,6 +105,7 @@ def test_problems_carry_file_and_line(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("in_m_0_of_1.csv", "a.png:\ta sign:\tno: entry, please\n"),
+        ("in_m_0_of_1.csv", "a.png\ta sign:\tno: entry, please\n"),
         ("c.csv", 'image_id,caption\na.png,"a sign:\tno: entry, please"\n'),
         ("c.tsv", 'image_id\tcaption\na.png\t"a sign:\tno: entry, please"\n'),
     ],
@@ -311,3 +313,19 @@ def test_no_such_file(tmp_path: Path) -> None:
         read_captions(tmp_path / "none")
     with pytest.raises(UserError, match="neither caption shards"):
         read_captions(tmp_path)
+
+
+def test_official_lines_have_the_form_of_most_and_others_are_listed(tmp_path: Path) -> None:
+    colon = read_captions(_write(tmp_path / "in_a_0_of_1.csv", "a.png\tno colon\nb.png:\tone\nc.png:\ttwo\n"))
+    assert _pairs(colon) == {"b.png": "one", "c.png": "two"}
+    assert [problem.partition(".csv")[2] for problem in colon.problems] == [":1: not <image file name>:<tab><caption>"]
+    plain = read_captions(_write(tmp_path / "in_b_0_of_1.csv", "name\twords\na.png\tone: two\nb c.JPEG\ttwo\n"))
+    assert _pairs(plain) == {"a.png": "one: two", "b c.JPEG": "two"}
+    assert [problem.partition(".csv")[2] for problem in plain.problems] == [":1: not <image file name><tab><caption>"]
+
+
+def test_two_columns_that_are_no_files_and_captions_are_not_taken_for_them(tmp_path: Path) -> None:
+    """Without the colon a table of anything would look like captions: names must be those of files."""
+    for name in ("c.tsv", "c.csv"):
+        with pytest.raises(UserError, match="neither a header with image_id and caption nor lines of <image file>"):
+            read_captions(_write(tmp_path / name, "name\twords\n1\tone\n2\ttwo\n"))

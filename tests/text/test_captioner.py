@@ -327,3 +327,20 @@ def test_impossible_options(options: dict[str, Any]) -> None:
     CaptionerOptions().check()
     with pytest.raises(UserError, match="--temperature"):
         CaptionerOptions(**options).check()
+
+
+@ARRAYS
+def test_families_are_asked_as_the_papers_code_asks_them(folder_of_llava: Path, tmp_path: Path) -> None:
+    llava_ = load_captioner(CaptionerOptions(str(folder_of_llava)))
+    paligemma(tmp_path)
+    paligemma_ = load_captioner(CaptionerOptions(str(tmp_path)))
+    found = {}
+    for name, captioner in (("llava", llava_), ("paligemma", paligemma_)):
+        given = dict[str, Any]()
+        captioner._model.generate = lambda given=given, **kwargs: (given.update(kwargs), torch.zeros(1, 1).long())[1]
+        captioner.caption(IMAGES[:1])
+        found[name] = (captioner._prompt, given["max_new_tokens"], given["num_beams"])
+    assert found == {
+        "llava": ("Describe the images content in detail", 128, 1),
+        "paligemma": ("caption and describe in detail", 128, 1),
+    }

@@ -9,7 +9,7 @@ import torch
 import tt_ray.training.class_statistics as module
 from tests.toy import DIM, toy_config
 from tt_ray.data.prepare import open_data
-from tt_ray.training.class_statistics import class_statistics
+from tt_ray.training.class_statistics import class_statistics, class_weights
 
 CPU = torch.device("cpu")
 
@@ -47,3 +47,25 @@ def test_workers_share_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         found = class_statistics(data.targets, data.train.labels, 16, CPU, rank, world)
     for one, other in zip(whole, found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_samples_variances_are_divided_by_one_less(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    data = open_data(config, Path(config.text.embeddings))
+    assert data.targets is not None
+    labels, values = np.arange(48) % 5, data.targets[np.arange(48)].numpy().astype(np.float64)
+    labels[labels == 4] = 3
+    labels[0] = 4  # a class of one, whose variance is 0
+    _, variances = class_statistics(data.targets, labels, 6, CPU, sample=True)
+    for number in range(4):
+        np.testing.assert_allclose(variances[number], values[labels == number].var(0, ddof=1), rtol=1e-5)
+    assert not variances[4:].any()
+
+
+def test_balanced_weights_make_every_class_count_as_much() -> None:
+    labels = np.array([0, 0, 0, 0, 0, 1, 3, 3, -1, -1])
+    weights = class_weights(labels, 5)
+    np.testing.assert_allclose(weights, [8 / (3 * 5), 8 / 3, 0, 8 / (3 * 2), 0], rtol=1e-6)
+    known = labels[labels >= 0]
+    assert weights[known].mean().item() == pytest.approx(1)
+    assert np.bincount(known, weights=weights[known].numpy())[[0, 1, 3]] == pytest.approx(8 / 3)

@@ -178,6 +178,8 @@ PRIVATE = "/home/ada/secret-project"
         {"text__encoder": "../secret-project/clip"},
         {"teacher__model": f"{PRIVATE}/teacher"},
         {"teacher__model": f"hf:{PRIVATE}/dino+projection"},
+        {"teacher__model": f"open_clip:{PRIVATE}/coca"},
+        {"text__loss": "borlan", "text__class_embeddings": f"{PRIVATE}/classes"},
     ],
 )
 def test_no_folder_of_the_machine_is_named(changes: dict[str, str], tmp_path: Path) -> None:
@@ -195,6 +197,7 @@ def test_no_folder_of_the_machine_is_named(changes: dict[str, str], tmp_path: Pa
         ("text.encoder", "openai/clip-vit-base-patch32+projection"),
         ("teacher.model", "timm:vit_small_patch14_dinov2"),
         ("teacher.model", "hf:openai/clip-vit-base-patch32+projection"),
+        ("teacher.model", "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2B-s13B-b90k"),
     ],
 )
 def test_public_names_stay(path: str, value: str) -> None:

@@ -331,3 +331,29 @@ def test_labels_that_are_no_classes_are_named_and_none_is_looked_at_on_a_device(
                 objective(outputs, spoilt, text, 0.5)
     assert some(outputs, torch.cat([labels[:-1], torch.tensor([-1])]), text, 0.5)[0].isfinite()
     check_labels(torch.full((3,), 99, device="meta"), CLASSES)  # which has no values to look at
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_weighted_classes_are_a_mean_over_images_of_weighted_terms(soft: bool) -> None:
+    images, labels, text = _batch(soft)
+    outputs, weights = _model()(images), torch.tensor([0.5, 2.0, 0.0, 3.0])
+    shares = labels if soft else 0.9 * F.one_hot(labels, CLASSES) + 0.1 / CLASSES
+    expected = -(weights * shares * outputs.logits.log_softmax(1)).sum(1).mean().item()
+    objective = _objective()._replace(class_weights=weights)
+    assert objective(outputs, labels, text, 0.5)[1][1].item() == pytest.approx(expected, rel=1e-5)
+    equal = _objective()._replace(class_weights=torch.ones(CLASSES))
+    assert equal(outputs, labels, text, 0.5)[1][1].item() == pytest.approx(
+        _objective()(outputs, labels, text, 0.5)[1][1].item(), rel=1e-6
+    )
+    # Workers of 4 and 2 images: the mean of theirs is that over all.
+    parts = []
+    for rows, known in ((slice(0, 4), (4, 2)), (slice(4, 6), (4, 2))):
+        part = Outputs(*(None if side is None else side[rows] for side in outputs))
+        parts.append(objective._replace(shares=known)._classification(part.logits, labels[rows]).item())
+    assert sum(parts) / 2 == pytest.approx(expected, rel=1e-5)
+    if not soft:
+        some = objective._replace(labelled=(4,))
+        known = torch.tensor([True, False, True, True, False, True])
+        found = some._classification(outputs.logits, torch.where(known, labels, -1)).item()
+        terms = -(weights * shares * outputs.logits.log_softmax(1)).sum(1)[known]
+        assert found == pytest.approx(terms.mean().item(), rel=1e-5)

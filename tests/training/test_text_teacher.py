@@ -165,6 +165,16 @@ def test_ids_and_rows_find_the_same_embeddings(store: EmbeddingStore) -> None:
             by_row.rows_of(wrong)
 
 
+def test_each_process_may_be_by_itself_and_one_alone_is_the_same(store: EmbeddingStore) -> None:
+    images, labels = _batch()
+    losses = []
+    for scope, negatives, gathers in (("worker", "auto", False), ("worker", "global", True), ("global", "auto", True)):
+        teacher = TextTeacher(WIDTH, store, scope=scope, negatives=negatives)  # type: ignore[arg-type]
+        assert (teacher.objective.gather, teacher.objective.own_balance) == (gathers, scope == "worker")
+        losses.append(teacher(*Net()(images), labels, NAMES).loss)
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+
+
 def test_the_epoch_may_be_left_out_where_the_weight_is_constant(store: EmbeddingStore) -> None:
     images, labels = _batch()
     features, logits = Net()(images)

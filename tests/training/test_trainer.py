@@ -19,14 +19,14 @@ from timm.data.mixup import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
-from tests.toy import FORKS, TOY, largest_difference, run_toy, toy_config, toy_teacher, weights
+from tests.toy import DIM, FORKS, TOY, largest_difference, run_toy, toy_config, toy_teacher, weights
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.mixing import _MIXING_SEED
 from tt_ray.data.prepare import open_data
 from tt_ray.data.sampling import train_order
-from tt_ray.models.classifier import _BACKBONE_SEED
+from tt_ray.models.classifier import _BACKBONE_SEED, build_model
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss
 from tt_ray.training.context import LocalContext
@@ -85,10 +85,11 @@ NEW: list[dict[str, Any]] = [
     {"teacher__model": "TEACHER", "teacher__target": "logits", "data__unlabelled": 0.5},
     {"text__loss": "borlan", "data__label_noise": 0.5, "data__subset": 0.7},
     {"text__loss": "vl2litetext", "data__unlabelled": 0.7, "data__mixup": 0.8},
+    {"data__sampling": "balanced", "optim__class_weights": "balanced", "head__freeze": True, "data__repeats": 2},
 ]
 
 
-@pytest.mark.parametrize("settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled"])
+@pytest.mark.parametrize("settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled", "balanced"])
 def test_comparisons_in_parts_and_cut_off_end_as_undisturbed(tmp_path: Path, settings: dict[str, Any]) -> None:
     if "teacher__model" in settings:
         settings = {**settings, "teacher__model": str(toy_teacher(tmp_path / "teacher"))}
@@ -105,6 +106,22 @@ def test_comparisons_in_parts_and_cut_off_end_as_undisturbed(tmp_path: Path, set
     (again.run_dir / "result.json").unlink()
     run_toy(again)
     assert largest_difference(finished, weights(again)) == 0
+
+
+def test_a_frozen_head_stays_as_it_was_and_teaches_all_the_same(tmp_path: Path) -> None:
+    frozen, learned = (
+        toy_config(tmp_path / str(freeze), head__freeze=freeze, text__loss="siglip") for freeze in (True, False)
+    )
+    run_toy(frozen), run_toy(learned)
+    names = [name for name in weights(frozen) if name.startswith("text_head.layers")]
+    initial = build_model(frozen, 16, DIM).state_dict()
+    assert names and all(torch.equal(weights(frozen)[name], initial[name]) for name in names)
+    assert not any(torch.equal(weights(learned)[name], initial[name]) for name in names)
+    assert not torch.equal(weights(frozen)["text_head.scalars"], initial["text_head.scalars"]), "the loss's own"
+    plain = toy_config(tmp_path / "plain", text__weight=0.0)
+    run_toy(plain)
+    backbone = {name: value for name, value in weights(frozen).items() if name.startswith("backbone.")}
+    assert largest_difference(backbone, weights(plain)) > 1e-3
 
 
 def test_text_changes_the_backbone(tmp_path: Path) -> None:
@@ -159,6 +176,7 @@ def _run_as(environment: dict[str, str], files: list[Path]) -> None:
 
 
 RESNET = {"model__name": "test_resnet", "model__kwargs": {}, "data__image_size": 32, "train__sync_batchnorm": True}
+FROZEN: dict[str, Any] = {"head__freeze": True}
 # SGD, since AdamW's first steps turn a rounding error of a tiny gradient into a full step. Nine epochs are 54 steps.
 WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two": (2, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
@@ -174,12 +192,13 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two, vl2litetext": (2, {"text__loss": "vl2litetext", "train__max_batch_per_worker": 3}),
     "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3}),
+    "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),
     "three, one batch norm": (3, {**RESNET, "text__weight": 0.0, "train__ema": 0.9}),
     "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp"}),
-    "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0}),
+    "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0, **FROZEN}),
 }
 
 

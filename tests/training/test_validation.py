@@ -39,3 +39,32 @@ def test_accuracy_is_correct_over_total_for_any_batch_size(setting: tuple[Config
         assert scores["val_loss"] == pytest.approx(loss, rel=1e-5)
         assert scores["val_images"] == 37
         assert model.training
+
+
+def test_the_mean_over_batches_is_beside_the_exact_accuracy_where_it_is_asked_for(
+    setting: tuple[Config, Data, TaughtClassifier],
+) -> None:
+    config, data, model = setting
+    assert "top1_batch_mean" not in run(config, data, model, 5)
+    asked = config.override({"train.eval_batch_mean": True, "train.batch_size": 8})
+    images = EvalBatches(data.val, config, 0, 1, 100)[0].images
+    with torch.no_grad():
+        found = model.eval()(normalize(images, config.data.mean, config.data.std)).logits.argmax(1)
+    hits = (found == torch.from_numpy(data.val.labels)).double()
+    # 37 images: four batches of 8, and one of 5 that counts as much.
+    expected = 100 * sum(batch.mean().item() for batch in hits.split(8)) / 5
+    for batch_size in (1, 5, 100):
+        scores = run(asked, data, model, batch_size)
+        assert scores["top1_batch_mean"] == pytest.approx(expected)
+        assert scores["top1"] == pytest.approx(100 * hits.mean().item())
+    # As four workers would have it: 40 images, three of them twice, batches of 2.
+    padded = torch.cat([hits, hits[:3]]).reshape(10, 4)
+    many = validate(
+        model,
+        EvalBatches(data.val, asked, 0, 1),
+        asked,
+        torch.device("cpu"),
+        torch.autocast("cpu", enabled=False),
+        workers=4,
+    )
+    assert many["top1_batch_mean"] == pytest.approx(100 * padded.mean().item())

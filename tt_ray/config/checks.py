@@ -13,6 +13,7 @@ from tt_ray.config.sections import (
     DataConfig,
     HeadConfig,
     ModelConfig,
+    OptimConfig,
     Range,
     RunConfig,
     TeacherConfig,
@@ -69,6 +70,8 @@ def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: 
         UserError: A value is one that no run can use.
     """
     check_source(data.source)
+    if data.sampling == "balanced" and data.unlabelled:
+        raise UserError("data.sampling balanced needs the label of each image: leave out --data.unlabelled")
     for path, values, low in (("data.mean", data.mean, -inf), ("data.std", data.std, 0)):
         if not all(low < value < inf for value in values):
             raise UserError(f"{path} is {values}, but all must be between {low:g} and inf")
@@ -99,9 +102,14 @@ def _check_graphs(train: TrainConfig, run: RunConfig) -> None:
             )
 
 
-def check_schedule(text: TextConfig, epochs: int) -> None:
-    """Raises UserError when text.schedule is unknown, or does not fit the number of epochs."""
+def check_schedules(text: TextConfig, optim: OptimConfig, epochs: int) -> None:
+    """Raises UserError where text.schedule is unknown, or a schedule does not fit its epochs."""
     build_schedule(text.schedule, text.weight, epochs)
+    if optim.schedule_per == "epoch" and optim.warmup_epochs % 1:
+        raise UserError(
+            f"optim.schedule_per epoch changes the rate between whole epochs, but optim.warmup_epochs is "
+            f"{optim.warmup_epochs:g}: choose a whole number"
+        )
 
 
 def check_teachers(text: TextConfig, teacher: TeacherConfig, head: HeadConfig, data: DataConfig) -> None:
@@ -111,6 +119,10 @@ def check_teachers(text: TextConfig, teacher: TeacherConfig, head: HeadConfig, d
         UserError: Two fields contradict each other.
     """
     loss = find_loss(text.loss)
+    for name, unset in (("class_embeddings", ""), ("class_variance", "population"), ("mixed_class", "shares")):
+        if getattr(text, name) != unset and "means" not in loss.needs:
+            others = ", ".join(other for other, each in ALIGNMENT_LOSSES.items() if "means" in each.needs)
+            raise UserError(f"text.loss {text.loss} has no text.{name}, as {others} has: leave it out")
     if text.temperature and not loss.contrastive:
         others = ", ".join(name for name, each in ALIGNMENT_LOSSES.items() if each.contrastive)
         raise UserError(f"text.loss {text.loss} has no text.temperature, as {others} have: leave it out")

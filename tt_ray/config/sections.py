@@ -96,6 +96,9 @@ class DataConfig:
     """Beta parameter of mixup; 0 is off."""
     cutmix: Annotated[float, Range(0)] = 0.0
     """Beta parameter of cutmix; 0 is off."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """Order of an epoch: every image once, or (balanced) every class equally often, images of small classes repeatedly;
+    an epoch keeps its length."""
     repeats: Annotated[int, Range(1)] = 1
     """Repeated augmentation: copies of an image in a batch, each augmented on its own; an epoch keeps its length."""
     subset: Annotated[float, Range(0.001, 1)] = 1.0
@@ -125,16 +128,23 @@ class TextConfig:
     weight: Annotated[float, Range(0, 1)] = 0.5
     """Lambda in lambda * w * L_text + (1 - lambda) * L_cls; 0 is the baseline and needs no captions."""
     schedule: str = "const"
-    """How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R."""
+    """How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos, jump-A-B-R, or vl2, which does not
+    look at text.weight (but for 0)."""
     loss: str = "clip"
     """Alignment loss: clip, siglip, cos, l2 or another of tt_ray/losses.py, or MODULE:NAME of one of your own."""
     temperature: Annotated[float, Range(0)] = 0.0
     """Temperature of contrastive losses, or its initial value where they learn it; 0 is the loss's own."""
     balance: bool = True
     """Scale the text loss by w, the ratio of the two losses' gradient norms at the feature; False sets w = 1."""
-    negatives: Literal["global", "local"] = "global"
-    """Negatives of contrastive losses: the whole batch, of which each worker computes its own images' rows; or the
-    worker's own part of it alone."""
+    scope: Literal["global", "worker"] = "global"
+    """What the negatives, the balance w, and mixing's coefficient and box are of: the whole batch, so that the number
+    of workers does not matter; or each worker's own part, as where processes know nothing of one another. Mixing
+    follows it without text too."""
+    negatives: Literal["auto", "global", "local"] = "auto"
+    """Negatives of contrastive losses, if not as text.scope says (auto): the whole batch (global), of which each worker
+    computes its own images' rows; or the worker's own part of it alone (local)."""
+    loss_precision: Literal["fp32", "autocast"] = "fp32"
+    """Precision of the alignment loss: single, or train.precision's, which rounds similarities."""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Frozen text encoder: Hugging Face id or local folder; CLIP's projected output with +projection after it."""
     captions: str = ""
@@ -151,8 +161,20 @@ class TextConfig:
     on_device: bool = False
     """Hold the embeddings in the memory of the worker's device: 2.7 GB for ImageNet at D = 1024. Workers then look up
     one another's targets instead of exchanging them."""
+    class_embeddings: str = ""
+    """borlan: embedding store of texts about the classes, with ids CLASS or CLASS/ANYTHING, whose mean and variance
+    classes have; empty takes the embeddings of the classes' images."""
+    class_variance: Literal["population", "sample"] = "population"
+    """borlan: variances of a class's n embeddings, divided by n, or (sample) by n - 1."""
+    mixed_class: Literal["shares", "argmax"] = "shares"
+    """borlan: the class of an image mixed of two in the term that is added: both by their shares, or the larger."""
     control: Literal["none", "shuffle", "random_class"] = "none"
     """Control experiment: captions shuffled among images, or one random vector per (true) class."""
+
+    @property
+    def local_negatives(self) -> bool:
+        """Whether a worker's contrastive losses see its own images alone."""
+        return self.negatives == "local" or (self.negatives == "auto" and self.scope == "worker")
 
 
 @dataclass(frozen=True)
@@ -162,7 +184,8 @@ class TeacherConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     model: str = ""
-    """timm:NAME, hf:ID (CLIP's projected output with +projection after it), or a run or export folder; empty: none."""
+    """timm:NAME, hf:ID (CLIP's projected output with +projection after it), open_clip:ARCHITECTURE/WEIGHTS (or its
+    folder), or a run or export folder; empty: none."""
     target: Literal["embedding", "logits"] = "embedding"
     """Target from the teacher: its embedding, by text.loss, or its logits (plain distillation: text.balance False)."""
     temperature: Annotated[float, Range(0.001)] = 4.0
@@ -185,6 +208,8 @@ class HeadConfig:
     """mlp: number of linear layers."""
     out_dim: Annotated[int, Range(0)] = 0
     """Size of the target: 0 is the embedding's own; a smaller one reduces embeddings by a PCA fitted on the store."""
+    freeze: bool = False
+    """Keep the projection as it was initialised; what the loss itself learns, such as a temperature, is learned."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +244,9 @@ class OptimConfig:
     """Learning rate at the start of the warm-up."""
     warmup_epochs: Annotated[float, Range(0)] = 1.0
     """Length of the linear warm-up, in epochs."""
+    schedule_per: Literal["step", "epoch"] = "step"
+    """When the rate changes: at each step; or at each epoch, late by one, as where a schedule is stepped after an epoch
+    with that epoch's number: epochs 0 and 1 have warmup_lr, and epoch e > 1 what belongs to e - 1."""
     weight_decay: Annotated[float, Range(0)] = 0.05
     """Weight decay; biases and norms have none."""
     layer_decay: Annotated[float, Range(0.001, 1)] = 1.0
@@ -229,6 +257,9 @@ class OptimConfig:
     """Largest gradient norm; 0 is no clipping."""
     label_smoothing: Annotated[float, Range(0, 0.999)] = 0.1
     """Label smoothing of the cross-entropy."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of classes in the cross-entropy: all 1; or N / (C n_c) for a class of n_c of the N training images, so
+    that each of the C classes counts as much as any other."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +297,9 @@ class TrainConfig:
     """Decay of an exponential moving average of weights, to validate and export instead of the weights; 0 is off."""
     eval_every: Annotated[int, Range(1)] = 1
     """Epochs between validations; the last epoch is always validated."""
+    eval_batch_mean: bool = False
+    """Report top1_batch_mean too: top-1 as a mean over workers and over their batches of batch_size / workers images,
+    the last one smaller, images doubled until all workers have as many. It depends on both; top1 does not."""
 
     @property
     def replays_graphs(self) -> bool:

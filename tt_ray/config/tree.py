@@ -17,7 +17,7 @@ from tt_ray.config.checks import (
     check_batch,
     check_fields,
     check_ranges,
-    check_schedule,
+    check_schedules,
     check_teachers,
     check_text,
     first_problem,
@@ -60,17 +60,28 @@ class Config:
         """Raises UserError, naming the path, for values that no run could use."""
         check_ranges({item.name: getattr(self, item.name) for item in fields(self)})
         check_fields(self.data, self.model, self.train, self.run)
-        check_schedule(self.text, self.train.epochs)
+        check_schedules(self.text, self.optim, self.train.epochs)
         if self.teaches:
             check_teachers(self.text, self.teacher, self.head, self.data)
         if self.reads_text:
             check_text(self.text)
         check_batch(self.train, self.data, self.workers[1])
+        if self.by_worker and self.workers[0] != self.workers[1]:
+            raise UserError(
+                f"run.num_workers is {self.run.num_workers}, but text.scope worker and text.negatives local make "
+                "results depend on the number: choose one"
+            )
 
     @property
     def workers(self) -> tuple[int, int]:
         """The fewest and the most workers; raises UserError when run.num_workers is neither N nor MIN:MAX."""
         return workers_range(self.run.num_workers)
+
+    @property
+    def by_worker(self) -> bool:
+        """Whether what is computed depends on the number of workers, who learn from their own parts of a batch."""
+        text, mixes = self.text, bool(self.data.mixup or self.data.cutmix)
+        return (text.scope == "worker" and mixes) or (self.teaches and (text.local_negatives or text.scope == "worker"))
 
     @property
     def run_dir(self) -> Path:

@@ -12,9 +12,9 @@ from tt_ray.data.corrected_labels import correct_labels
 from tt_ray.data.label_noise import replace_labels, stratified
 from tt_ray.data.sources.base import NOBODY, Source
 from tt_ray.data.sources.registry import drop_unreadable, find_source, open_splits
-from tt_ray.data.text_targets import TextTargets, build_targets
+from tt_ray.data.text_targets import ClassTexts, TextTargets, build_class_texts, build_targets
 from tt_ray.embeddings.build import Show
-from tt_ray.embeddings.ensure import Embed, ensure_store, fetch_store
+from tt_ray.embeddings.ensure import Embed, ensure_store, fetch_store, store_here
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.io.local_copy import pull_together
 from tt_ray.terminal.errors import UserError, some
@@ -31,6 +31,8 @@ class Data:
     targets: TextTargets | None
     notes: tuple[str, ...]
     """Sentences for the summary: what was left out, replaced or missing."""
+    class_texts: ClassTexts | None = None
+    """Targets of texts about the classes, where text.class_embeddings names some."""
 
 
 def open_data(config: Config, store_path: Path | None, show: Show | None = None) -> Data:
@@ -115,7 +117,11 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
         if missing.embeddings:
             shown = ", ".join(missing.embedding_ids)
             notes.append(f"{missing.embeddings} embeddings have no training image: {shown}")
-    return Data(train, val, targets, tuple(notes))
+    class_texts = None
+    if targets is not None and config.text.class_embeddings:
+        place = store_here(config.text.class_embeddings, config.data.local_cache)
+        class_texts = build_class_texts(open_store(place), train.classes, targets.dim, config)
+    return Data(train, val, targets, tuple(notes), class_texts)
 
 
 def _spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tt_ray.config import Config
-from tt_ray.stateless_random import seed_of
+from tt_ray.stateless_random import place_in_class, seed_of
 from tt_ray.terminal.errors import UserError
 
 _ORDER_SEED = 4
@@ -26,6 +26,8 @@ class Order(NamedTuple):
     world: int = 1
     labelled: Rows | None = None
     """Rows of labelled images, where some are not: every batch then has as many of them, at least half of it."""
+    balanced: Rows | None = None
+    """Class of each image, (N,), where all classes are to come equally often."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -35,11 +37,14 @@ class Order(NamedTuple):
     def epoch_rows(self, epoch: int) -> tuple[Rows, Rows]:
         """Rows and copy numbers in the order of an epoch, each (N,): all images once, or N/repeats of them repeated.
 
-        With labelled and unlabelled images each kind comes as often as its places in a batch need, in as many passes.
+        With labelled and unlabelled images each kind comes as often as its places in a batch need, in as many passes;
+        with `balanced` classes each class does.
         """
         generator = np.random.Generator(np.random.Philox(seed_of(self.seed, _ORDER_SEED, epoch)))
         if self.labelled is not None:
             return self._two_kinds(generator, self.labelled)
+        if self.balanced is not None:
+            return self._all_classes(generator, self.balanced)
         order = generator.permutation(self.images)
         if self.repeats == 1:
             return order, np.broadcast_to(np.int64(0), self.images)  # takes no memory, in each of the loaders
@@ -77,6 +82,24 @@ class Order(NamedTuple):
             copy = np.broadcast_to(copy, (passes, len(kind), self.repeats)).ravel()
             rows[where], copies[where] = order[: where.sum()], copy[: where.sum()]
         return rows, copies
+
+    def _all_classes(self, generator: np.random.Generator, labels: Rows) -> tuple[Rows, Rows]:
+        """Every class has N/C places, give or take one, at random; its images fill them in passes, each in an order."""
+        present, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        drawn = -(-self.images // self.repeats)
+        # A class's place in the first row of a permutation decides whether it has one place more than others.
+        places = generator.permutation(generator.permutation(len(present))[np.arange(drawn) % len(present)])
+        passes = -(-np.bincount(places, minlength=len(present)) // counts)
+        # All passes of all classes in a row: classes in their order, passes within, images at random within these.
+        copies = passes[classes]
+        rows = np.repeat(np.arange(self.images), copies)
+        number = np.arange(len(rows)) - np.repeat(np.cumsum(copies) - copies, copies)
+        order = np.lexsort((generator.random(len(rows)), number, classes[rows]))
+        starts = np.cumsum(passes * counts) - passes * counts
+        chosen = order[starts[places] + place_in_class(places, np.arange(drawn))]
+        # A copy's number determines its augmentation: one that comes in a later pass is augmented in another way.
+        copy = number[chosen][:, None] * self.repeats + np.arange(self.repeats)
+        return np.repeat(rows[chosen], self.repeats)[: self.images], copy.ravel()[: self.images]
 
     def part(self) -> Rows:
         """Positions of this worker in a global batch, (its share,).
@@ -122,4 +145,5 @@ def train_order(config: Config, images: int, rank: int, world: int, labels: Rows
     labelled = None if labels is None or labels.min() >= 0 else np.flatnonzero(labels >= 0)
     if labelled is not None and size < 4:
         raise UserError(f"train.batch_size is {size}, too small for labelled and unlabelled images: choose at least 4")
-    return Order(images, size, config.data.repeats, config.train.seed, rank, world, labelled)
+    balanced = labels if config.data.sampling == "balanced" else None
+    return Order(images, size, config.data.repeats, config.train.seed, rank, world, labelled, balanced)

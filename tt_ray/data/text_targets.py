@@ -1,7 +1,8 @@
 """Targets of the text head: a split joined with an embedding store, once; then rows in, tensors out."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from tt_ray.data.sources.base import Source
 from tt_ray.embeddings.pca import fit_pca
 from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.stateless_random import uniform
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,41 @@ def targets_of_rows(store: EmbeddingStore, config: Config) -> TextTargets:
     """
     shift, scale = _normalisation(store, config.text)
     return TextTargets(store, np.arange(len(store), dtype=np.int32), shift, scale, _projection(store, config))
+
+
+class ClassTexts(NamedTuple):
+    """Targets of texts about classes."""
+
+    targets: TextTargets
+    labels: Ints
+    """The class of each target, (N,)."""
+
+
+def build_class_texts(store: EmbeddingStore, classes: Sequence[str], dim: int, config: Config) -> ClassTexts:
+    """Targets of the texts in a store whose ids are CLASS or CLASS/ANYTHING, prepared by the store's own statistics.
+
+    Raises:
+        UserError: A class has no text, or targets have another length than `dim`, that of the images'.
+    """
+    path = config.text.class_embeddings
+    number = {name: place for place, name in enumerate(classes)}
+    ids = store.ids.to_pylist()
+    ways = ([name, name.rpartition("/")[0], name.partition("/")[0]] for name in ids)
+    found = np.array([next((number[way] for way in each if way in number), -1) for each in ways], np.int64)
+    rows = np.flatnonzero(found >= 0)
+    there = set(found.tolist())
+    if lacking := [name for place, name in enumerate(classes) if place not in there]:
+        raise UserError(
+            f"text.class_embeddings {path} has no text of {len(lacking)} of {len(classes)} classes: {some(lacking)}; "
+            "its ids must be CLASS or CLASS/ANYTHING"
+        )
+    targets = targets_of_rows(store, config)
+    if targets.dim != dim:
+        raise UserError(
+            f"text.class_embeddings {path} are of {targets.dim} dimensions, but images' embeddings of {dim}: embed "
+            "both with the same encoder"
+        )
+    return ClassTexts(replace(targets, index=targets.index[rows]), found[rows])
 
 
 def _missing(store: EmbeddingStore, ids: pa.StringArray, found: Ints) -> Missing:

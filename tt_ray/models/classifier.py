@@ -42,7 +42,7 @@ class TextHead(nn.Module):
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.GELU()]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = nn.Sequential(*layers[:-1]).requires_grad_(not config.freeze)
         self.scalars = nn.Parameter(torch.tensor(scalars)) if scalars else None
 
     def forward(self, features: Tensor) -> Tensor:

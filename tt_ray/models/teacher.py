@@ -23,8 +23,9 @@ from tt_ray.models.trial_pass import trial_pass
 from tt_ray.stateless_random import uniform
 from tt_ray.terminal.errors import UserError
 from tt_ray.text.encoder_files import PROJECTION
+from tt_ray.text.open_clip_model import find_open_clip, load_open_clip
 
-KINDS = "timm:NAME, hf:ID, or the folder of a run or an export"
+KINDS = "timm:NAME, hf:ID, open_clip:ARCHITECTURE/WEIGHTS, or the folder of a run or an export"
 _SAMPLE_KEY, _SAMPLE = 0x7EAC4, 1024
 """Images that the mean embedding is taken over: its error is then a 32nd of the standard deviation."""
 _EPS = 1e-6
@@ -111,6 +112,10 @@ def _open(spec: str, size: int, logits: bool) -> VisionModel:
         if logits:
             raise UserError(f"teacher.target logits takes timm:NAME, a run or an export, not {spec}")
         return load_hf_vision(rest.removesuffix(PROJECTION), rest.endswith(PROJECTION), size)
+    if kind == "open_clip":
+        if logits:
+            raise UserError(f"teacher.target logits takes timm:NAME, a run or an export, not {spec}")
+        return _open_clip(spec, rest, size)
     if kind == "timm":
         return _timm(pretrained(rest, **_sized(rest, size)), size, logits)
     path = find_export(Path(spec).expanduser())
@@ -122,6 +127,22 @@ def _open(spec: str, size: int, logits: bool) -> VisionModel:
     kwargs = _sized(architecture, size)
     model = create(f"local-dir:{path}", f"cannot load teacher.model {spec}", "export it again", True, **kwargs)
     return _timm(model, size, logits)
+
+
+def _open_clip(spec: str, name: str, size: int) -> VisionModel:
+    """The image tower of a model of open_clip; its embedding is the one that shares a space with text, of length 1."""
+    what = f"teacher.model {spec}"
+    model, prepared = load_open_clip(find_open_clip(name, what), what)
+    own = model.visual.image_size
+    own = own if isinstance(own, int) else own[0]
+    if size not in (0, own):
+        raise UserError(f"{what} takes images of {own} px alone: leave out --teacher.image_size")
+    for part in ("text", "text_decoder", "transformer", "token_embedding"):  # which an image does not need
+        if hasattr(model, part):
+            setattr(model, part, None)
+    return VisionModel(
+        model, lambda images: model.encode_image(images, normalize=True), own, prepared.mean, prepared.std
+    )
 
 
 def _sized(architecture: str, size: int) -> dict[str, int]:

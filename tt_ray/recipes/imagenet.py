@@ -52,30 +52,30 @@ def in1k_vit_s_baseline() -> Config:
 
 
 def in1k_vit_s_clip_b() -> Config:
-    """in1k_vit_s_textteacher with the embedding of timm:vit_base_patch16_clip_224.openai instead of text.
+    """in1k_vit_s_textteacher with the embedding of hf:openai/clip-vit-base-patch16+projection instead of text.
 
     python -m tt_ray.train in1k_vit_s_clip_b --data.root IMAGENET
     8 GPUs; not run by us. We do not know the paper's figure (arXiv 2605.22098).
     """
-    return _taught_by("in1k_vit_s_clip_b", "timm:vit_base_patch16_clip_224.openai")
+    return _taught_by("in1k_vit_s_clip_b", "hf:openai/clip-vit-base-patch16+projection")
 
 
 def in1k_vit_s_clip_l() -> Config:
-    """in1k_vit_s_textteacher with the embedding of timm:vit_large_patch14_clip_224.openai instead of text.
+    """in1k_vit_s_textteacher with the embedding of hf:openai/clip-vit-large-patch14+projection instead of text.
 
     python -m tt_ray.train in1k_vit_s_clip_l --data.root IMAGENET
     8 GPUs; not run by us. We do not know the paper's figure (arXiv 2605.22098).
     """
-    return _taught_by("in1k_vit_s_clip_l", "timm:vit_large_patch14_clip_224.openai")
+    return _taught_by("in1k_vit_s_clip_l", "hf:openai/clip-vit-large-patch14+projection")
 
 
 def in1k_vit_s_dino_b() -> Config:
-    """in1k_vit_s_textteacher with the embedding of timm:vit_base_patch16_224.dino instead of text.
+    """in1k_vit_s_textteacher with the embedding of timm:vit_base_patch8_224.dino instead of text.
 
     python -m tt_ray.train in1k_vit_s_dino_b --data.root IMAGENET
     8 GPUs; not run by us. We do not know the paper's figure (arXiv 2605.22098).
     """
-    return _taught_by("in1k_vit_s_dino_b", "timm:vit_base_patch16_224.dino")
+    return _taught_by("in1k_vit_s_dino_b", "timm:vit_base_patch8_224.dino")
 
 
 def in1k_vit_s_dinov2_b() -> Config:
@@ -113,6 +113,16 @@ def in1k_vit_s_dinov3_l() -> Config:
     8 GPUs; not run by us. We do not know the paper's figure (arXiv 2605.22098).
     """
     return _taught_by("in1k_vit_s_dinov3_l", "timm:vit_large_patch16_dinov3.lvd1689m", 224)
+
+
+def in1k_vit_s_coca_l() -> Config:
+    """in1k_vit_s_textteacher with the embedding of CoCa-L, which also wrote the paper's captions, instead of text.
+
+    python -m tt_ray.train in1k_vit_s_coca_l --data.root IMAGENET
+    8 GPUs; not run by us. Needs open_clip (pip install "tt-ray[coca]"). We do not know the paper's figure
+    (arXiv 2605.22098).
+    """
+    return _taught_by("in1k_vit_s_coca_l", "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2B-s13B-b90k")
 
 
 def in1k_vit_s_logits() -> Config:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tt_ray.config import Config
-from tt_ray.recipes import clipart, imagenet, shapes
+from tt_ray.recipes import backbones, clipart, imagenet, published, shapes
 
 _RECIPES: tuple[Callable[[], Config], ...] = (
     shapes.shapes_textteacher,
@@ -31,6 +31,10 @@ _RECIPES: tuple[Callable[[], Config], ...] = (
     imagenet.in1k_vit_s_unlabelled,
     imagenet.in1k_vit_s_borlan,
     imagenet.in1k_vit_s_vl2lite,
+    imagenet.in1k_vit_s_coca_l,
+    *backbones.RECIPES,
+    *published.RECIPES,
 )
 RECIPES = {recipe.__name__: recipe for recipe in _RECIPES}
-"""A new recipe is a function in `shapes.py`, `clipart.py`, `imagenet.py` or a file of its own, and a row above."""
+"""A new recipe is a function in `shapes.py`, `clipart.py`, `imagenet.py` or a file of its own, and a row above; or a
+row of a table (`rows.py`) in `backbones.py` or `published.py`."""

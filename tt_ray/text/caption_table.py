@@ -17,6 +17,8 @@ from tt_ray.terminal.errors import UserError
 
 _CAPTION_NAMES = ("caption", "text")
 _SHARD = re.compile(r"(?P<name>.+)_(?P<i>\d+)_of_(?P<n>\d+)\.csv")
+_COLON, _TAB = ":\t", "\t"
+_FILE = re.compile(r"[^\t]*[^\t:]\.\w{2,5}")
 # A bad first line must not hide a file's format, so that many lines are looked at for `<name>:\t<caption>`.
 _SNIFF_LINES = 20
 _MADE_OF = "tt_ray made of"
@@ -52,8 +54,8 @@ def read_captions(path: str | Path, strict: bool = False, several: bool = False)
 
     Args:
         path: A Parquet, CSV, TSV or JSONL file with image_id (or file_name), caption (or text) and optionally source;
-            an official CSV of `<image file name>:\\t<caption>` lines; or a folder of such shards, named
-            `<dataset>_<model>_<i>_of_<n>.csv`, or with a metadata.jsonl, .csv or .parquet.
+            an official CSV of `<image file name>:\\t<caption>` lines, with or without the colon; or a folder of such
+            shards, named `<dataset>_<model>_<i>_of_<n>.csv`, or with a metadata.jsonl, .csv or .parquet.
         strict: Refuse the table if there is any problem.
         several: Keep further captions of an image as rows of their own, with the id repeated.
 
@@ -217,20 +219,33 @@ def _row(row: dict[str, Any], id_column: str, column: str) -> Row | str:
 
 
 def _official_rows(file: Path) -> Rows:
-    """`<image file name>:\\t<caption>` lines, no header; the source is the shard's <dataset>_<model>."""
+    """`<image file name>:\\t<caption>` lines, or the same without the colon, no header.
+
+    The form is that of most of the first lines. Without the colon any two columns would look so: names then need the
+    suffix of a file. The source is the shard's <dataset>_<model>.
+    """
     match = _SHARD.fullmatch(file.name)
     source = match["name"] if match else ""
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         head = [text.readline() for _ in range(_SNIFF_LINES)]
-        if not any(":\t" in line for line in head):
+        counts = {mark: sum(bool(_names_image(line, mark)) for line in head) for mark in (_COLON, _TAB)}
+        mark = max(counts, key=lambda mark: counts[mark])
+        if not counts[mark]:
             kinds = "neither a header with image_id and caption nor lines of <image file>:<tab><caption>"
             raise UserError(f"{file} has {kinds}")
         text.seek(0)
         for number, line in enumerate(text, 1):
-            image, separator, caption = line.rstrip("\r\n").partition(":\t")
+            line = line.rstrip("\r\n")
             if not is_utf8(line):
                 yield number, "not UTF-8"
-            elif separator:
+            elif _names_image(line, mark):
+                image, _, caption = line.partition(mark)
                 yield number, (image, caption, source)
             elif line.strip():
-                yield number, "not <image file name>:<tab><caption>"
+                yield number, f"not <image file name>{mark.replace(_TAB, '<tab>')}<caption>"
+
+
+def _names_image(line: str, mark: str) -> bool:
+    """Whether a line has the form of an official one with this mark after the image's name."""
+    image, found, _ = line.partition(_TAB)
+    return bool(found) and (image.endswith(":") if mark == _COLON else bool(_FILE.fullmatch(image)))

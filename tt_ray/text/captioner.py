@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -13,14 +13,22 @@ from tt_ray.terminal.errors import UserError, first_line
 from tt_ray.terminal.gpu import device_of
 from tt_ray.text.encoder import check_vocabulary, quiet_transformers
 from tt_ray.text.encoder_files import revision_of
+from tt_ray.text.open_clip_model import PREFIX, find_open_clip
+
+if TYPE_CHECKING:
+    from tt_ray.text.coca import CocaCaptioner
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _ASK = "Describe the image in one sentence."
-# Prompts that families were trained to caption with; others are asked in words.
+# What families are asked in, and the longest caption: their training's, or as TextTeacher's code asks them
+# (arXiv 2605.22098). Others are asked in words.
 _PROMPTS = {
     **dict.fromkeys(("blip", "blip-2", "git", "vision-encoder-decoder"), ""),
-    "paligemma": "caption en",
+    "paligemma": "caption and describe in detail",
+    **dict.fromkeys(("llava", "llava_next"), "Describe the images content in detail"),
 }
+_LENGTHS: dict[str, int] = {"paligemma": 128, "llava": 128, "llava_next": 128}
+_LENGTH = 40
 # Their processors put the image's place into the text themselves.
 _PLACE_IMAGE = ("blip", "blip-2", "git")
 # Their prompts and processors are unlike all others', and nobody has tried them here: captions might be silently poor.
@@ -32,13 +40,15 @@ class CaptionerOptions:
     """The captioner, and how it writes."""
 
     model: str = ""
-    """Captioner: a Hugging Face id or a local folder with safetensors weights."""
+    """Captioner: a Hugging Face id or a local folder with safetensors weights; or a CoCa of open_clip:
+    open_clip:ARCHITECTURE/WEIGHTS, such as coca_ViT-L-14/mscoco_finetuned_laion2B-s13B-b90k, or open_clip:FOLDER."""
     prompt: str = ""
-    """Prompt of the captioner, never a part of the caption; empty takes the one that its family was trained with."""
-    max_tokens: int = 40
-    """Longest caption, in the captioner's tokens."""
-    beams: int = 1
-    """Beams of the search for the likeliest caption; 1 is greedy."""
+    """Prompt of the captioner, never a part of the caption; empty takes its family's own."""
+    max_tokens: int | None = None
+    """Longest caption, in the captioner's tokens; None takes its family's: 128 of PaliGemma and LLaVA, 30 of CoCa, or
+    40."""
+    beams: int | None = None
+    """Beams of the search for the likeliest caption, 1 is greedy; None takes 2 for CoCa, and 1 for others."""
     temperature: float = 0.0
     """0 writes the likeliest words; above it, words are drawn at random."""
     seed: int = 0
@@ -46,12 +56,15 @@ class CaptionerOptions:
 
     def check(self) -> None:
         """Raises UserError on settings that no captioner can use."""
-        if self.max_tokens < 1 or self.beams < 1 or self.temperature < 0:
+        tokens, beams = self.max_tokens, self.beams
+        if 0 in (tokens, beams) or min(tokens or 1, beams or 1, self.temperature) < 0:
             raise UserError(
-                f"--max_tokens {self.max_tokens}, --beams {self.beams} and --temperature {self.temperature:g} must be "
-                "at least 1, 1 and 0"
+                f"--max_tokens {tokens}, --beams {beams} and --temperature {self.temperature:g} must be at least 1, 1 "
+                "and 0"
             )
-        if self.beams > 1 and self.temperature:
+        if self.prompt and self.model.startswith(PREFIX):
+            raise UserError(f"captioner {self.model} takes no prompt: leave out --prompt")
+        if (beams or 1) > 1 and self.temperature:
             raise UserError("choose either --beams or --temperature: a search draws nothing at random")
 
 
@@ -79,8 +92,8 @@ class Captioner:
         with torch.inference_mode(), quiet_transformers():
             tokens = self._model.generate(
                 **inputs,
-                max_new_tokens=self.options.max_tokens,
-                num_beams=self.options.beams,
+                max_new_tokens=self.options.max_tokens or _LENGTHS.get(self._family, _LENGTH),
+                num_beams=self.options.beams or 1,
                 do_sample=hot,
                 **({"temperature": self.options.temperature} if hot else {}),
             )
@@ -127,12 +140,16 @@ class Captioner:
         return self._processor(images=images, text=[text] * len(images), padding=True, return_tensors="pt")
 
 
-def load_captioner(options: CaptionerOptions, device: str = "cpu") -> Captioner:
+def load_captioner(options: CaptionerOptions, device: str = "cpu") -> "Captioner | CocaCaptioner":
     """Loads a frozen captioner: safetensors weights only, no code from outside; float32 on CPUs, bfloat16 on GPUs.
 
     Raises UserError when it cannot be found, read, or used as a captioner, or the device cannot be used.
     """
     device_of(device)
+    if options.model.startswith(PREFIX):
+        from tt_ray.text.coca import load_coca  # imports torch
+
+        return load_coca(options, device)
     folder = find_captioner(options.model)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"captioner {folder} has no *.safetensors weights (others are not read: they can hold code)")
@@ -152,6 +169,8 @@ def find_captioner(name: str) -> Path:
 
     Raises UserError when there is none.
     """
+    if name.startswith(PREFIX):
+        return find_open_clip(name.removeprefix(PREFIX), f"captioner {name}")
     return find_model(name, _HUB_FILES, f"captioner {name}", "a local folder as --model")
 
 

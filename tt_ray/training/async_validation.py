@@ -42,7 +42,7 @@ class AsyncValidations:
             return
         # Before the task starts: it may run when the checkpoint is no longer among the newest, and must find it.
         self.checkpoints.in_use.add(checkpoint.name)
-        answer = self.context.beside(validate_checkpoint, self.config.to_dict(), str(checkpoint))
+        answer = self.context.beside(validate_checkpoint, self.config.to_dict(), str(checkpoint), self.context.world)
         self._started.append(_Started(step, step // self.per_epoch, checkpoint.name, answer))
 
     def collect(self, log: MetricsLog, wait: bool = False) -> tuple[Scores, list[str]]:

@@ -88,7 +88,8 @@ def log_softmax_over_workers(own: Tensor) -> Tensor:
 
     Its gradient is that of `all_sum`, and exchanges one.
     """
-    logs = _LogSoftmax.apply(own)
+    # Half precision, of losses inside autocast, is for products: what is summed over rows and workers is single.
+    logs = _LogSoftmax.apply(own.float() if own.dtype in (torch.float16, torch.bfloat16) else own)
     assert isinstance(logs, Tensor)
     return logs
 

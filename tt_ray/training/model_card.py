@@ -106,13 +106,14 @@ def find_baseline(run: Path, config: Config) -> Baseline | None:
 def public(config: Config) -> Config:
     """The configuration without folders of this machine: of a path or URI the last name is left, ids of a hub stay."""
     ids = {"data.root": config.data.source == "datasets", "text.encoder": True}
-    for path in ("data.root", "data.labels", "text.captions", "text.embeddings", "text.encoder", "teacher.model"):
+    texts = ("text.captions", "text.embeddings", "text.class_embeddings", "text.encoder")
+    for path in ("data.root", "data.labels", *texts, "teacher.model"):
         config = config.override(path, _public(config.get(path), ids.get(path, False)))
     return config
 
 
 def _public(value: str, may_be_id: bool) -> str:
-    for prefix in ("timm:", "hf:"):
+    for prefix in ("timm:", "hf:", "open_clip:"):
         if value.startswith(prefix):
             return prefix + _public(value.removeprefix(prefix), True)
     name, plus, projection = value.partition("+projection")

@@ -28,6 +28,7 @@ class Objective(NamedTuple):
     """The alignment loss; None distils logits."""
     balance: bool
     gather: bool
+    """Whether losses that compare images compare those of all workers."""
     label_smoothing: float
     eps: float
     temperature: float = 0.0
@@ -38,16 +39,24 @@ class Objective(NamedTuple):
     """Labelled images of each worker in a step; empty where all are."""
     statistics: tuple[Tensor, Tensor] | None = None
     """Mean and variance of each class's targets, (C, D), where the loss needs them."""
+    own_balance: bool = False
+    """Whether each worker has a w of its own, of its own images' losses."""
+    argmax: bool = False
+    """borlan: see there."""
+    class_weights: Tensor | None = None
+    """Weight of each class in the cross-entropy, (C,); None weighs all alike."""
 
     @classmethod
     def of(cls, config: Config) -> "Objective":
         text, optim, teacher = config.text, config.optim, config.teacher
         logits = bool(teacher.model) and teacher.target == "logits"
         loss = None if logits else find_loss(text.loss)
-        gather = text.negatives == "global" and loss is not None and not loss.per_image
+        gather = not text.local_negatives and loss is not None and not loss.per_image
         # A learned temperature starts at text.temperature (see Loss.initial_scalars) and is no option any more.
         temperature = teacher.temperature if loss is None else 0.0 if loss.learned else text.temperature
-        return cls(loss, text.balance, gather, optim.label_smoothing, optim.eps, temperature)
+        own, argmax = text.scope == "worker", text.mixed_class == "argmax"
+        smoothing = optim.label_smoothing
+        return cls(loss, text.balance, gather, smoothing, optim.eps, temperature, own_balance=own, argmax=argmax)
 
     def __call__(
         self,
@@ -84,10 +93,23 @@ class Objective(NamedTuple):
     def _classification(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Mixed labels are smoothed where they are mixed.
         smoothing = self.label_smoothing if labels.ndim == 1 else 0.0
+        if self.class_weights is not None:
+            return self._weighted(logits.float(), labels)
         if not self.labelled:
             return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) * self._part(len(labels))
         total = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, ignore_index=NOBODY, reduction="sum")
         return total * (len(self.labelled) / sum(self.labelled))
+
+    def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of which each class's part is weighted, a mean over images, whatever classes these have.
+
+        torch's would be divided by the weights of a worker's own labels, unless these are mixed.
+        """
+        shares = smoothed(labels, logits.shape[1], self.label_smoothing) if labels.ndim == 1 else labels
+        total = F.cross_entropy(logits, shares, weight=self.class_weights, reduction="sum")
+        if self.labelled:
+            return total * (len(self.labelled) / sum(self.labelled))
+        return total / len(labels) * self._part(len(labels))
 
     def _alignment(self, outputs: Outputs, labels: Tensor, text: Tensor | None, teacher: Tensor | None) -> Tensor:
         if self.loss is None:
@@ -96,7 +118,8 @@ class Objective(NamedTuple):
         assert outputs.text is not None and text is not None
         pred = outputs.text.float()
         scalars = () if outputs.scalars is None else outputs.scalars.unbind()
-        options = {"temperature": self.temperature} if self.temperature else {}
+        given = {"temperature": self.temperature, "argmax": self.argmax}
+        options = {name: value for name, value in given.items() if value}
         if not self.sees_all:
             return self.loss(pred, text, *scalars, *self._needs(labels, teacher), **options) * self._part(len(pred))
         shares = self.shares or (len(pred),) * world_size()
@@ -173,7 +196,11 @@ class Objective(NamedTuple):
         rows = sum(self.shares) or len(features) * world_size()
         losses = (loss_cls, loss_text)
         grads = [torch.autograd.grad(loss * rows, features, retain_graph=True)[0].float() for loss in losses]
-        squares = sum_over_workers(torch.stack([grad.square().sum() for grad in grads]))
+        squares = torch.stack([grad.square().sum() for grad in grads])
+        if self.own_balance:
+            norm_cls, norm_text = (squares.sqrt() / rows).unbind()
+            return (norm_cls + self.eps) / (norm_text + self.eps)
+        squares = sum_over_workers(squares)
         # Each worker's gradient is `world` times its share of the global loss's (see gather_rows).
         norm_cls, norm_text = (squares.sqrt() / (rows * world_size())).unbind()
         return (norm_cls + self.eps) / (norm_text + self.eps)
@@ -197,6 +224,12 @@ def check_labels(labels: Tensor, classes: int, least: int = 0) -> None:
             f"{len(wrong)} of {len(labels)} labels, such as {int(wrong[0])}, are no class numbers from {least} to "
             f"{classes - 1} for logits of {classes} classes: number the classes from 0, or give the model more of them"
         )
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Shares of classes, (B, C), as torch's cross-entropy smooths labels (B,); all 0 for a label below 0."""
+    shares = F.one_hot(labels.clamp(min=0), classes) * (1 - smoothing) + smoothing / classes
+    return shares * (labels >= 0)[:, None]
 
 
 def _parts(total: Tensor, loss_cls: Tensor, loss_text: Tensor | None, ratio: Tensor | None) -> Tensor:

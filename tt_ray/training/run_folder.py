@@ -131,7 +131,8 @@ def changed_paths(before: Config, now: Config) -> list[str]:
     # On a CPU auto is fp32.
     same = ("train.precision",) if {before.train.precision, now.train.precision} == {"auto", "fp32"} else ()
     free += same if not now.run.use_gpu else ()
-    return [path for path in Config.paths() if not path.startswith(free) and before.get(path) != now.get(path)]
+    found = [path for path in Config.paths() if not path.startswith(free) and before.get(path) != now.get(path)]
+    return found + ["run.num_workers"] * (now.by_worker and before.workers != now.workers)
 
 
 def _drops(config: Config) -> bool:

@@ -37,9 +37,10 @@ def record_data(config: Config, data: Data) -> pa.Table:
     of their store; a vision teacher in a folder by the checksum of its weights.
     """
     tables = [_images(split, name) for split, name in zip((data.train, data.val), _SPLITS, strict=True)]
+    text = [each for each in (data.targets, data.class_texts and data.class_texts.targets) if each is not None]
     about = {
         _CLASSES: json.dumps(data.train.classes).encode(),
-        _TEXT: b"" if data.targets is None else json.dumps(data.targets.store.manifest["files"]).encode(),
+        _TEXT: b"".join(json.dumps(targets.store.manifest["files"]).encode() for targets in text),
         _TEACHER: _teacher(config).encode(),
     }
     digest = hashlib.sha256(repr((sorted(about.items()), digest_of(data.train.ids, data.val.ids))).encode())

@@ -1,6 +1,7 @@
 """One training step on one worker: a batch in, the gradient of the objective, one update of the weights."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -20,7 +21,7 @@ from tt_ray.models.teacher import Teacher, load_teacher
 from tt_ray.stateless_random import seed_of
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.batch_norm import synchronize_batch_norms
-from tt_ray.training.class_statistics import class_statistics
+from tt_ray.training.class_statistics import class_statistics, class_weights
 from tt_ray.training.collectives import sum_over_workers
 from tt_ray.training.context import Context
 from tt_ray.training.objective import Objective
@@ -86,9 +87,14 @@ class Learner:
         objective = Objective.of(self.config)
         if self.config.teaches and objective.loss is not None and "means" in objective.loss.needs:
             assert self.data.targets is not None
+            targets, labels = self.data.class_texts or (self.data.targets, train.labels)
             where = (self.context.device, order.rank, order.world)
-            statistics = class_statistics(self.data.targets, train.labels, len(train.classes), *where)
+            sample = self.config.text.class_variance == "sample"
+            statistics = class_statistics(targets, labels, len(train.classes), *where, sample=sample)
+        weighs = self.config.optim.class_weights == "balanced"
+        weights = class_weights(train.labels, len(train.classes)) if weighs else None
         return objective._replace(
+            class_weights=None if weights is None else weights.to(self.context.device),
             shares=() if len(set(order.shares)) == 1 else order.shares,
             labelled=() if order.labelled is None else order.labelled_shares,
             statistics=statistics,
@@ -140,7 +146,7 @@ class Learner:
             text = self.text_teacher.look_up(batch.rows, self.order.shares if all_look_up else ())
         if self.mixing is not None:
             seed, shares = self.config.train.seed, self.order.shares
-            images, labels, text = self.mixing.mix(images, labels, text, seed, step, shares)
+            images, labels, text = self.mixing.mix(images, labels, text, seed, step, shares, self.order.rank)
         return images, labels, text
 
     def ask_teacher(self, images: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -154,7 +160,8 @@ class Learner:
         self._seed(step, 0)
         with self.autocast():
             outputs = self.net(images)
-        loss, parts = objective(outputs)
+        with self._loss_precision():
+            loss, parts = objective(outputs)
         self.scaler.scale(loss).backward()
         return parts
 
@@ -169,7 +176,8 @@ class Learner:
             with gradients_exchanged(self.net, number == self.parts - 1):
                 with self.autocast():
                     outputs = self.net(chunk)
-                loss, parts = objective.of_part(self.order.shares, outputs, labels, text, weight, teacher)
+                with self._loss_precision():
+                    loss, parts = objective.of_part(self.order.shares, outputs, labels, text, weight, teacher)
                 self.scaler.scale(loss).backward()
             columns.append(parts)
         # Losses are sums; the balance is 1 or 0 in each part.
@@ -190,7 +198,8 @@ class Learner:
                 pooled.append(self.net(chunk).features)
         with self.autocast():
             outputs = self.model.heads(torch.cat(pooled).requires_grad_())
-        loss, parts = objective(outputs)
+        with self._loss_precision():
+            loss, parts = objective(outputs)
         roots = [root for root in (outputs.logits, outputs.text, outputs.scalars) if root is not None]
         grads = torch.autograd.grad(self.scaler.scale(loss), roots)
         start = 0
@@ -215,6 +224,10 @@ class Learner:
         torch.default_generator.manual_seed(seed)
         if self.context.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _loss_precision(self) -> AbstractContextManager[object]:
+        """Losses are computed in single precision, unless they are to be rounded as the model is."""
+        return self.autocast() if self.config.text.loss_precision == "autocast" else nullcontext()
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tt_ray.config import Config, HeadConfig, OptimConfig, TextConfig, TrainConfig
@@ -15,11 +14,11 @@ from tt_ray.data.text_targets import DeviceTargets, TextTargets, hold_targets, t
 from tt_ray.embeddings.store import EmbeddingStore
 from tt_ray.losses import find_loss
 from tt_ray.models.classifier import Outputs, TextHead, build_head
-from tt_ray.schedules import SHAPES, build_schedule
+from tt_ray.schedules import SHAPES, VL2, build_schedule
 from tt_ray.terminal.errors import UserError, some
 from tt_ray.terminal.python_calls import from_python
 from tt_ray.training.collectives import gather_rows, numbers_of_workers
-from tt_ray.training.objective import Objective, check_labels
+from tt_ray.training.objective import Objective, check_labels, smoothed
 
 ImageIds = Sequence[str] | Sequence[int] | np.ndarray | Tensor
 """Image ids, or their rows in the store as `EmbeddingStore.rows_of` returns them."""
@@ -54,11 +53,13 @@ class TextTeacher(nn.Module):
         store: Embeddings of captions by image id; None with weight 0.
         loss: clip, normclip, infonce, cos, lncos, l2, kl, dist, siglip, clip_learned, vl2litetext, or MODULE:NAME.
         weight: lambda, from 0 (plain training) to 1.
-        schedule: How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos or jump-A-B-R.
+        schedule: How lambda changes over epochs: const, lin, cos, fullcos, shiftcos, cntrcos, jump-A-B-R or vl2.
         epochs: Epochs of the training, which all schedules but const and jump need.
         balance: Whether w is computed; otherwise it is 1.
+        scope: Whether the balance, and the negatives where `negatives` is auto, are of the whole batch (global), or of
+            each process's own part (worker) as in TextTeacher's code.
         negatives: Whether contrastive losses see the whole batch (global), of which each process computes the rows of
-            its own images, or this process's part of it alone (local).
+            its own images, or this process's part of it alone (local); auto as `scope` says.
         temperature: Temperature of contrastive losses; 0 is the loss's own.
         label_smoothing: Label smoothing of the cross-entropy.
         head: Kind of projection: one linear layer, or an MLP with GELU.
@@ -90,7 +91,8 @@ class TextTeacher(nn.Module):
         schedule: str = "const",
         epochs: int | None = None,
         balance: bool = True,
-        negatives: Literal["global", "local"] = "global",
+        scope: Literal["global", "worker"] = "global",
+        negatives: Literal["auto", "global", "local"] = "auto",
         temperature: float = 0.0,
         label_smoothing: float = 0.0,
         head: Literal["linear", "mlp"] = "linear",
@@ -109,6 +111,7 @@ class TextTeacher(nn.Module):
             loss=loss,
             temperature=temperature,
             balance=balance,
+            scope=scope,
             negatives=negatives,
             normalize_mean=normalize_mean,
             normalize_std=normalize_std,
@@ -190,7 +193,7 @@ class TextTeacher(nn.Module):
                 text = self.look_up(torch.from_numpy(rows), counts if all_look_up else ())
         if shares is not None:
             shares = shares.to(logits.device, torch.float32)
-            labels = shares @ _smoothed(labels.long(), logits.shape[1], self.objective.label_smoothing)
+            labels = shares @ smoothed(labels.long(), logits.shape[1], self.objective.label_smoothing)
             text = None if text is None else shares @ text
         # The losses are computed in full precision, as in a training by `tt_ray.train`.
         outputs = self._project(features, logits)
@@ -323,13 +326,8 @@ def _check(config: Config, store: EmbeddingStore | None, epochs: int | None) -> 
         raise UserError(f"store is a path: pass tt_ray.open_store({str(store)!r})")
     if store is None:
         raise UserError("a TextTeacher needs a store of embeddings, as tt_ray.open_store returns, unless weight is 0")
-    if epochs is None and config.text.schedule in set(SHAPES) - {"const"}:
+    if epochs is None and config.text.schedule in {*SHAPES, VL2} - {"const"}:
         raise UserError(f"schedule {config.text.schedule!r} needs the number of epochs: pass epochs=")
     if lacking := {"teacher", "means", "variances"} & set(find_loss(config.text.loss).needs):
         needs = " and ".join(sorted(lacking))
         raise UserError(f"loss {config.text.loss!r} needs {needs}, which only tt_ray.train has: choose another")
-
-
-def _smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Shares of classes, (B, C), as torch's cross-entropy smooths them."""
-    return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes

@@ -178,3 +178,12 @@ def test_what_is_given_goes_before_the_recipe() -> None:
 def test_numbers_that_cannot_train_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="finetune"):
         Options(**options)
+
+
+def test_published_recipes_count_the_steps_of_epochs_without_their_last_batch() -> None:
+    for name, images, size, steps in (("paper", 1020, 256, 6000), ("paper_cars", 8144, 1024, 14000)):
+        recipe = Options(name).resolved  # type: ignore[arg-type]
+        assert (recipe.batch_size, recipe.steps) == (size, steps) == (size, images // size * 2000)
+        assert recipe.config["model.drop_path"] == 0.05 and recipe.config["data.crop_pct"] == 1.0
+    deit = Options("deit").resolved.config
+    assert (deit["model.drop_path"], deit["data.crop_pct"], deit["data.repeats"]) == (0.05, 1.0, 3)
