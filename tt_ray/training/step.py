@@ -102,9 +102,8 @@ class Learner:
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """One update; returns the columns STEP_COLUMNS, shape (5,), on the device. Does not wait for the device."""
-        if (
-            self.config.train.replays_graphs
-        ):  # nothing of the last step's graphs is read any more: they may overwrite it
+        if self.config.train.replays_graphs:
+            # Nothing of the last step's graphs is read any more: they may overwrite it.
             torch.compiler.cudagraph_mark_step_begin()
         self.scheduler.step_update(step)  # the rate is a function of the step, so a resumed run has the same
         images, labels, text = self.on_device(batch, step)
