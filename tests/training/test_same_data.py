@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -27,7 +28,14 @@ def interrupt(command: Command, *arguments: str, after: int = 1) -> None:
     """Trains in this process until so many of three epochs have a checkpoint."""
     without_ray(command)
     import tt_ray.training.trainer
+    from tt_ray.training.checkpoint_manager import CheckpointManager
     from tt_ray.training.validation import validate
+
+    save = CheckpointManager.save
+
+    def saved(manager: CheckpointManager, *rest: Any) -> None:
+        save(manager, *rest)
+        manager.wait()  # a real kill comes when it comes: here, when there is a checkpoint
 
     def killed(*rest: object) -> dict[str, float]:
         nonlocal after
@@ -38,6 +46,7 @@ def interrupt(command: Command, *arguments: str, after: int = 1) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tt_ray.training.trainer, "validate", killed)
+        patch.setattr(CheckpointManager, "save", saved)
         code, _, err = resume(command, *arguments)
     assert code == 1 and "killed" in err, err
 
