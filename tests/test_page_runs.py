@@ -67,6 +67,7 @@ RUN = {
     f"{TEACH} EMOJI": IMAGES,
     "python tt_ray.train shapes_vision_teacher --data.source imagefolder": IMAGES,
     "python tt_ray.export RUN": "--out exported",
+    "python tt_ray.audit --data.source clipart": "--data.subset 0.1 --out audit-clipart",
     "python tt_ray.audit --data.source imagefolder --data.root ROOT --out": "",
     "python tt_ray.audit --data.source imagefolder --data.root ROOT --text.embeddings": "",
     "python tt_ray.train shapes_baseline --data.source imagefolder": f"{RESNET} --run.name corrected",
