@@ -102,6 +102,17 @@ def test_classes_of_few_images_are_not_judged() -> None:
     assert (result.suspects.wrong[few] == 0).all() and result.noise.by_class[4] is None
 
 
+@pytest.mark.parametrize("many", [0, 20])
+def test_right_labels_of_classes_of_few_images_do_not_look_wrong(many: int) -> None:
+    """Two images each of 150 classes, and one class of `many`: models have seen one image of a class, or none."""
+    random = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(np.arange(150), 2), np.full(many, 150), [151]])
+    table = (2 * np.eye(152)[labels] + 0.25 * random.normal(size=(len(labels), 152))).astype(np.float32)
+    noise = learn(Embedded(table, np.arange(len(labels)), labels, 152), silent).noise
+    assert (noise.anchors > 0) is (many > 0) and noise.share.value == 0 and noise.share.low < 1e-9
+    assert (noise.share.high == 1) is (many == 0), "nothing is known"
+
+
 def test_a_store_of_half_precision_and_rows_in_any_order(tmp_path: Path) -> None:
     data, _ = embedded(0.2)
     order = np.random.default_rng(1).permutation(len(data))
