@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from tests.command_here import TRAINING, Command
 from tests.command_here import command as command
 from tests.toy import toy_config
 from tt_ray.config import Config
-from tt_ray.data.corrected_labels import read_label_table
+from tt_ray.data.corrected_labels import correct_labels, read_label_table
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.model_card import public
@@ -140,6 +142,15 @@ def test_the_first_column_of_labels_counts_and_blank_columns_do_not(tmp_path: Pa
     path = tmp_path / "labels.csv"
     path.write_text("image_id,label_name,label,,\na,,cat,,\nb,dog,cat,,\n")
     assert read_label_table(path).labels.to_pylist() == [None, "dog"]
+
+
+def test_a_name_of_two_classes_names_none(plain: Config, tmp_path: Path) -> None:
+    train, val, _ = open_images(plain)
+    train = replace(train, classes=("x", "x", *train.classes[2:]))
+    for label, refused in (("x", True), (train.classes[2], False)):
+        data = plain.override("data.labels", str(csv(tmp_path / "labels.csv", [(train.ids[0].as_py(), label)]))).data
+        with pytest.raises(UserError, match="several classes are called 'x'") if refused else nullcontext():
+            correct_labels(data, train, val, train.ids)
 
 
 def test_a_repeated_equal_row_is_no_problem(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`data.labels`: a table that corrects labels of training images, and leaves images out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,10 @@ def _numbers(path: Path, table: LabelTable, classes: Sequence[str]) -> npt.NDArr
             f"data.labels {path}:{table.lines[row]}: label {shown(name)!r} is no class of the data; "
             f"{nearest(name, classes)}"
         )
+    if twice := [
+        name for name, count in Counter(classes).items() if count > 1 and (numbers == classes.index(name)).any()
+    ]:
+        raise UserError(f"data.labels {path}: several classes are called {twice[0]!r}: give each a name of its own")
     return numbers
 
 
