@@ -8,6 +8,7 @@ import pytest
 from tt_ray.audit.learning import Learned, learn
 from tt_ray.audit.noise import anchor_rows, confident_classes
 from tt_ray.audit.out_of_fold import Embedded, Guesses
+from tt_ray.audit.words import estimate
 
 CLASSES, DIM = 5, 16
 
@@ -111,6 +112,7 @@ def test_right_labels_of_classes_of_few_images_do_not_look_wrong(many: int) -> N
     noise = learn(Embedded(table, np.arange(len(labels)), labels, 152), silent).noise
     assert (noise.anchors > 0) is (many > 0) and noise.share.value == 0 and noise.share.low < 1e-9
     assert (noise.share.high == 1) is (many == 0), "nothing is known"
+    assert ("not known" in estimate(noise)) is (many == 0)
 
 
 def test_a_store_of_half_precision_and_rows_in_any_order(tmp_path: Path) -> None:
