@@ -98,6 +98,29 @@ def test_shards_without_groups_say_so(tmp_path: Path) -> None:
         open_source(DataConfig(source="webdataset", root=str(tmp_path), group_column="group"), "train", False)
 
 
+def test_an_index_takes_groups_from_the_field_that_is_named(tmp_path: Path) -> None:
+    about = {number: f'{{"pet": "pet {number // 2}", "label": "x"}}'.encode() for number in range(4)}
+    files = {
+        f"{number}.{end}": jpeg(number) if end == "jpg" else about[number]
+        for number in about
+        for end in ("jpg", "json")
+    }
+    write(tmp_path / "train-0.tar", files)
+    main(["--data.root", str(tmp_path), "--data.group_column", "pet", "--index_only"])
+    source = open_source(DataConfig(source="webdataset", root=str(tmp_path), group_column="group"), "train", False)
+    assert source.groups is not None and source.groups.to_pylist() == ["pet 0", "pet 0", "pet 1", "pet 1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--unlabelled"], "unlabelled packs no groups"), (["--data.source", "shapes"], "no such groups")],
+)
+def test_groups_that_would_be_lost_are_refused(more: list[str], words: str, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        main(["--data.root", str(images), "--data.group_column", "pet", "--out", str(tmp_path / "out"), *more])
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_on_it_ends_with_the_same_weights(images: Path, packed: Path, tmp_path: Path) -> None:
     ends = []
     for source, root in (("imagefolder", images), ("webdataset", packed)):

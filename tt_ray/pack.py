@@ -113,8 +113,15 @@ def open_all(given: Arguments) -> list[Source]:
     """The splits that are packed, with common classes and with their captions where there are any."""
     config = DataConfig(**asdict(given.data))
     if given.unlabelled:
-        return [without_labels(config, split) for split in ("train", "val")[: len(names(given))]]
-    return list(open_splits(config, False)) if config.val_split else [open_source(config, "train", False)]
+        splits = [without_labels(config, split) for split in ("train", "val")[: len(names(given))]]
+    else:
+        splits = list(open_splits(config, False)) if config.val_split else [open_source(config, "train", False)]
+    if config.group_column and any(source.groups is None for source in splits):
+        why = (
+            "--unlabelled packs no groups" if given.unlabelled else f"{config.source} {config.root} has no such groups"
+        )
+        raise UserError(f"data.group_column {config.group_column!r}: {why}; leave it out")
+    return splits
 
 
 def parts(splits: list[Source], given: Arguments) -> list[tuple[range, Part]]:

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import tt_ray
 from tests.command_here import draw, listing, one_line
 from tests.text.toy_encoders import bert
 from tt_ray.audit.__main__ import main
+from tt_ray.audit.inputs import taught
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.embeddings.build import write_store
@@ -133,6 +135,20 @@ def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Pat
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         tt_ray.audit(config, tmp_path / "thesis", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"text.loss": "borlan", "text.class_variance": "sample", "text.mixed_class": "argmax"},
+        {"text.loss": "borlan", "text.class_embeddings": "STORE"},
+        {"text.loss": "siglip", "text.temperature": 0.1, "text.schedule": "vl2", "head.freeze": True},
+        {"text.loss": "vl2lite", "teacher.model": "timm:resnet18", "data.sampling": "balanced"},
+    ],
+)
+def test_it_audits_for_whatever_loss_a_run_has(more: dict[str, Any]) -> None:
+    plain = tt_ray.recipe("shapes_textteacher")
+    assert taught(plain.override(more)).text == taught(plain).text
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_what_an_encoder_cuts_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "SAMPLE", 2)
     sampled = count_cut(encoder, pa.array(["dog"] * 5))
     assert sampled is not None and sampled.of == 2
+    assert count_cut({**encoder, "max_tokens": 0}, pa.array(["dog"])) is None, "imported: the length is not known"
 
 
 @pytest.mark.parametrize("encoder", [{}, {"id": "no/such", "max_tokens": 4}, {"id": "x"}, {"id": "", "max_tokens": 4}])

@@ -8,6 +8,7 @@ import pytest
 from tt_ray.audit.learning import Learned, learn
 from tt_ray.audit.noise import anchor_rows, confident_classes
 from tt_ray.audit.out_of_fold import Embedded, Guesses
+from tt_ray.audit.words import estimate
 
 CLASSES, DIM = 5, 16
 
@@ -100,6 +101,18 @@ def test_classes_of_few_images_are_not_judged() -> None:
     result = learn(Embedded(data.table, data.rows, labels, CLASSES), silent)
     few = np.isin(result.suspects.rows, [0, 1])
     assert (result.suspects.wrong[few] == 0).all() and result.noise.by_class[4] is None
+
+
+@pytest.mark.parametrize("many", [0, 20])
+def test_right_labels_of_classes_of_few_images_do_not_look_wrong(many: int) -> None:
+    """Two images each of 150 classes, and one class of `many`: models have seen one image of a class, or none."""
+    random = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(np.arange(150), 2), np.full(many, 150), [151]])
+    table = (2 * np.eye(152)[labels] + 0.25 * random.normal(size=(len(labels), 152))).astype(np.float32)
+    noise = learn(Embedded(table, np.arange(len(labels)), labels, 152), silent).noise
+    assert (noise.anchors > 0) is (many > 0) and noise.share.value == 0 and noise.share.low < 1e-9
+    assert (noise.share.high == 1) is (many == 0), "nothing is known"
+    assert ("not known" in estimate(noise)) is (many == 0)
 
 
 def test_a_store_of_half_precision_and_rows_in_any_order(tmp_path: Path) -> None:

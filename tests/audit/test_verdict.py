@@ -40,6 +40,7 @@ def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
         ({"noise": Interval(0.1, 0.08, 0.12)}, "some", "Correct labels first: about 10 %"),
         ({"left": 0.01}, "class", "a vector for each class would do as much"),
         ({}, "unclear", "Within noise"),
+        ({"noise": Interval(0.0, 0.0, 1.0)}, "unclear", "too few images"),
         ({"accuracy": 1.0, "distinct": 10}, "labels", "made from the labels"),
         ({"accuracy": 1.0, "left": 0.0}, "labels", "wrong labels cannot be seen"),
         ({"accuracy": 1.0, "named": 1.0}, "labels", "Expect no gain"),

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from tests.command_here import TRAINING, Command
 from tests.command_here import command as command
 from tests.toy import toy_config
 from tt_ray.config import Config
-from tt_ray.data.corrected_labels import read_label_table
+from tt_ray.data.corrected_labels import correct_labels, read_label_table
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.model_card import public
@@ -115,6 +117,8 @@ def test_a_run_records_the_labels_it_was_trained_on(plain: Config, tmp_path: Pat
     [
         (None, ["cannot read", "labels.csv"]),
         ("image_id,class\ncat/0.png,dog\n", ["needs columns image_id and label", "image_id, class"]),
+        ("image_id;label\ncat/0.png;dog\n", ["needs columns image_id and label", "image_id;label"]),
+        ("image_id,label,label\ncat/0.png,dog,cat\n", ["labels.csv has several columns label", "rename"]),
         ("image_id,label\ncat/9.png,dog\n", ["labels.csv:2", "1 of 1 image ids", "cat/9.png", "called as cat/0.png"]),
         ("image_id,label\ncat/0.png,dgo\n", ["labels.csv:2", "label 'dgo' is no class", "did you mean dog?"]),
         ("image_id,label\ncat/0.png,dog\ncat/0.png,cat\n", ["labels.csv:3", "second, different label", "line 2"]),
@@ -132,6 +136,21 @@ def test_what_a_table_cannot_say_is_one_line(
         (tmp_path / "labels.csv").write_text(content)
     text = command.mistake([*command.baseline, "--data.labels", str(tmp_path / "labels.csv")])
     assert all(part in text for part in parts), text
+
+
+def test_the_first_column_of_labels_counts_and_blank_columns_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("image_id,label_name,label,,\na,,cat,,\nb,dog,cat,,\n")
+    assert read_label_table(path).labels.to_pylist() == [None, "dog"]
+
+
+def test_a_name_of_two_classes_names_none(plain: Config, tmp_path: Path) -> None:
+    train, val, _ = open_images(plain)
+    train = replace(train, classes=("x", "x", *train.classes[2:]))
+    for label, refused in (("x", True), (train.classes[2], False)):
+        data = plain.override("data.labels", str(csv(tmp_path / "labels.csv", [(train.ids[0].as_py(), label)]))).data
+        with pytest.raises(UserError, match="several classes are called 'x'") if refused else nullcontext():
+            correct_labels(data, train, val, train.ids)
 
 
 def test_a_repeated_equal_row_is_no_problem(tmp_path: Path) -> None:

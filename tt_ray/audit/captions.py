@@ -117,10 +117,13 @@ def _share_named(captions: pa.StringArray, labels: Ints, classes: tuple[str, ...
 
 
 def count_cut(encoder: dict[str, Any], captions: pa.StringArray) -> Cut | None:
-    """How many captions are longer than their encoder reads; None where its tokenizer is not on this machine."""
+    """How many captions are longer than their encoder reads; None where its tokenizer is not on this machine.
+
+    An imported store says 0 tokens, for a length that is not known.
+    """
     limit, name = encoder.get("max_tokens"), str(encoder.get("id") or "")
     present = captions.drop_null()
-    if not isinstance(limit, int) or not name or not len(present):
+    if not isinstance(limit, int) or limit < 1 or not name or not len(present):
         return None
     if len(present) > SAMPLE:
         chosen = uniform(np.arange(len(present)), 1, _SAMPLE_KEY)[:, 0].argsort(kind="stable")[:SAMPLE]

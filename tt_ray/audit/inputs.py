@@ -45,6 +45,7 @@ class Inputs:
 def taught(config: Config) -> Config:
     """The configuration with what a run reads text for, whatever arm of a comparison it is."""
     plain = {"text.weight": 0.5, "text.loss": "clip", "text.temperature": 0.0, "text.control": "none"}
+    plain |= {"text.class_embeddings": "", "text.class_variance": "population", "text.mixed_class": "shares"}
     plain |= {"text.schedule": "const", "text.max_missing": 1.0, "teacher.model": "", "head.out_dim": 0}
     return config.override(plain)
 

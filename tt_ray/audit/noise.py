@@ -88,6 +88,8 @@ def estimate_noise(labels: Ints, guesses: Guesses, classes: int) -> Noise:
     """Estimates the share of wrong labels (N,)."""
     likely = confident_classes(labels, guesses, classes)
     anchors = anchor_rows(guesses)
+    # A model that has seen next to no image of a class predicts another one for its images, however right their labels.
+    anchors = anchors[~_of_few(labels, classes)[anchors]]
     predicted = guesses.classes[anchors, 0]
     share = _share(labels[anchors] != predicted)
     joint = np.bincount(labels * classes + likely, minlength=classes**2).reshape(classes, classes)
@@ -97,6 +99,11 @@ def estimate_noise(labels: Ints, guesses: Guesses, classes: int) -> Noise:
     shares = [_share(labels[own] != number) if len(own) >= _FEW else None for number, own in enumerate(by_class)]
     interval = _around(confident, _resampled(labels, guesses, classes))
     return Noise(share, interval, len(anchors), joint, tuple(shares))
+
+
+def _of_few(labels: Ints, classes: int) -> npt.NDArray[np.bool_]:
+    """Which images are of classes too small to say anything of their labels, (N,)."""
+    return np.bincount(labels, minlength=classes)[labels] < _FEW
 
 
 def confident_classes(labels: Ints, guesses: Guesses, classes: int) -> Ints:
@@ -129,8 +136,7 @@ def rank_suspects(labels: Ints, guesses: Guesses, noise: float, classes: int) ->
     tiny = np.finfo(np.float32).tiny
     wrong = np.clip(1 - (1 - noise) * own / np.maximum(guesses.own, tiny), 0, _SUREST)
     right = wrong * np.clip(other / np.maximum(1 - own, 1e-6), 0, 1)
-    few = np.bincount(labels, minlength=classes)[labels] < _FEW
-    wrong, right = (np.where(few, 0, part).astype(np.float32) for part in (wrong, right))
+    wrong, right = (np.where(_of_few(labels, classes), 0, part).astype(np.float32) for part in (wrong, right))
     order = np.lexsort((guesses.own - theirs, -wrong))
     return Suspects(
         order, suggestion[order], wrong[order], right[order], guesses.own[order], (theirs - guesses.own)[order]
@@ -155,7 +161,9 @@ def _around(value: float, deviations: npt.NDArray[np.float64]) -> Interval:
 
 
 def _share(wrong: npt.NDArray[np.bool_]) -> Interval:
-    """A share with Wilson's interval, which holds near 0 too."""
+    """A share with Wilson's interval, which holds near 0 too; of nothing, it may be any."""
+    if not len(wrong):
+        return Interval(0.0, 0.0, 1.0)
     share = float(wrong.mean())
     low, high = wilson_interval(share, len(wrong))
     return Interval(share, max(0.0, low), min(1.0, high))

@@ -125,6 +125,8 @@ def judge(known: Knowledge) -> Verdict:
         return Verdict("unknown", _UNKNOWN, (_says(known), _basis(rows, rule)))
     if why := made_of_labels(known):
         return Verdict("labels", _LABELS, (_says(known), why, _basis(rows, rule)))
+    if known.noise.high - known.noise.low >= 1:
+        return Verdict("unclear", _UNSEEN, (_says(known), _basis(rows, rule)))
     evidence = (_says(known), _noise(known), _alike(rows, rule, known), _basis(rows, rule))
     wrong = f"about {100 * known.noise.value:.0f} % of labels look wrong, and captions know better"
     only = f" {_CLASS}" if known.left < _LITTLE else ""
@@ -156,6 +158,7 @@ _UNKNOWN = (
     "Expect no gain: captions say nothing of the classes that a linear model can find, and labels cannot be judged by "
     "them."
 )
+_UNSEEN = "Within noise, as far as top-1 goes: classes have too few images for anything to be said of their labels."
 _LABELS = (
     "Expect no gain: captions look as if they were made from the labels. They repeat them, right or wrong, so that "
     "wrong labels cannot be seen."

@@ -6,7 +6,7 @@ import numpy as np
 
 import tt_ray
 from tt_ray.audit.findings import Found, Options
-from tt_ray.audit.noise import Interval
+from tt_ray.audit.noise import Interval, Noise
 from tt_ray.audit.page import Page, Section, Table
 
 _CLASSES = 100
@@ -36,6 +36,17 @@ def per_cent(share: float | Interval) -> str:
     return f"{100 * share:.1f} %"
 
 
+def estimate(noise: Noise) -> str:
+    """How many labels are wrong, and what that rests on."""
+    if not noise.anchors:
+        return "Wrong labels: not known, as classes have too few images."
+    return (
+        f"Wrong labels: {per_cent(noise.share)}, 95 % interval. Of the {noise.anchors:,} images of whose class "
+        "captions are surest, so many have another label. That holds for all images as far as labels are wrong as "
+        "often among hard images as among easy ones; where hard ones are labelled worse, more are wrong."
+    )
+
+
 def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
     noise = found.learned.noise
     unknown = (
@@ -43,9 +54,7 @@ def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
     )
     sentences = [] if found.learned.knows else [unknown]
     sentences += [
-        f"Wrong labels: {per_cent(noise.share)}, 95 % interval. Of the {noise.anchors:,} images of whose class "
-        "captions are surest, so many have another label. That holds for all images as far as labels are wrong as "
-        "often among hard images as among easy ones; where hard ones are labelled worse, more are wrong.",
+        estimate(noise),
         f"Confident learning's own estimate is {per_cent(noise.confident)}, mistakes of the model included.",
         "What captions cannot show: a wrong label whose caption was made from the label, or by the same mistake, looks "
         "right; and a caption of another image looks like a wrong label.",

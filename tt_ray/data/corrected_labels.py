@@ -1,5 +1,6 @@
 """`data.labels`: a table that corrects labels of training images, and leaves images out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +41,12 @@ def read_label_table(path: Path) -> LabelTable:
     table = IdTable(path)
     wanted = {*ID_NAMES, *_LABEL_NAMES}
     ids, labels, lines = list[str](), list[str | None](), list[int]()
+    if table.has_header:  # before its rows, which would be said to lack an id
+        _check_columns(table)
     for line, row in table.good_rows(wanted.__contains__):
-        name = id_text(next((row[name] for name in ID_NAMES if row.get(name) is not None), None))
-        value = next((row[name] for name in _LABEL_NAMES if row.get(name) is not None), None)
+        # The first column that is there, empty or not: an emptied label_name leaves an image out, whatever its label.
+        name = id_text(next((row[name] for name in ID_NAMES if name in row), None))
+        value = next((row[name] for name in _LABEL_NAMES if name in row), None)
         if not name:
             raise UserError(f"{path}:{line}: no image_id, or none that is a text or an integer; correct the row")
         if value is not None and id_text(value) is None:
@@ -50,13 +54,17 @@ def read_label_table(path: Path) -> LabelTable:
         ids.append(name)
         labels.append(id_text(value))
         lines.append(line)
-    for names in (ID_NAMES, _LABEL_NAMES):
-        if not set(names) & table.columns.keys():
-            there = ", ".join(table.columns) or "none"
-            raise UserError(f"{path} needs columns image_id and label, but has {there}")
+    _check_columns(table)
     return _distinct(
         path, LabelTable(pa.array(ids, pa.string()), text_labels(pa.array(labels, pa.string())), _array(lines))
     )
+
+
+def _check_columns(table: IdTable) -> None:
+    for names in (ID_NAMES, _LABEL_NAMES):
+        if not set(names) & table.columns.keys():
+            there = ", ".join(table.columns) or "none"
+            raise UserError(f"{table.path} needs columns image_id and label, but has {there}")
 
 
 def _distinct(path: Path, table: LabelTable) -> LabelTable:
@@ -126,6 +134,10 @@ def _numbers(path: Path, table: LabelTable, classes: Sequence[str]) -> npt.NDArr
             f"data.labels {path}:{table.lines[row]}: label {shown(name)!r} is no class of the data; "
             f"{nearest(name, classes)}"
         )
+    if twice := [
+        name for name, count in Counter(classes).items() if count > 1 and (numbers == classes.index(name)).any()
+    ]:
+        raise UserError(f"data.labels {path}: several classes are called {twice[0]!r}: give each a name of its own")
     return numbers
 
 

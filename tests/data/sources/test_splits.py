@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from tt_ray.data.sources.base import Source
+from tt_ray.data.sources.image_folder import group_array
 from tt_ray.data.sources.splits import hold_out
 from tt_ray.terminal.errors import UserError
 
@@ -39,6 +40,11 @@ def test_groups_stay_together() -> None:
     assert train.groups is not None and val.groups is not None
     assert not set(train.groups.to_pylist()) & set(val.groups.to_pylist())
     assert 24 <= len(val) <= 36
+
+
+def test_blank_groups_are_none() -> None:
+    values = [1, float("nan"), None, "", " ", "b "]
+    assert group_array(values).to_pylist() == ["1", None, None, None, None, "b"]
 
 
 def test_an_image_without_a_group_stands_alone() -> None:

@@ -39,16 +39,19 @@ class IdTable:
         self._suffix = path.suffix.lower()
         if self._suffix not in SUFFIXES:
             raise UserError(f"{path} is no table of images: known are .parquet, .csv, .tsv and .jsonl")
-        self.columns: dict[str, None] = {}
-        """Names of its columns; JSONL has no header, so that they are the keys of the rows that have been read."""
+        self._header: list[str] = []
         try:
             if self._suffix in (".parquet", ".pq"):
-                self.columns |= dict.fromkeys(pq.read_schema(path).names)
+                self._header = list(pq.read_schema(path).names)
             elif self.has_header:
                 with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-                    self.columns |= dict.fromkeys(self._header(text.readline()))
+                    self._header = [
+                        name.strip() for name in next(csv.reader([text.readline()], delimiter=self._delimiter), [])
+                    ]
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot read {path}: {one_line(error)}") from None
+        self.columns: dict[str, None] = dict.fromkeys(self._header)
+        """Names of its columns; JSONL has no header, so that they are the keys of the rows that have been read."""
 
     @property
     def has_header(self) -> bool:
@@ -61,8 +64,11 @@ class IdTable:
         Numbers of classes are replaced by names where a Parquet file of `datasets` declares them, -1 by None.
 
         Raises:
-            UserError: The file cannot be read, or a class number has no name.
+            UserError: The file cannot be read, two columns have one name, or a class number has no name.
         """
+        # Only now: the first line of a file without a header may have a word twice. Spreadsheets add blank columns.
+        if twice := [name for name in self.columns if name and wanted(name) and self._header.count(name) > 1]:
+            raise UserError(f"{self.path} has several columns {twice[0]}: rename or remove all but one")
         try:
             if self._suffix in (".parquet", ".pq"):
                 yield from self._parquet_rows(wanted)
@@ -81,15 +87,12 @@ class IdTable:
                 raise UserError(f"{self.path}:{number}: {row}; correct or remove the row")
             yield number, row
 
-    def _header(self, line: str) -> list[str]:
-        return [name.strip() for name in next(csv.reader([line], delimiter=self._delimiter), [])]
-
     @property
     def _delimiter(self) -> str:
         return "\t" if self._suffix == ".tsv" else ","
 
     def _cell_rows(self, text: Any) -> Rows:
-        names = list(self.columns)
+        names = self._header
         image = next((place for place, name in enumerate(names) if name.endswith(ID_NAMES)), 0)
         for number, row in csv_rows(text, self._delimiter, image):
             yield number, row if isinstance(row, str) else {n: cell or None for n, cell in zip(names, row, strict=True)}

@@ -162,8 +162,9 @@ def _source(
 
 
 def group_array(values: list[Any]) -> pa.StringArray:
-    """Groups as text; an image without one stands alone."""
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+    """Groups as text; an image without one (none, a blank one or NaN) stands alone."""
+    known = (None if value is None or value != value else str(value).strip() for value in values)
+    return pa.array([group or None for group in known], pa.string())
 
 
 def caption_array(captions: list[str | None]) -> pa.StringArray:

@@ -73,7 +73,12 @@ class _Encoded(ImageReader):
 
 
 def scan(
-    stream: BinaryIO | io.RawIOBase, place: str, name: str, label_field: str, caption_field: str
+    stream: BinaryIO | io.RawIOBase,
+    place: str,
+    name: str,
+    label_field: str,
+    caption_field: str,
+    group_field: str = "group",
 ) -> tuple[pa.Table, ShardFile]:
     """Index rows of a shard's images, in one pass. Each image is decoded: a header alone does not show what is cut.
 
@@ -83,6 +88,7 @@ def scan(
         name: Its path in the folder of the index.
         label_field: Field of `.json` with the label; where there is none, `.cls` has it.
         caption_field: Field of `.json` with the caption, where there is no `.txt`.
+        group_field: Field of `.json` with the group.
 
     Returns:
         Rows of FIELDS, and the shard's size and checksum.
@@ -106,7 +112,7 @@ def scan(
             row = {"image_id": str(fields.get("image_id") or sample.key), "shard": name}
             label = _text(found.get("cls") if label is None else label)
             row |= {"label": None if label == _NO_LABEL else label, "caption": _text(caption) or None}
-            row["group"] = _text(fields.get("group"))
+            row["group"] = _text(fields.get(group_field)) or None
             rows.append(row | _about(sample.members[image]))
         while hashed.read(_READ):
             pass  # whatever follows the end mark

@@ -78,13 +78,14 @@ def make_index(shards: ShardFiles, config: DataConfig, show: Show | None = None)
 
     Args:
         shards: The shards.
-        config: Names the fields of `.json` that hold label and caption.
+        config: Names the fields of `.json` that hold label, caption and (`group` where it names none) group.
         show: Called with the megabytes read, and all of them.
 
     Raises:
         UserError: A shard cannot be read.
     """
-    calls = [(shards, name, config.label_column, config.caption_column) for name in shards.sizes]
+    fields = config.label_column, config.caption_column, config.group_column or "group"
+    calls = [(shards, name, fields) for name in shards.sizes]
     tables: list[pa.Table] = []
     about: dict[str, ShardFile] = {}
     done, of = 0, sum(shards.sizes.values())
@@ -102,10 +103,10 @@ def make_index(shards: ShardFiles, config: DataConfig, show: Show | None = None)
     return index_table(pa.concat_tables(tables), about)
 
 
-def _scan(call: tuple[ShardFiles, str, str, str]) -> tuple[pa.Table, ShardFile]:
-    shards, name, label_field, caption_field = call
+def _scan(call: tuple[ShardFiles, str, tuple[str, str, str]]) -> tuple[pa.Table, ShardFile]:
+    shards, name, fields = call
     with shards.errors(), shards.stream(name) as stream:
-        return scan(stream, f"{shards.place}/{name}", name, label_field, caption_field)
+        return scan(stream, f"{shards.place}/{name}", name, *fields)
 
 
 def in_split(shard: str, split: str) -> bool:
