@@ -153,7 +153,9 @@ def _as(value: Tensor, current: Tensor) -> Tensor:
     """`value`, laid out or sharded as `current` is; every worker has all of it, so that none needs to send."""
     if not isinstance(current, DTensor):
         # Fused kernels refuse moments in another order of memory than their parameter's, which may be channels-last.
-        return value if value.stride() == current.stride() else torch.empty_like(current, dtype=value.dtype).copy_(value)
+        return (
+            value if value.stride() == current.stride() else torch.empty_like(current, dtype=value.dtype).copy_(value)
+        )
     return distribute_tensor(value, current.device_mesh, current.placements, src_data_rank=None)
 
 
