@@ -120,14 +120,22 @@ def test_parameters_without_state_stay_without(tmp_path: Path) -> None:
     _assert_same(optimizer.state_dict(), restored.state_dict())
 
 
-def test_channels_last_weights_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_weights_and_their_moments_come_back_in_the_models_order_of_memory(
+    order: torch.memory_format, tmp_path: Path
+) -> None:
+    """A GPU's fused kernel refuses moments whose strides are not the parameter's."""
     model, optimizer = _trained()
     model.to(memory_format=torch.channels_last)
     save_checkpoint(tmp_path / "step-1", POSITION, snapshot(model, optimizer, None, HostMemory()), EXTRA, "")
-    again = _net(seed=1).to(memory_format=torch.channels_last)
-    load_checkpoint(tmp_path / "step-1", again, _optimizer(again), None)
-    assert again[0].weight.is_contiguous(memory_format=torch.channels_last)
+    again = _net(seed=1).to(memory_format=order)
+    restored = _optimizer(again)
+    load_checkpoint(tmp_path / "step-1", again, restored, None)
+    assert again[0].weight.is_contiguous(memory_format=order)
     assert torch.equal(again[0].weight, model[0].weight)
+    for parameter, state in restored.state.items():
+        assert {state[key].stride() for key in ("exp_avg", "exp_avg_sq")} == {parameter.stride()}
+    _assert_same(optimizer.state_dict()["state"], restored.state_dict()["state"])
 
 
 def test_nothing_is_pickled_and_the_manifest_names_every_file(tmp_path: Path) -> None:

@@ -86,10 +86,11 @@ NEW: list[dict[str, Any]] = [
     {"text__loss": "borlan", "data__label_noise": 0.5, "data__subset": 0.7},
     {"text__loss": "vl2litetext", "data__unlabelled": 0.7, "data__mixup": 0.8},
     {"data__sampling": "balanced", "optim__class_weights": "balanced", "head__freeze": True, "data__repeats": 2},
+    {"optim__schedule_per": "epoch", "optim__warmup_epochs": 0.0, "train__activation_checkpointing": True},
 ]
 
 
-@pytest.mark.parametrize("settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled", "balanced"])
+@pytest.mark.parametrize("settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled", "balanced", "by epoch"])
 def test_comparisons_in_parts_and_cut_off_end_as_undisturbed(tmp_path: Path, settings: dict[str, Any]) -> None:
     if "teacher__model" in settings:
         settings = {**settings, "teacher__model": str(toy_teacher(tmp_path / "teacher"))}
@@ -177,6 +178,7 @@ def _run_as(environment: dict[str, str], files: list[Path]) -> None:
 
 RESNET = {"model__name": "test_resnet", "model__kwargs": {}, "data__image_size": 32, "train__sync_batchnorm": True}
 FROZEN: dict[str, Any] = {"head__freeze": True}
+WEIGHED: dict[str, Any] = {"optim__class_weights": "balanced"}
 # SGD, since AdamW's first steps turn a rounding error of a tiny gradient into a full step. Nine epochs are 54 steps.
 WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two": (2, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
@@ -191,7 +193,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "three, borlan": (3, {"text__loss": "borlan", "data__label_noise": 0.5, "data__cutmix": 1.0}),
     "two, vl2litetext": (2, {"text__loss": "vl2litetext", "train__max_batch_per_worker": 3}),
     "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
-    "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3}),
+    "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3, **WEIGHED}),
     "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),

@@ -1,15 +1,20 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.toy import toy_config
+from tests.training.test_collectives import on_two
 from tt_ray.config import Config
 from tt_ray.data.augment import normalize
 from tt_ray.data.loader import EvalBatches
 from tt_ray.data.prepare import Data, open_data
 from tt_ray.models.classifier import TaughtClassifier, build_model
-from tt_ray.training.validation import validate
+from tt_ray.training.context import LocalContext
+from tt_ray.training.run_folder import start_run
+from tt_ray.training.trainer import train
+from tt_ray.training.validation import validate, validate_checkpoint
 
 
 @pytest.fixture
@@ -68,3 +73,37 @@ def test_the_mean_over_batches_is_beside_the_exact_accuracy_where_it_is_asked_fo
         workers=4,
     )
     assert many["top1_batch_mean"] == pytest.approx(100 * padded.mean().item())
+
+
+# Of a ResNet, each of whose workers' batch norms sees its own images.
+APART: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "averaged": {"train__ema": 0.5},
+    "sharded, channels last": {"run__strategy": "fsdp", "train__channels_last": True},
+    "sharded, averaged": {"run__strategy": "hsdp", "train__ema": 0.5, "train__channels_last": True},
+}
+
+
+def _trained(rank: int, configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
+    return {
+        name: train(config, open_data(config, None), LocalContext(rank, 2, torch.device("cpu")))
+        for name, config in configs.items()
+    }
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_checkpoint_on_any_number_of_workers(tmp_path: Path) -> None:
+    resnet = {"model__name": "test_resnet", "model__kwargs": {}, "data__image_size": 32, "run__num_workers": 2}
+    configs = {
+        name: toy_config(tmp_path / name, "shapes_baseline", optim__lr=0.01, **resnet, **settings)
+        for name, settings in APART.items()
+    }
+    for config in configs.values():
+        start_run(config)
+    found = on_two(tmp_path, _trained, configs)
+    for name, config in configs.items():
+        newest = max((config.run_dir / "checkpoints").iterdir())
+        alone = validate_checkpoint(config.to_dict(), str(newest))
+        for own in found:
+            assert own[name]["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-5), name
+            assert own[name]["top1"] == pytest.approx(alone["top1"]), name

@@ -100,6 +100,8 @@ def test_conditions_may_depend_on_conditions(tmp_path: Path) -> None:
         ),
         ("{'head.depth': {'head.knd': 'mlp'}}", "WHEN['head.depth']: no field head.knd; did you mean head.kind"),
         ("{'head.depth': {'text.loss': 'clap'}}", "WHEN['head.depth']: text.loss is 'clap'"),
+        ("{'head.depth': {'head.freeze': 'no'}}", "asks for head.freeze 'no', which is read as False: write that"),
+        ("{'head.depth': {'text.max_missing': ['0.5']}}", "text.max_missing '0.5', which is read as 0.5: write that"),
         ("{'head.depth': {'text.max_missing': 2}}", "WHEN['head.depth']: text.max_missing is 2"),
     ],
 )

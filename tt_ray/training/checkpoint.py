@@ -150,9 +150,12 @@ def _each(
 
 
 def _as(value: Tensor, current: Tensor) -> Tensor:
-    """`value`, sharded as `current` is; every worker has all of it, so that none needs to send."""
+    """`value`, laid out or sharded as `current` is; every worker has all of it, so that none needs to send."""
     if not isinstance(current, DTensor):
-        return value
+        # Fused kernels refuse moments in another order of memory than their parameter's, which may be channels-last.
+        return (
+            value if value.stride() == current.stride() else torch.empty_like(current, dtype=value.dtype).copy_(value)
+        )
     return distribute_tensor(value, current.device_mesh, current.placements, src_data_rank=None)
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -43,6 +43,13 @@ def tensor_from_worker_0(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.broadcast(value, src=0)
     return value
+
+
+@torch.no_grad()
+def buffers_from_worker_0(model: nn.Module) -> None:
+    """Gives all workers worker 0's buffers, such as the running statistics of batch norms; all must call."""
+    for buffer in model.buffers() if world_size() > 1 else ():
+        buffer.copy_(tensor_from_worker_0(buffer.contiguous()))
 
 
 class _Sum(torch.autograd.Function):

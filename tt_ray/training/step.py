@@ -46,15 +46,16 @@ class Learner:
         self.order = train_order(config, len(data.train), context.rank, context.world, data.train.labels)
         self.teacher, dim = self._load_teacher()
         self.model = build_model(config, len(data.train.classes), dim)
+        sharing = Sharing.of(config.run, config.train, device, self.precision)
         self.memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
+        if sharing.mesh is None:  # fully_shard takes contiguous weights alone; a convolution's output is as its input
+            self.model.to(memory_format=self.memory_format)
         if config.train.sync_batchnorm:
             synchronize_batch_norms(self.model)
         # The average copies the model before it is compiled, sharded or wrapped: it is only validated and exported.
-        self.ema = ModelEmaV3(self.model, decay=config.train.ema) if config.train.ema else None
+        self.ema = _average(self.model, config.train.ema, sharing) if config.train.ema else None
         if config.train.compile:
             self.model.compile_backbone(config.train.compile_mode)
-        sharing = Sharing.of(config.run, config.train, device, self.precision)
         self.net = distribute(self.model, sharing, device)
         if self.ema is not None:
             place(cast(TaughtClassifier, self.ema.module), sharing, device)
@@ -231,6 +232,13 @@ class Learner:
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
         return mixed_precision(self.context.device, self.precision)
+
+
+def _average(model: TaughtClassifier, decay: float, sharing: Sharing) -> ModelEmaV3:
+    """The moving average of weights, and of batch norms' statistics, which no worker shards."""
+    statistics = any(buffer.is_floating_point() for buffer in model.buffers())
+    # One kernel for all of them takes sharded tensors or whole ones, not both.
+    return ModelEmaV3(model, decay=decay, foreach=sharing.mesh is None or not statistics)
 
 
 def common_precision(device: torch.device, precision: str) -> str:

@@ -25,7 +25,7 @@ from tt_ray.terminal.progress import Standing
 from tt_ray.training.async_validation import AsyncValidations
 from tt_ray.training.checkpoint import Position, load_checkpoint
 from tt_ray.training.checkpoint_manager import CheckpointManager
-from tt_ray.training.collectives import from_worker_0, sum_over_workers
+from tt_ray.training.collectives import buffers_from_worker_0, from_worker_0, sum_over_workers
 from tt_ray.training.context import REQUESTS, Context
 from tt_ray.training.interrupts import Interrupts
 from tt_ray.training.metrics_log import LoaderWatch, MetricsLog, Reading, StepMetrics, timed
@@ -195,6 +195,8 @@ class Trainer(Learner):
             return
         start = time.perf_counter()
         model = self.model if self.ema is None else self.ema.module
+        # Each worker's batch norms have seen its own images: scores are of the statistics that checkpoints hold.
+        buffers_from_worker_0(model)
         self.scores = validate(model, held_out, self.config, self.context.device, self.autocast())
         if last and not math.isfinite(self.scores["val_loss"]):
             raise self._end(f"the validation loss is not finite after step {done - 1}")

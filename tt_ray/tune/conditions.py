@@ -75,9 +75,11 @@ def check_when(when: When, base: Config) -> None:
                 raise UserError(f"WHEN[{path!r}]: no field {other}; {nearest(other, Config.paths())}")
             for value in () if isinstance(allowed, range) else allowed:
                 try:
-                    base.override(other, value)
+                    read = base.override(other, value).get(other)
                 except UserError as error:
                     raise UserError(f"WHEN[{path!r}]: {error}") from None
+                if read != value:  # what is drawn, or configured, would never be equal to it
+                    raise UserError(f"WHEN[{path!r}] asks for {other} {value!r}, which is read as {read!r}: write that")
 
 
 def active(path: str, values: Mapping[str, Any], when: When) -> bool:
