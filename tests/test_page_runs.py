@@ -118,6 +118,7 @@ READ = {
     "python tt_ray.train in1k": _IMAGENET,
     "python eval --models mine=runs/in1k": _IMAGENET,
     "python benchmarks.what_text_buys": _STUDY,
+    "python tt_ray.compare --arms plain=clipart": "a quarter of an hour; its arms are of recipes that run here",
     "python benchmarks.comparisons": _STUDY,
     "python benchmarks.published": "takes minutes; a small one runs in tests/benchmarks/test_published.py",
     "python benchmarks.step_cost": _MEASURES,
