@@ -133,9 +133,10 @@ def test_tokenising_beside_the_forward_pass_changes_no_bit(tmp_path: Path, monke
     expected = np.concatenate([encoder.encode(MANY[start : start + 16]) for start in range(0, len(MANY), 16)])
     monkeypatch.setattr(encoder_module, "WINDOW", 16)
     done = _tokenised(encoder, monkeypatch)
+    before = set(threading.enumerate())  # other tests' threads may end when they are collected
     assert np.array_equal(encoder.encode(MANY), expected) and encoder.truncated == 0
     assert [line for line in done if line != "forward"] == ["16 beside", "16 beside", "7 beside"]
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name], "none is there at a fork"
+    assert set(threading.enumerate()) <= before, "none is there at a fork"
     del done[:]
     assert np.array_equal(encoder.encode(MANY[:16]), expected[:16])
     assert done[0] == "16 here", "a thread for nothing costs time"
