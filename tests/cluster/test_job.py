@@ -8,7 +8,8 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -103,8 +104,9 @@ def seen_metrics(head: dict[str, str]) -> Iterator[dict[str, set[float]]]:
 
     def look() -> None:
         while not ended.wait(0.3):
-            for name, value in exported(head).items():
-                seen.setdefault(name, set()).add(value)
+            with suppress(OSError, HTTPException):  # an agent that is busy, or not there yet, is asked again
+                for name, value in exported(head).items():
+                    seen.setdefault(name, set()).add(value)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
