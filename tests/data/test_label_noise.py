@@ -29,6 +29,12 @@ def test_other_classes_are_equally_likely() -> None:
     assert abs(counts[1:] - COUNT / 4).max() < 5 * (COUNT * 3 / 16) ** 0.5  # five standard deviations
 
 
+def test_pairs_are_the_next_class_of_the_same_images() -> None:
+    noisy, pair = (replace_labels(LABELS, IDS, CLASSES, 0.4, 0, kind) for kind in ("symmetric", "pair"))
+    assert ((noisy != LABELS) == (pair != LABELS)).all()
+    assert ((pair - LABELS) % CLASSES == (pair != LABELS)).all()
+
+
 def test_follows_ids_and_not_the_order_of_rows() -> None:
     order = np.random.default_rng(0).permutation(COUNT)
     noisy = replace_labels(LABELS, IDS, CLASSES, 0.5, seed=0)

@@ -87,10 +87,13 @@ NEW: list[dict[str, Any]] = [
     {"text__loss": "vl2litetext", "data__unlabelled": 0.7, "data__mixup": 0.8},
     {"data__sampling": "balanced", "optim__class_weights": "balanced", "head__freeze": True, "data__repeats": 2},
     {"optim__schedule_per": "epoch", "optim__warmup_epochs": 0.0, "train__activation_checkpointing": True},
+    {"optim__small_loss": 0.4, "data__label_noise": 0.4, "data__label_noise_kind": "pair", "text__weight": 0.0},
 ]
 
 
-@pytest.mark.parametrize("settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled", "balanced", "by epoch"])
+@pytest.mark.parametrize(
+    "settings", NEW, ids=["teacher", "logits", "borlan", "unlabelled", "balanced", "by epoch", "small loss"]
+)
 def test_comparisons_in_parts_and_cut_off_end_as_undisturbed(tmp_path: Path, settings: dict[str, Any]) -> None:
     if "teacher__model" in settings:
         settings = {**settings, "teacher__model": str(toy_teacher(tmp_path / "teacher"))}
@@ -195,6 +198,10 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3, **WEIGHED}),
     "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
+    "three, small loss, in parts": (
+        3,
+        {"optim__small_loss": 0.4, "data__cutmix": 1.0, "train__max_batch_per_worker": 3},
+    ),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),

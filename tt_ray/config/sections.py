@@ -105,6 +105,8 @@ class DataConfig:
     """Share of training images to keep, the same in each class, fixed by image id and train.seed."""
     label_noise: Annotated[float, Range(0, 1)] = 0.0
     """Share of training images that get the label of another class, fixed by image id and train.seed."""
+    label_noise_kind: Literal["symmetric", "pair"] = "symmetric"
+    """label_noise: the other class is any, each as likely; or (pair) always the next one."""
     unlabelled: Annotated[float, Range(0, 0.999)] = 0.0
     """Share of training images used without label, for text or teacher only; the rest is at least half of a batch."""
     on_bad_image: Literal["fail", "skip"] = "fail"
@@ -260,6 +262,9 @@ class OptimConfig:
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of classes in the cross-entropy: all 1; or N / (C n_c) for a class of n_c of the N training images, so
     that each of the C classes counts as much as any other."""
+    small_loss: Annotated[float, Range(0, 0.9)] = 0.0
+    """Share of a step's images, those of the largest cross-entropy, that the classification loss leaves out, such as
+    the share of wrong labels; it grows from 0 in the first tenth of the training. 0 is off."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,19 @@ from tt_ray.terminal.errors import UserError
 
 
 def replace_labels(
-    labels: npt.NDArray[np.int64], ids: pa.StringArray | list[str], classes: int, share: float, seed: int
+    labels: npt.NDArray[np.int64],
+    ids: pa.StringArray | list[str],
+    classes: int,
+    share: float,
+    seed: int,
+    kind: str = "symmetric",
 ) -> npt.NDArray[np.int64]:
-    """Symmetric label noise: a new array (N,) in which round(share * N) labels are another class, each as likely.
+    """Label noise: a new array (N,) in which round(share * N) labels are another class.
 
-    Which images, and which class each gets, follows from a hash of (id, seed) alone, whatever the order of rows; the
-    images of a smaller share are among those of a larger one. `ids` are N distinct texts, `labels` lie in 0..classes-1.
-    Raises UserError when there is no other class.
+    Each other class is as likely (symmetric), or it is always the next one, 0 after the last (pair: "pair flipping" of
+    Han et al. 2018, arXiv 1804.06872). Which images, and which class each gets, follows from a hash of (id, seed)
+    alone, whatever the order of rows; the images of a smaller share are among those of a larger one, and those of both
+    kinds the same. `ids` are N distinct texts, `labels` lie in 0..classes-1. Raises UserError when there is no other class.
     """
     count = round(share * len(labels))
     if not count:
@@ -28,7 +34,7 @@ def replace_labels(
     chosen = np.argsort(rank, kind="stable")[:count]
     noisy = labels.copy()
     # The remainder of a 64-bit number is uniform to within classes / 2**64.
-    noisy[chosen] += 1 + (shift[chosen] % np.uint64(classes - 1)).astype(np.int64)
+    noisy[chosen] += 1 if kind == "pair" else 1 + (shift[chosen] % np.uint64(classes - 1)).astype(np.int64)
     return noisy % classes
 
 

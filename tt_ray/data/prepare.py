@@ -138,9 +138,12 @@ def _spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
     labels[known] = train.labels[known]
     if data.label_noise:
         ids = train.ids.take(pa.array(known)).to_pylist()
-        labels[known] = replace_labels(labels[known], ids, len(train.classes), data.label_noise, seed)
+        labels[known] = replace_labels(
+            labels[known], ids, len(train.classes), data.label_noise, seed, data.label_noise_kind
+        )
         changed = int((labels[known] != train.labels[known]).sum())
-        notes.append(f"{changed} of {len(known)} training labels were replaced at random")
+        how = "at random" if data.label_noise_kind == "symmetric" else "by the next class"
+        notes.append(f"{changed} of {len(known)} training labels were replaced {how}")
     train = replace(train, labels=labels)
     return train if config.teaches or not data.unlabelled else train.select(known)
 

@@ -212,7 +212,8 @@ def _how(baseline: Baseline) -> str:
 def _training(config: Config, position: dict[str, int], own: Config, precision: str) -> str:
     data, kept = config.data, list[str]()
     if data.label_noise:
-        kept.append(f"{data.label_noise:.4g} of the training labels were made wrong at random")
+        how = "at random" if data.label_noise_kind == "symmetric" else "by the next class's name"
+        kept.append(f"{data.label_noise:.4g} of the training labels were made wrong {how}")
     if data.unlabelled:
         kept.append(f"{data.unlabelled:.4g} of the training images were used without their label")
     if data.subset < 1:

@@ -14,6 +14,7 @@ from tt_ray.models.classifier import Outputs
 from tt_ray.terminal.errors import UserError
 from tt_ray.training.collectives import gather_ahead, gather_rows, rank, sum_over_workers, world_size
 from tt_ray.training.losses_by_rows import BY_ROWS, Part, loss_by_rows
+from tt_ray.training.small_loss import mean_of_smallest
 
 PARTS = ("loss", "loss_cls", "loss_text", "balance")
 
@@ -45,6 +46,8 @@ class Objective(NamedTuple):
     """borlan: see there."""
     class_weights: Tensor | None = None
     """Weight of each class in the cross-entropy, (C,); None weighs all alike."""
+    leave_out: float = 0.0
+    """Share of a step's images, those of the largest cross-entropy, that the classification loss leaves out."""
 
     @classmethod
     def of(cls, config: Config) -> "Objective":
@@ -95,6 +98,9 @@ class Objective(NamedTuple):
         smoothing = self.label_smoothing if labels.ndim == 1 else 0.0
         if self.class_weights is not None:
             return self._weighted(logits.float(), labels)
+        if self.leave_out:
+            losses = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
+            return mean_of_smallest(losses, self.leave_out, self.shares)
         if not self.labelled:
             return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) * self._part(len(labels))
         total = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, ignore_index=NOBODY, reduction="sum")
@@ -156,6 +162,8 @@ class Objective(NamedTuple):
 
         It is where no image is compared with another one, and no gradient of the whole batch scales the text loss.
         """
+        if self.leave_out:
+            return False
         return weight == 0 or (not self.balance and (self.loss is None or self.loss.per_image))
 
     def of_part(

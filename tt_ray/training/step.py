@@ -27,6 +27,7 @@ from tt_ray.training.context import Context
 from tt_ray.training.objective import Objective
 from tt_ray.training.optim import build_optimizer, build_scheduler, clip_gradients
 from tt_ray.training.parallelism import Sharing, distribute, gradients_exchanged, place
+from tt_ray.training.small_loss import share_left_out
 from tt_ray.training.text_teacher import TextTeacher
 
 _STEP_SEED = 6
@@ -111,6 +112,9 @@ class Learner:
         weight = self.text_teacher.weight(step // self.order.steps_per_epoch)
         text, teacher = self.ask_teacher(images, text) if weight else (text, None)
         objective = self.text_teacher.objective
+        if share := self.config.optim.small_loss:
+            steps = self.config.train.epochs * self.order.steps_per_epoch
+            objective = objective._replace(leave_out=share_left_out(share, step, steps))
         text = objective.text_ahead(text, len(labels)) if weight else text
         # All workers in parts, or none: where the model is sharded they wait for one another in each.
         if self.parts > 1 and objective.adds_up(weight):
