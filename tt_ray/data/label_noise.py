@@ -23,7 +23,8 @@ def replace_labels(
     Each other class is as likely (symmetric), or it is always the next one, 0 after the last (pair: "pair flipping" of
     Han et al. 2018, arXiv 1804.06872). Which images, and which class each gets, follows from a hash of (id, seed)
     alone, whatever the order of rows; the images of a smaller share are among those of a larger one, and those of both
-    kinds the same. `ids` are N distinct texts, `labels` lie in 0..classes-1. Raises UserError when there is no other class.
+    kinds the same. `ids` are N distinct texts, `labels` lie in 0..classes-1. Raises UserError when there is no other
+    class.
     """
     count = round(share * len(labels))
     if not count:
