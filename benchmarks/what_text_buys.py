@@ -70,7 +70,7 @@ STUDIES: dict[str, Study] = {
 
 
 def run(config: Config, probes: bool) -> dict[str, float]:
-    """Trains in this process, in one thread, and probes the frozen features for the data's other labels."""
+    """Trains in this process, in one thread or on a GPU, and probes frozen features for the data's other labels."""
     import torch
 
     from eval.contract import EvalConfig
@@ -86,7 +86,7 @@ def run(config: Config, probes: bool) -> dict[str, float]:
     start_run(config)
     store = find_store(config, open_images(config)[0])
     data = open_data(config, store)
-    result = train(config, data, LocalContext(0, 1, torch.device("cpu")))
+    result = train(config, data, LocalContext.start(config.run.use_gpu))
     scores = {"top1": result["top1"], "train_seconds": result["train_seconds"]}
     if not probes or data.train.tasks is None or data.val.tasks is None:
         return scores
