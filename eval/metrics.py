@@ -50,9 +50,8 @@ def expected_calibration_error(probs: Floats, right: npt.NDArray[np.bool_] | Int
         right: labels (n,), or, where an image can have several, whether each prediction is right (n,).
         bins: their number.
     """
-    if right.dtype != np.bool_:
-        right = probs.argmax(1) == right
-    return calibration_error(probs.max(1), right, bins)
+    named = right.astype(np.bool_) if right.dtype == np.bool_ else probs.argmax(1) == right
+    return calibration_error(probs.max(1), named, bins)
 
 
 def calibration_error(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = BINS) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from eval.metrics import BINS
 from eval.report import charts, classes, text
 from eval.report.content import Report
 
@@ -39,8 +40,10 @@ def _environment() -> Environment:
     )
     shared = {name: getattr(text, name) for name in ("COSTS", "DASH", "MARKS", "number", "signed", "interval")}
     shared |= {name: getattr(text, name) for name in ("cost_table", "explanations", "other_cell", "summary")}
-    shared |= {"MOST_CLASSES": classes.MOST_CLASSES}
+    shared |= {name: getattr(text, name) for name in ("PAIRS", "pairs_words", "p_value", "reliability_words")}
+    shared |= {"MOST_CLASSES": classes.MOST_CLASSES, "BINS": BINS}
     drawn = {name: getattr(charts, name) for name in ("BAR", "ROW", "SIDE", "colour")}
+    drawn |= {"STRIP": charts.STRIP, "chart_reliability": charts.reliability_diagram}
     drawn |= {"chart_bars": charts.bars, "chart_forest": charts.forest, "chart_scatter": charts.scatter}
     environment.globals |= {**shared, **drawn, "breakable": _breakable}
     return environment
