@@ -17,6 +17,8 @@ COVERED_BY = {
     "eval/jobs/evaluation": "eval/test_eval_command",
     "eval/jobs/measurement": "eval/test_efficiency",
     "eval/jobs/summary": "eval/test_eval_command",
+    "eval/features/projection": "eval/test_picture",
+    "eval/report/feature_picture": "eval/test_picture",
     "eval/protocols/finetune_data": "eval/protocols/test_finetune",
     "eval/protocols/finetune_recipes": "eval/protocols/test_finetune",
     "tt_ray/logistic/design": "logistic/test_solver",

@@ -80,6 +80,7 @@ RUN = {
     ),
     "python eval.report results": "",
     "python eval.similarity": "--images 64",
+    "python eval.picture": "--images 64",
     "python eval.why runs/base runs/taught": "--images 16 --batches 1",
     "python eval.why RUN1": "--images 16 --batches 1",
     "python eval.efficiency": "--models a=RUN b=random:test_vit --batch-sizes 1",

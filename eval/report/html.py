@@ -18,7 +18,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 def to_html(report: Report) -> str:
     """The whole page."""
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report,
         numbers={model: number for number, model in enumerate(report.models)},
         style=Markup((_HERE / "report.css").read_text()),
@@ -28,7 +28,7 @@ def to_html(report: Report) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Every value that a template shows is escaped."""
     environment = Environment(
         autoescape=True,
