@@ -118,8 +118,10 @@ def to_markdown(report: Report) -> str:
         if pairs := report.examples.of(section.label).pairs:
             rows = [[each.task, each.model, *map(str, each.counts()), p_value(each.p)] for each in pairs]
             lines += ["", f"### Images of {_md(section.label)}", "", *_md_table(["task", "model", *PAIRS], rows)]
-            lines += ["", _md(f"{pairs_words(report.baseline)} differing.csv has every image.")]
-    lines += ["", "## How to read this", "", *(f"- {_md(text)}" for text in explanations(report))]
+    words = explanations(report)
+    if report.examples.pairs:
+        words.append(f"Images of a protocol: {pairs_words(report.baseline)} differing.csv has every such image.")
+    lines += ["", "## How to read this", "", *(f"- {_md(text)}" for text in words)]
     if report.costs:
         lines += ["", "## What the models cost", "", *_md_table(*cost_table(report)), "", _md(COSTS)]
     if report.failures:
