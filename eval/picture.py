@@ -12,7 +12,7 @@ from typing import Literal
 
 from tt_ray.io.files import new_file
 from tt_ray.terminal.command import program, read_arguments, run_command
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, reason
 from tt_ray.terminal.gpu import device_of
 from tt_ray.terminal.progress import Display
 
@@ -56,6 +56,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--models is empty: give NAME=MODEL, as for python -m eval")
     if given.images < 1 or given.classes < 1 or given.seed < 0:
         raise UserError("--images and --classes must be at least 1, --seed at least 0")
+    try:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {given.out}: {reason(error)}: choose another --out") from None
     # Only now: they bring torch and timm, which take seconds.
     import torch
 

@@ -16,7 +16,7 @@ from eval.report.pairs import differing_csv
 from eval.report.text import overview, to_csv, to_latex, to_markdown
 from tt_ray.io.files import new_file
 from tt_ray.terminal.command import program, read_arguments, run_command
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, reason
 from tt_ray.terminal.progress import Display
 
 _FORMATS = {"report.md": to_markdown, "report.csv": to_csv, "report.tex": to_latex, "report.html": to_html}
@@ -58,6 +58,8 @@ def write_report(results: Path, baseline: str = "", out: Path | None = None) -> 
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{out} is not a folder: choose another --out") from None
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {reason(error)}: choose another --out") from None
     with new_file(out / "images.parquet", durable=False) as partial:
         write_images(report.examples.confusions, partial)
     for name, write in {**_TABLES, **_FORMATS}.items():

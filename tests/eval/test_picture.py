@@ -119,6 +119,7 @@ def test_the_command_draws_the_same_images_for_all_models(
     ("given", "text"),
     [
         (["--out", "picture.png"], "--out picture.png must be an SVG file"),
+        (["--out", f"{__file__}/picture.svg"], "cannot write .*picture.svg: .*choose another --out"),
         (["--images", "0"], "--images and --classes must be at least 1"),
         (["--classes", "-1"], "--images and --classes must be at least 1"),
         (["--seed", "-1"], "--seed at least 0"),

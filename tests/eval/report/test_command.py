@@ -39,6 +39,8 @@ def test_wrong_arguments_say_what_to_do(sample: Path, tmp_path: Path) -> None:
         write_report(sample, "textteachr", tmp_path)
     with pytest.raises(UserError, match="not a folder"):
         write_report(sample, out=tmp_path / "rows" / "a.parquet")
+    with pytest.raises(UserError, match="cannot write to /proc/none: .*choose another --out"):
+        write_report(sample, out=Path("/proc/none"))
 
 
 def test_nothing_but_failures_is_a_report_too(tmp_path: Path) -> None:
