@@ -51,6 +51,8 @@ class Result:
     """True classes of the test images, (n,)."""
     chosen: dict[str, Any] = field(default_factory=dict[str, Any])
     """Values selected on validation images, and how the fit ended."""
+    confidence: npt.NDArray[np.floating] | None = None
+    """Probability of each predicted class, in the shape of `predictions`; None where the protocol has none."""
 
 
 @dataclass(frozen=True)

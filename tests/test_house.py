@@ -60,6 +60,7 @@ COMMANDS = {
     "tt_ray.convert_captions",
     "tt_ray.pack",
     "eval.similarity",
+    "eval.picture",
     "eval.efficiency",
     "eval.text_until",
 }

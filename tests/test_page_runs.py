@@ -80,6 +80,7 @@ RUN = {
     ),
     "python eval.report results": "",
     "python eval.similarity": "--images 64",
+    "python eval.picture": "--images 64",
     "python eval.why runs/base runs/taught": "--images 16 --batches 1",
     "python eval.why RUN1": "--images 16 --batches 1",
     "python eval.efficiency": "--models a=RUN b=random:test_vit --batch-sizes 1",
@@ -179,7 +180,14 @@ def test_every_command_runs_with_the_pages_words(tmp_path: Path, monkeypatch: py
             here.run(shell.module, [*words, *shlex.split(smaller)])
         except BaseException as error:
             pytest.fail(f"{shell.page.name}: {text} {smaller}: {type(error).__name__}: {error}")
-    for made in ("store.png", "DIR/index.parquet", "exported/model.safetensors", "results/report.html", "why/why.md"):
+    for made in (
+        "store.png",
+        "DIR/index.parquet",
+        "exported/model.safetensors",
+        "results/report.html",
+        "digits.svg",
+        "why/why.md",
+    ):
         assert (tmp_path / made).stat().st_size > 0, made
     for made in ("text", "base"):
         model = timm.create_model(f"local-dir:runs/{made}/export", pretrained=True)  # as the README opens it

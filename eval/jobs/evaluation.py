@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.contract import EvalConfig, Precision
 from eval.jobs.costs import Costs, missing_counts
+from eval.jobs.image_names import keep_names
 from eval.jobs.live_table import JobTable
 from eval.jobs.plan import Job, plan_jobs
 from eval.jobs.results import ResultRow, write_result
@@ -211,9 +212,11 @@ def keep(out: Path, job: Job, metric: str, answer: Answer, origin: Origin) -> No
             write_result(out, job.key, [row])
             return
         chosen = result.chosen | {"options": dataclasses.asdict(job.options)}
+        if answer.names is not None:
+            chosen["image_names"] = keep_names(out, job.task, answer.names)
         row = dataclasses.replace(row, n=result.n, chosen=json.dumps(chosen, default=str))
         rows = [dataclasses.replace(row, metric=name, value=float(value)) for name, value in result.metrics.items()]
-        write_result(out, job.key, rows, result.predictions, result.labels)
+        write_result(out, job.key, rows, result.predictions, result.labels, result.confidence)
     except OSError as error:
         raise UserError(f"cannot write results to {out}: {reason(error)}: choose another --out") from None
 

@@ -1,6 +1,7 @@
 """Results of finished jobs: a folder to which every job adds one Parquet file of rows and one file of predictions.
 
     OUT/predictions/JOB.npy   int32 (1 + draws, n): the true classes, then the predicted ones; written first
+    OUT/confidence/JOB.npy    floats (draws, n): the probability of each predicted class, where the protocol has some
     OUT/rows/JOB.parquet      one row a metric; its presence means that the job has ended
 
 Nothing is locked and nothing is rewritten, but for failed jobs, which a later success replaces: any number of processes
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ class ResultRow:
     """Wall time of the whole job."""
     chosen: str = "{}"
     """JSON: what was selected on validation images, the protocol's `options`, the `batch_size` in the end, and the
-    `precision` of forward passes (fp32, tf32 or bf16)."""
+    `precision` of forward passes (fp32, tf32 or bf16); `image_names`: the key of `eval.jobs.image_names`."""
     status: str = "done"
     """done or failed."""
     reason: str = ""
@@ -96,20 +97,23 @@ def write_result(
     rows: Sequence[ResultRow],
     predictions: npt.NDArray[np.integer] | None = None,
     labels: npt.NDArray[np.integer] | None = None,
+    confidence: npt.NDArray[np.floating] | None = None,
 ) -> None:
-    """Adds a job's rows and, where it has them, predictions (n,) or (draws, n) and labels (n,).
+    """Adds a job's rows and, where it has them, predictions (n,) or (draws, n), labels (n,), and confidence as Result.
 
     The job appears complete or not at all. A failure never replaces a success. Raises OSError when the disk is full.
     """
     _check(job, rows, predictions, labels)
+    if confidence is not None and (predictions is None or confidence.shape != predictions.shape):
+        raise ValueError(f"job {job} has confidence {confidence.shape} that does not fit its predictions")
     file = _rows_folder(out) / f"{job}.parquet"
     if rows[0].status == "failed" and _status(file) == "done":
         return
     if predictions is not None and labels is not None:
         stacked = np.vstack([labels, predictions]).astype(np.int32)
         # Before the rows, whose presence means that the job has ended.
-        with new_file(_predictions_file(out, job)) as partial, partial.open("xb") as stream:
-            np.save(stream, stacked, allow_pickle=False)
+        _save(_confidence_file(out, job), None if confidence is None else np.atleast_2d(confidence))
+        _save(_predictions_file(out, job), stacked)
     table = pa.Table.from_pylist([vars(replace(row, job=job)) for row in rows], schema=SCHEMA)
     # Dictionaries and statistics serve large files; a file of five rows reads twice as fast without.
     with new_file(file) as partial:
@@ -141,15 +145,53 @@ def finished_keys(out: Path) -> set[str]:
 def read_predictions(out: Path, job: str) -> Predictions | None:
     """A job's predictions, None where it kept none; raises UserError when the file is damaged."""
     file = _predictions_file(out, job)
+    if (stacked := _load(file)) is None:
+        return None
+    if stacked.dtype != np.int32 or stacked.ndim != 2 or len(stacked) < 2:
+        raise UserError(f"{file} is damaged: {stacked.dtype} of shape {stacked.shape} instead of int32 (1 + draws, n)")
+    return Predictions(stacked[0], stacked[1:])
+
+
+def read_confidence(out: Path, job: str, shape: tuple[int, ...]) -> npt.NDArray[np.floating] | None:
+    """Probability of each of a job's predicted classes, (draws, n).
+
+    Args:
+        out: Folder of results.
+        job: The job's key.
+        shape: (draws, n) of the job's predictions.
+
+    Returns:
+        None where none were kept: the protocol has no probabilities, or the results are older than this file.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = _confidence_file(out, job)
+    if (found := _load(file)) is None:
+        return None
+    # Not all(): comparisons with NaN are false. Sums of float32 probabilities may exceed 1 by their rounding.
+    if found.dtype.kind != "f" or found.shape != shape or not ((found >= 0) & (found <= 1 + 1e-4)).all():
+        raise UserError(f"{file} is damaged: it must hold probabilities of shape {shape}")
+    return found
+
+
+def _save(file: Path, values: npt.NDArray[Any] | None) -> None:
+    """Writes an array in place of an earlier one; None leaves no file."""
+    if values is None:
+        file.unlink(missing_ok=True)
+        return
+    with new_file(file) as partial, partial.open("xb") as stream:
+        np.save(stream, values, allow_pickle=False)
+
+
+def _load(file: Path) -> npt.NDArray[Any] | None:
+    """An array; None where there is no file. Raises UserError when it cannot be read."""
     try:
-        stacked = np.load(file, allow_pickle=False)
+        return np.load(file, allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from None
-    if stacked.dtype != np.int32 or stacked.ndim != 2 or len(stacked) < 2:
-        raise UserError(f"{file} is damaged: {stacked.dtype} of shape {stacked.shape} instead of int32 (1 + draws, n)")
-    return Predictions(stacked[0], stacked[1:])
 
 
 def _check(
@@ -200,3 +242,7 @@ def _rows_folder(out: Path) -> Path:
 
 def _predictions_file(out: Path, job: str) -> Path:
     return Path(out) / "predictions" / f"{job}.npy"
+
+
+def _confidence_file(out: Path, job: str) -> Path:
+    return Path(out) / "confidence" / f"{job}.npy"

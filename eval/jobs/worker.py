@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from eval.contract import EvalConfig, Result
+from eval.jobs.image_names import ImageNames
 from eval.jobs.plan import Job
 from eval.protocols.registry import protocol
 from tt_ray.terminal.errors import UserError
@@ -44,6 +45,8 @@ class Answer:
     """What went wrong, in one line."""
     kind: Literal["", "mistake", "memory", "failure"] = ""
     """mistake: the user can fix it; memory: a smaller batch may help."""
+    names: ImageNames | None = None
+    """Names of the classes and images that the job was tested on; None where there is no result."""
 
 
 def work(request: Request) -> Answer:
@@ -54,9 +57,10 @@ def work(request: Request) -> Answer:
     torch.set_num_threads(request.config.threads)
     # A fine-tuning before this may have left TF32 on in the process; with it, solvers would miss their tolerance.
     torch.set_float32_matmul_precision("highest")
-    result, problem, kind = None, "", ""
+    result, names, problem, kind = None, None, "", ""
     try:
         result = _run(request)
+        names = None if result is None else _names(request.task)
     except UserError as error:
         problem, kind = str(error), "mistake"
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -66,7 +70,7 @@ def work(request: Request) -> Answer:
         problem = f"{type(error).__name__}: {error}"
     if kind == "memory" and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return Answer(result, time.perf_counter() - start, " ".join(problem.split())[:500], kind)
+    return Answer(result, time.perf_counter() - start, " ".join(problem.split())[:500], kind, names)
 
 
 def _run(request: Request) -> Result | None:
@@ -83,6 +87,17 @@ def _run(request: Request) -> Result | None:
     config = request.config
     # A job that ran out of memory has got a smaller batch.
     return replace(result, chosen={"precision": config.precision} | result.chosen | {"batch_size": config.batch_size})
+
+
+_LAST_NAMES: list[tuple["Task", ImageNames]] = []
+"""Those of the last task, at most: jobs on one task follow each other, and opening a large one takes seconds."""
+
+
+def _names(task: "Task") -> ImageNames:
+    if not _LAST_NAMES or _LAST_NAMES[0][0] != task:
+        source = task.open("test")
+        _LAST_NAMES[:] = [(task, ImageNames(source.classes, source.ids))]
+    return _LAST_NAMES[0][1]
 
 
 @functools.lru_cache(_OPEN_MODELS)

@@ -47,7 +47,8 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
         predictions = np.where(right, labels, predictions)
     metrics = score(task, labels, predictions)
     metrics["ece"] = expected_calibration_error(probs, right)
-    return Result(metrics, len(labels), predictions.astype(np.int32), np.asarray(labels, np.int32))
+    labels = np.asarray(labels, np.int32)
+    return Result(metrics, len(labels), predictions.astype(np.int32), labels, confidence=probs.max(1))
 
 
 def classifier_columns(backbone: Backbone, task: Task, names: tuple[str, ...]) -> npt.NDArray[np.int64]:

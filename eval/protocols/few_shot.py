@@ -7,7 +7,7 @@ of the task. Differences: float64 instead of float32, and the model's own prepro
 
 Metrics, each the mean over draws: `top1@5shot`, `mean_per_class@5shot`, and so on; with `_std` after the name the
 sample standard deviation over draws (0 for one draw). Plain `top1` and `mean_per_class` are those of `Options.report`
-shots per class. Predictions have one row for each of its draws.
+shots per class. Predictions have one row for each of its draws; least squares gives scores, no probabilities.
 """
 
 from dataclasses import dataclass

@@ -125,7 +125,8 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
     if recipe.amp and config.device.startswith("cuda"):
         chosen["precision"] = "bf16"  # of the training
-    return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
+    labels = test.labels.astype(np.int32)
+    return Result(metrics, len(test), predictions.astype(np.int32), labels, chosen, probs.max(1))
 
 
 class Splits(NamedTuple):

@@ -75,13 +75,15 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     ((_, votes),) = class_votes(near, y, task.classes, (k,), options.temperature).items()
     predictions = votes.argmax(1)
     metrics = score(task, features.test_y, predictions)
-    metrics["ece"] = expected_calibration_error(votes / votes.sum(1, keepdims=True), features.test_y)
+    shares = votes / votes.sum(1, keepdims=True)
+    metrics["ece"] = expected_calibration_error(shares, features.test_y)
     return Result(
         metrics,
         len(predictions),
         predictions.astype(np.int32),
         np.asarray(features.test_y, np.int32),
         {"k": k, **chosen},
+        shares.max(1),
     )
 
 

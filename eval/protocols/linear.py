@@ -126,7 +126,7 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     metrics = score(task, data.test_y, predictions)
     metrics |= {"ece": expected_calibration_error(shares, data.test_y), "effective_rank": rank}
     labels = np.asarray(data.test_y, np.int32)
-    return Result(metrics, len(labels), predictions.astype(np.int32), labels, describe(selection))
+    return Result(metrics, len(labels), predictions.astype(np.int32), labels, describe(selection), shares.max(1))
 
 
 def select(

@@ -143,7 +143,7 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     metrics["ece"] = expected_calibration_error(shares, test.labels)
     tried = {str(head): value for head, value in found.items()}
     chosen = {"input": best.input, "lr": best.rate, "validation": found[best], "heads": tried}
-    return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
+    return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen, shares.max(1))
 
 
 def train(backbone: Backbone, source: Source, classes: int, options: Options, config: EvalConfig) -> dict[str, Heads]:

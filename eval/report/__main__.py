@@ -1,28 +1,39 @@
 """A report of an evaluation's results: `python -m eval.report DIR [--baseline NAME] [--out DIR]`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from eval.jobs.results import read_table
-from eval.report.classes import confusion_csv, write_images
+from eval.report.calibration import reliability_csv
+from eval.report.classes import classes_csv, confusion_csv, write_images
+from eval.report.content import Report
 from eval.report.html import to_html
 from eval.report.numbers import build_report
+from eval.report.pairs import differing_csv
 from eval.report.text import overview, to_csv, to_latex, to_markdown
 from tt_ray.io.files import new_file
 from tt_ray.terminal.command import program, read_arguments, run_command
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, reason
 from tt_ray.terminal.progress import Display
 
 _FORMATS = {"report.md": to_markdown, "report.csv": to_csv, "report.tex": to_latex, "report.html": to_html}
+_TABLES: dict[str, Callable[[Report], str]] = {
+    "confusion.csv": lambda report: confusion_csv(report.examples.confusions),
+    "classes.csv": lambda report: classes_csv(report.examples.with_pairs()),
+    "differing.csv": lambda report: differing_csv(report.examples.pairs),
+    "reliability.csv": lambda report: reliability_csv(report.examples.reliabilities),
+}
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Results of `python -m eval` -> report.md, .csv, .tex and .html, one page that needs nothing else.
 
-    And what the stored predictions say of single classes and images: confusion.csv, images.parquet.
+    And what the stored predictions say of single classes and images: classes.csv, confusion.csv, images.parquet,
+    differing.csv (images that a model names right and the baseline does not, or the other way round), reliability.csv.
     """
 
     results: tyro.conf.Positional[Path]
@@ -47,11 +58,11 @@ def write_report(results: Path, baseline: str = "", out: Path | None = None) -> 
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{out} is not a folder: choose another --out") from None
-    with new_file(out / "confusion.csv", durable=False) as partial:
-        partial.write_text(confusion_csv(report.confusions), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {reason(error)}: choose another --out") from None
     with new_file(out / "images.parquet", durable=False) as partial:
-        write_images(report.confusions, partial)
-    for name, write in _FORMATS.items():
+        write_images(report.examples.confusions, partial)
+    for name, write in {**_TABLES, **_FORMATS}.items():
         with new_file(out / name, durable=False) as partial:
             partial.write_text(write(report), encoding="utf-8")
     for text in report.damaged:

@@ -8,6 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from eval.report import calibration
 from eval.report.content import Cell, Difference, Section
 from eval.report.text import interval, number, signed
 
@@ -17,6 +20,8 @@ ROW = 16
 """Pixels from one interval to the next."""
 SIDE = 360.0
 """Width and height of the scatter plot."""
+STRIP = 18.0
+"""Height of the counts below a reliability diagram that is 100 wide."""
 _COLOURS = 8
 _LEFT, _BOTTOM, _MARGIN = 44.0, 38.0, 10.0
 _LETTER = 6.0
@@ -195,6 +200,34 @@ def _labels(points: Sequence[Point]) -> list[tuple[str, float, float]]:
                 found.append((task, left, point.y + 3.5))
                 break
     return found
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram as paths: 100 across, 100 up, and a strip of counts below."""
+
+    bars: str
+    """Accuracy of each bin that has images."""
+    gaps: str
+    """From the accuracy of a bin to its mean confidence."""
+    counts: str
+    """Images of each bin, the most being the strip's height."""
+
+
+def reliability_diagram(found: calibration.Reliability) -> Reliability:
+    """One rectangle a bin in each path."""
+    width = 100 / len(found.images)
+    bars, gaps, counts = [], [], []
+    for place in np.flatnonzero(found.images).tolist():
+        left, accuracy, sure = place * width, 100 * found.accuracy[place], 100 * found.confidence[place]
+        bars.append(_rectangle(left, 100 - accuracy, width, accuracy))
+        gaps.append(_rectangle(left, 100 - max(accuracy, sure), width, abs(accuracy - sure)))
+        height = STRIP * found.images[place] / found.images.max()
+        counts.append(_rectangle(left, 104 + STRIP - height, width, height))
+    return Reliability("".join(bars), "".join(gaps), "".join(counts))
+
+
+def _rectangle(left: float, top: float, width: float, height: float) -> str:
+    return f"M{left:.1f} {top:.1f}h{width - 0.5:.1f}v{height:.1f}h-{width - 0.5:.1f}z"
 
 
 def _overlap(first: _Box, second: _Box) -> bool:

@@ -1,12 +1,12 @@
 """The content of a report, whatever its format: cells, sections by protocol, failures, where the numbers come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from eval.jobs.costs import Costs
-from eval.report.classes import Confusion
+from eval.report.examples import Examples
 from tt_ray.bootstrap import Interval
 
 # A bootstrap of fewer images than this that differ gives intervals that are too narrow: four images that all speak for
@@ -153,12 +153,8 @@ class Report:
     """Number of significant ones among these."""
     costs: tuple[tuple[str, Costs], ...] = ()
     """Labels and costs of the models whose costs have been counted."""
-    confusions: tuple[Confusion, ...] = ()
-    """In the order of sections, tasks and models."""
-
-    def confusion(self, section: Section, task: str) -> list[Confusion]:
-        """Those of one task, in the order of the models."""
-        return [each for each in self.confusions if (each.protocol, each.task) == (section.label, task)]
+    examples: Examples = field(default_factory=Examples)
+    """What is known of classes and single images."""
 
     @property
     def counts(self) -> list[tuple[int, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from eval.metrics import BINS
 from eval.report import charts, classes, text
 from eval.report.content import Report
 
@@ -17,7 +18,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 def to_html(report: Report) -> str:
     """The whole page."""
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report,
         numbers={model: number for number, model in enumerate(report.models)},
         style=Markup((_HERE / "report.css").read_text()),
@@ -27,7 +28,7 @@ def to_html(report: Report) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Every value that a template shows is escaped."""
     environment = Environment(
         autoescape=True,
@@ -39,8 +40,10 @@ def _environment() -> Environment:
     )
     shared = {name: getattr(text, name) for name in ("COSTS", "DASH", "MARKS", "number", "signed", "interval")}
     shared |= {name: getattr(text, name) for name in ("cost_table", "explanations", "other_cell", "summary")}
-    shared |= {"MOST_CLASSES": classes.MOST_CLASSES}
+    shared |= {name: getattr(text, name) for name in ("PAIRS", "pairs_words", "p_value", "reliability_words")}
+    shared |= {"MOST_CLASSES": classes.MOST_CLASSES, "BINS": BINS}
     drawn = {name: getattr(charts, name) for name in ("BAR", "ROW", "SIDE", "colour")}
+    drawn |= {"STRIP": charts.STRIP, "chart_reliability": charts.reliability_diagram}
     drawn |= {"chart_bars": charts.bars, "chart_forest": charts.forest, "chart_scatter": charts.scatter}
     environment.globals |= {**shared, **drawn, "breakable": _breakable}
     return environment

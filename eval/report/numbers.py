@@ -15,8 +15,9 @@ import numpy as np
 from eval.jobs.costs import Costs, read_costs
 from eval.jobs.results import ResultRow, Table, read_predictions
 from eval.protocols.registry import PROTOCOLS
-from eval.report.classes import Confusion, Key, confusions
 from eval.report.content import Cell, CellKey, Counted, Difference, Failure, ModelOrigin, Report, Section
+from eval.report.examples import Examples, read_examples
+from eval.report.kept import Key
 from tt_ray.bootstrap import METRICS, Ints, Shares, metric_of, paired_interval, share_right
 from tt_ray.statistics import paired_differences, spread
 from tt_ray.terminal.errors import UserError, nearest, some
@@ -75,6 +76,7 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
     index = _index(rows)
     models = _order_models(index, baseline)
     sections = _sections(out, index, models, progress)  # adds to the notes of `index`
+    examples = _examples(out, index, sections, models[0])  # so does this
     differences = [cell.difference for section in sections for cell in section.cells.values() if cell.difference]
     return Report(
         baseline=models[0],
@@ -91,17 +93,17 @@ def build_report(out: Path, table: Table, baseline: str | None, progress: Progre
         comparisons=sum(each.interval is not None for each in differences),
         marked=sum(each.mark != 0 for each in differences),
         costs=_costs(out, index, models),
-        confusions=_confusions(out, index, sections),
+        examples=examples,
     )
 
 
-def _confusions(out: Path, index: _Index, sections: Sequence[Section]) -> tuple[Confusion, ...]:
-    jobs: dict[Key, dict[str, None]] = {
-        (section.label, task, model): {} for section in sections for task in section.tasks for model in section.models
+def _examples(out: Path, index: _Index, sections: Sequence[Section], baseline: str) -> Examples:
+    rows: dict[Key, list[ResultRow]] = {
+        (section.label, task, model): [] for section in sections for task in section.tasks for model in section.models
     }
-    for row in index.rows:
-        jobs[index.section(row), index.task(row), index.model(row)][row.job] = None
-    return confusions(out, {key: sorted(names) for key, names in jobs.items()})
+    for row in sorted(index.rows, key=lambda row: (row.created, row.job)):
+        rows[index.section(row), index.task(row), index.model(row)].append(row)
+    return read_examples(out, rows, baseline, index.notes.append)
 
 
 def _sections(out: Path, index: _Index, models: Sequence[str], progress: Progress) -> tuple[Section, ...]:

@@ -5,6 +5,7 @@ import io
 import re
 
 from eval.jobs.costs import Costs
+from eval.report.calibration import Reliability
 from eval.report.content import MIN_DIFFERING, Cell, Difference, Report, Section
 from tt_ray.bootstrap import RESAMPLES
 
@@ -13,6 +14,8 @@ COSTS = (
     "Of one image: FLOPs of matrix products, attention and convolutions, a multiplication and an addition being two; "
     "activations are their outputs. Measured figures are by python -m eval.efficiency, float32."
 )
+PAIRS = ["images", "both right", "both wrong", "better", "worse", "p"]
+"""Columns of the table of pairs after task and model, see `pairs_words`."""
 MARKS = {1: "▲", -1: "▼", 0: ""}
 COLUMNS = (
     "status protocol protocol_hash task task_version metric main_metric model model_spec weights mean std seeds n "
@@ -43,6 +46,29 @@ def signed(value: float) -> str:
 def interval(difference: Difference) -> str:
     found = difference.interval
     return "" if found is None else f"[{number(found.low)}, {number(found.high)}]"
+
+
+def p_value(p: float | None) -> str:
+    """Two digits; a dash for None."""
+    return DASH if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def pairs_words(baseline: str) -> str:
+    """How to read the table of pairs."""
+    return (
+        "Test images that both name right in every seed and draw, that both name wrong in every one, and that the "
+        f"model names right more often (better) or less often (worse) than {baseline}, over the seeds that both have. "
+        "p is that of an exact sign test over images, which with one seed is McNemar's test. An image counts once, "
+        "however many seeds there are; p says nothing of other trainings, and is not corrected for the number of "
+        "comparisons."
+    )
+
+
+def reliability_words(found: Reliability) -> str:
+    """The numbers of a reliability diagram."""
+    confidence, accuracy = found.means()
+    error = number(found.ece) + ("" if found.ece_std is None else f" ± {number(found.ece_std)}")
+    return f"ECE {error}, confidence {number(confidence)}, accuracy {number(accuracy)} %"
 
 
 def overview(report: Report) -> str:
@@ -89,7 +115,13 @@ def to_markdown(report: Report) -> str:
         lines += ["", f"## {_md(section.label)}", "", *_md_section(section)]
         if section.others:
             lines += ["", f"### Other metrics of {_md(section.label)}", "", *_md_others(section)]
-    lines += ["", "## How to read this", "", *(f"- {_md(text)}" for text in explanations(report))]
+        if pairs := report.examples.of(section.label).pairs:
+            rows = [[each.task, each.model, *map(str, each.counts()), p_value(each.p)] for each in pairs]
+            lines += ["", f"### Images of {_md(section.label)}", "", *_md_table(["task", "model", *PAIRS], rows)]
+    words = explanations(report)
+    if report.examples.pairs:
+        words.append(f"Images of a protocol: {pairs_words(report.baseline)} differing.csv has every such image.")
+    lines += ["", "## How to read this", "", *(f"- {_md(text)}" for text in words)]
     if report.costs:
         lines += ["", "## What the models cost", "", *_md_table(*cost_table(report)), "", _md(COSTS)]
     if report.failures:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.metrics import expected_calibration_error, mean_per_class, score, top1
+from eval.metrics import calibration_error, confidence_bins, expected_calibration_error, mean_per_class, score, top1
 
 
 def _draw(seed: int, n: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -62,3 +62,20 @@ def test_calibration_of_a_sure_and_right_and_of_a_sure_and_wrong_model() -> None
     probs = np.eye(3)[[0, 1, 2, 0]]
     assert expected_calibration_error(probs, np.array([0, 1, 2, 0])) == 0
     assert expected_calibration_error(probs, np.array([1, 2, 0, 1])) == 100
+
+
+@pytest.mark.parametrize("bins", [1, 5, 15])
+def test_a_calibrated_model_has_no_error_and_a_sure_wrong_one_all_of_it(bins: int) -> None:
+    """Of n images with confidence k/20, as many are right as that says."""
+    twentieths = np.arange(10, 21)
+    confidence = np.repeat(twentieths / 20, 200)
+    right = np.concatenate([np.arange(200) < 10 * number for number in twentieths])
+    assert calibration_error(confidence, right, bins) == pytest.approx(0, abs=1e-9)
+    assert calibration_error(np.ones(50), np.zeros(50, bool), bins) == 100
+
+
+def test_bins_are_open_below_and_every_image_has_one() -> None:
+    edges = np.linspace(0, 1, 16)
+    assert confidence_bins(edges[1:]).tolist() == list(range(15)), "an upper edge belongs to its bin"
+    assert confidence_bins(np.nextafter(edges[:-1], 1)).tolist() == list(range(15))
+    assert confidence_bins(np.float32([0.0, 1.0, 1.0000001])).tolist() == [0, 14, 14]

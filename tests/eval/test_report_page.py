@@ -111,6 +111,8 @@ def test_protocols_models_and_tasks_are_filtered(window: Chromium) -> None:
 def test_the_page_fits_its_window(window: Chromium, page: Path, width: int, dark: bool) -> None:
     """Only tables scroll sideways, each in its own box; text is large enough to read on a phone."""
     window.open(page, width, dark=dark)
+    window.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert shown(window, "[aria-label^='Reliability diagram of']") == 18
     assert window.run("document.documentElement.scrollWidth <= innerWidth")
     boxes = "[...document.querySelectorAll('section, nav, figure, .chip, pre')]"
     assert window.run(f"{boxes}.every((box) => box.getBoundingClientRect().right <= innerWidth)")

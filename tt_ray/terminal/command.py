@@ -44,6 +44,7 @@ COMMANDS = {
     "report": Command("eval.report", "write the report of an evaluation"),
     "why": Command("eval.why", "analyse what one or two runs learn, by layer and epoch"),
     "similarity": Command("eval.similarity", "compare models' features or layers by CKA"),
+    "picture": Command("eval.picture", "draw models' features by t-SNE or UMAP, coloured by class"),
     "efficiency": Command("eval.efficiency", "count and measure what models cost"),
     "text-until": Command("eval.text_until", "measure for how many epochs the teacher is needed"),
 }

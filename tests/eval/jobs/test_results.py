@@ -8,7 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.jobs import results
-from eval.jobs.results import SCHEMA, ResultRow, finished_keys, read_predictions, read_rows, read_table, write_result
+from eval.jobs.results import (
+    SCHEMA,
+    ResultRow,
+    finished_keys,
+    read_confidence,
+    read_predictions,
+    read_rows,
+    read_table,
+    write_result,
+)
 from tests.eval.sample_results import Job
 from tt_ray.terminal.errors import UserError
 
@@ -37,6 +46,28 @@ def test_rows_and_predictions_come_back(tmp_path: Path, draws: int | None) -> No
     found = read_predictions(tmp_path, "a")
     assert found is not None and found.predictions.dtype == np.int32
     assert np.array_equal(found.labels, LABELS) and np.array_equal(found.predictions, predictions)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_confidence_comes_back_and_a_run_without_it_leaves_none(tmp_path: Path, dtype: type) -> None:
+    confidence = np.array([0.1, 0.25, 1.0, 0.0], dtype)
+    write_result(tmp_path, "a", done(), LABELS, LABELS, confidence)
+    found = read_confidence(tmp_path, "a", (1, 4))
+    assert found is not None and found.dtype == dtype and np.array_equal(found, confidence[None])
+    write_result(tmp_path, "a", done(), LABELS, LABELS)
+    assert read_confidence(tmp_path, "a", (1, 4)) is None and read_predictions(tmp_path, "a") is not None
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", np.float32([[0.5]]), np.full((1, 4), np.nan), np.full((1, 4), 2.0), LABELS[None]]
+)
+def test_damaged_confidence_is_told_and_spoils_nothing_else(tmp_path: Path, content: bytes | np.ndarray) -> None:
+    write_result(tmp_path, "a", done(), LABELS, LABELS, np.ones(4))
+    file = tmp_path / "confidence" / "a.npy"
+    file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
+    with pytest.raises(UserError, match="confidence/a.npy"):
+        read_confidence(tmp_path, "a", (1, 4))
+    assert read_predictions(tmp_path, "a") is not None
 
 
 def test_jobs_only_add_and_are_ordered_by_key(tmp_path: Path) -> None:
@@ -134,6 +165,9 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         write_result(tmp_path, "a", done(), LABELS)
     with pytest.raises(ValueError, match="predictions"):
         write_result(tmp_path, "a", done(), LABELS[:3], LABELS)
+    for predictions, labels in ((LABELS, LABELS), (None, None)):
+        with pytest.raises(ValueError, match="confidence"):
+            write_result(tmp_path, "a", done(), predictions, labels, np.ones(3))
     assert not list(tmp_path.iterdir())
 
 
