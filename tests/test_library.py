@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import tt_ray
-from tests.toy import run_toy, stop_ray, toy_config
+from tests.cluster.ray_here import stop_ray
+from tests.toy import run_toy, toy_config
 from tt_ray.models.pretrained import timm_preprocessing
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError

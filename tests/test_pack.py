@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.cluster.ray_here import stop_ray
 from tests.data.sources.test_webdataset import jpeg, write
 from tests.test_train_command import ONE_CPU, run, wait_until
-from tests.toy import run_toy, stop_ray, toy_config, weights
+from tests.toy import run_toy, toy_config, weights
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.registry import open_source, open_splits

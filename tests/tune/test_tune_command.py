@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import tune as tune_benchmark
+from tests.cluster.ray_here import stop_ray
 from tests.test_train_command import processes_with, start_marked, wait_until
-from tests.toy import random_store, stop_ray, toy_config
+from tests.toy import random_store, toy_config
 from tt_ray.cli import read_config
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
