@@ -184,7 +184,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two": (2, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "two, in parts": (2, {"text__loss": "siglip", "train__max_batch_per_worker": 3, "text__schedule": "jump-0-1-0"}),
     "two, repeated": (2, {"text__loss": "l2", "data__repeats": 2}),
-    "two, sharded": (2, {"text__loss": "clip", "run__strategy": "fsdp", "train__epochs": 9, "train__ema": 0.9}),
+    "two, sharded": (2, {"text__loss": "clip", "run__strategy": "fsdp", "train__ema": 0.9}),
     "three, uneven": (3, {"text__loss": "clip", "data__mixup": 0.8, "train__epochs": 9}),
     "three, sharded, in parts": (3, {"text__loss": "cos", "run__strategy": "fsdp", "train__max_batch_per_worker": 3}),
     "two, teacher": (2, {"teacher__model": "TEACHER", "data__cutmix": 1.0, "train__max_batch_per_worker": 3}),
@@ -199,7 +199,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),
     "three, one batch norm": (3, {**RESNET, "text__weight": 0.0, "train__ema": 0.9}),
-    "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp"}),
+    "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp", "train__epochs": 1}),
     "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0, **FROZEN}),
 }
 
