@@ -85,7 +85,7 @@ NEW: list[dict[str, Any]] = [
     {"teacher__model": "TEACHER", "teacher__target": "logits", "data__unlabelled": 0.5},
     {"text__loss": "borlan", "data__label_noise": 0.5, "data__subset": 0.7},
     {"text__loss": "vl2litetext", "data__unlabelled": 0.7, "data__mixup": 0.8},
-    {"data__sampling": "balanced", "optim__class_weights": "balanced", "head__freeze": True, "data__repeats": 2},
+    {"data__sampling": "balanced", "head__freeze": True, "data__repeats": 2},
     {"optim__schedule_per": "epoch", "optim__warmup_epochs": 0.0, "train__activation_checkpointing": True},
 ]
 
@@ -194,7 +194,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two, vl2litetext": (2, {"text__loss": "vl2litetext", "train__max_batch_per_worker": 3}),
     "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3, **WEIGHED}),
-    "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
+    "two, balanced": (2, {"data__sampling": "balanced", "data__cutmix": 1.0}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),

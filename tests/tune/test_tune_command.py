@@ -108,6 +108,8 @@ def test_no_more_trials_at_once_than_the_cluster_holds() -> None:
     assert TrialResources(2, 2, 0).slots(nodes) == 1
     assert TrialResources(1, 1, 0.25).slots(nodes) == 4
     assert TrialResources(1, 1, 1 / 3).slots(nodes) == 3
+    assert TrialResources(1, 1, 0.4).slots([{"CPU": 9.0, "GPU": 2.0}]) == 4, "none is on two GPUs"
+    assert TrialResources(1, 1, 0.3).slots([{"CPU": 99.0, "GPU": 8.0}]) == 24
     with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: choose"):
         TrialResources(4, 2, 0).slots(nodes)
     with pytest.raises(UserError, match="a trial needs 2 x 1 CPUs and 1 GPUs"):

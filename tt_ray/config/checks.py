@@ -63,7 +63,7 @@ def _ranges(section: type) -> Iterator[tuple[str, Range]]:
         yield from ((name, each) for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range))
 
 
-def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: RunConfig) -> None:
+def check_fields(data: DataConfig, model: ModelConfig, optim: OptimConfig, train: TrainConfig, run: RunConfig) -> None:
     """Checks what a range cannot express.
 
     Raises:
@@ -72,6 +72,11 @@ def check_fields(data: DataConfig, model: ModelConfig, train: TrainConfig, run: 
     check_source(data.source)
     if data.sampling == "balanced" and data.unlabelled:
         raise UserError("data.sampling balanced needs the label of each image: leave out --data.unlabelled")
+    if data.sampling == "balanced" and optim.class_weights == "balanced":
+        raise UserError(
+            "data.sampling balanced and optim.class_weights balanced would each make up for small classes, and count "
+            "them twice: leave out one of them"
+        )
     for path, values, low in (("data.mean", data.mean, -inf), ("data.std", data.std, 0)):
         if not all(low < value < inf for value in values):
             raise UserError(f"{path} is {values}, but all must be between {low:g} and inf")

@@ -259,7 +259,7 @@ class OptimConfig:
     """Label smoothing of the cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of classes in the cross-entropy: all 1; or N / (C n_c) for a class of n_c of the N training images, so
-    that each of the C classes counts as much as any other."""
+    that each of the C classes counts as much as any other. Not with data.sampling balanced, which does so too."""
 
 
 @dataclass(frozen=True)

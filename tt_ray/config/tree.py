@@ -59,7 +59,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises UserError, naming the path, for values that no run could use."""
         check_ranges({item.name: getattr(self, item.name) for item in fields(self)})
-        check_fields(self.data, self.model, self.train, self.run)
+        check_fields(self.data, self.model, self.optim, self.train, self.run)
         check_schedules(self.text, self.optim, self.train.epochs)
         if self.teaches:
             check_teachers(self.text, self.teacher, self.head, self.data)
