@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.cluster.ray_here import stop_ray
 from tests.text.toy_encoders import WORDS, bert
-from tests.toy import stop_ray
 from tt_ray import embed_captions
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, Worker
 from tt_ray.embed_captions import Arguments, embed

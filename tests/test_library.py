@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import tt_ray
-from tests.toy import run_toy, stop_ray, toy_config
+from tests.cluster.ray_here import stop_ray
+from tests.toy import run_toy, toy_config
 from tt_ray.models.pretrained import timm_preprocessing
 from tt_ray.recipes import RECIPES
 from tt_ray.terminal.errors import UserError
@@ -211,21 +212,23 @@ def test_captions_that_cannot_be_embedded_are_refused(captions: Any, options: di
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data, in its own settings
-def test_trainings_of_one_process_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also from a thread, as notebooks and servers have them; Ray is started once."""
+def test_a_training_from_a_thread_is_the_loop_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As notebooks and servers have them. Several in one process, one after the other: tests/test_train_command.py."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    config, runs = toy_config(tmp_path), list[tt_ray.Run]()
+    config, runs = toy_config(tmp_path, run__cpus_per_worker=1), list[tt_ray.Run]()
     try:
-        runs.append(tt_ray.train(config))
-        second = threading.Thread(target=lambda: runs.append(tt_ray.train(config.override("run.name", "second"))))
-        second.start()
-        second.join()
+        thread = threading.Thread(target=lambda: runs.append(tt_ray.train(config)))
+        thread.start()
+        thread.join()
         with pytest.raises(UserError, match="is finished"):
             tt_ray.train(config)
     finally:
         stop_ray()
-    first, again = runs
-    assert first.folder == tmp_path / "toy" and first.top1 == again.top1 == first.result["top1"]
-    exports: list[Any] = [timm.create_model(f"local-dir:{run.export}", pretrained=True) for run in runs]
-    weights = [model.state_dict() for model in exports]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    (run,) = runs
+    here = config.override("run.name", "here")
+    assert run.folder == tmp_path / "toy" and run.top1 == run.result["top1"] == run_toy(here)["top1"]
+    models: list[Any] = [
+        timm.create_model(f"local-dir:{folder}/export", pretrained=True) for folder in (run.folder, here.run_dir)
+    ]
+    first, second = (model.state_dict() for model in models)
+    assert run.export == run.folder / "export" and all(torch.equal(first[name], second[name]) for name in first)

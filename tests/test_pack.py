@@ -4,23 +4,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.cluster.ray_here import stop_ray
 from tests.data.sources.test_webdataset import jpeg, write
+from tests.embedding_here import CPU, do_here
 from tests.test_train_command import ONE_CPU, run, wait_until
-from tests.toy import run_toy, stop_ray, toy_config, weights
+from tests.toy import FORKS, run_toy, toy_config, weights
+from tt_ray import pack
+from tt_ray.cluster.actor_pool import Pool, Worker
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.registry import open_source, open_splits
 from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.embeddings.build import write_store
 from tt_ray.io.files import sha256
+from tt_ray.io.resumable import Shards
 from tt_ray.pack import Arguments, Images, _about_captions, main, open_all, parts
 from tt_ray.terminal.errors import UserError
 
@@ -49,9 +55,7 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     out = tmp_path_factory.mktemp("packed") / "out"
     before, os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS"), "local"
     try:
-        main(
-            ["--data.root", str(images), "--data.group_column", "pet", "--out", str(out), "--keep", "--shard_size", "5"]
-        )
+        main(kept(images, out))
     finally:
         stop_ray()
         os.environ.pop("RAY_ADDRESS")
@@ -196,10 +200,57 @@ def test_arguments_that_cannot_be_used_are_refused(
     assert not list(tmp_path.glob("OUT*"))
 
 
-def test_killed_it_continues_and_nothing_is_lost_or_doubled(images: Path, packed: Path, tmp_path: Path) -> None:
+def kept(images: Path, out: Path) -> list[str]:
+    """Arguments with which the images are packed as in `packed`."""
+    about = ["--data.root", str(images), "--data.group_column", "pet", "--keep", "--shard_size", "5"]
+    return [*about, "--out", str(out)]
+
+
+def assert_same_files(out: Path, packed: Path) -> None:
+    files = sorted(path.name for path in packed.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert all(sha256(out / name) == sha256(packed / name) for name in files)
+
+
+def _killed_in_the_third_shard(words: list[str]) -> None:
+    """The command, killed once the shard is written, and before that is recorded."""
+
+    def do(shards: Shards, items: Sequence[Sequence[Any]], make: Callable[[Pool], Worker], *_: object) -> None:
+        worker = make(CPU)
+        for shard in shards.missing():
+            content = worker(list(items[shard]))
+            if shard == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            shards.add(shard, worker.about, content)
+
+    pack.do_missing = do
+    main(words)
+
+
+def test_killed_it_continues_and_nothing_is_lost_or_doubled(
+    images: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tt_ray.pack", "--data.root", str(images), "--out", str(out), "--keep"]
-    command += ["--data.group_column", "pet", "--shard_size", "5", "--actors", "1"]
+    process = FORKS.Process(target=_killed_in_the_third_shard, args=(kept(images, out),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("out.unfinished/*.shard"))) == 2 and not (out / INDEX).exists()
+    packs: list[int] = []
+    pack_one = pack.Packer.__call__
+    monkeypatch.setattr(pack, "do_missing", do_here)
+    monkeypatch.setattr(pack.Packer, "__call__", lambda own, items: packs.append(1) or pack_one(own, items))
+    main(kept(images, out))
+    assert len(packs) == 7 - 2, "what is finished is not packed again"
+    assert_same_files(out, packed)
+    with pytest.raises(UserError, match="holds packed images already"):
+        main(kept(images, out))
+
+
+@pytest.mark.release
+def test_killed_with_its_actors_it_continues(images: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tt_ray.pack", *kept(images, out), "--actors", "1"]
     environment = os.environ | {"RAY_ADDRESS": "local"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: any(tmp_path.glob("out.unfinished/*.shard")) or process.poll() is not None, 300)
@@ -207,8 +258,4 @@ def test_killed_it_continues_and_nothing_is_lost_or_doubled(images: Path, packed
     process.wait(60)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    files = sorted(path.name for path in packed.iterdir())
-    assert sorted(path.name for path in out.iterdir()) == files
-    assert all(sha256(out / name) == sha256(packed / name) for name in files)
-    repeated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert repeated.returncode == 2 and "holds packed images already" in repeated.stderr
+    assert_same_files(out, packed)

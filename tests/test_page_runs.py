@@ -37,7 +37,7 @@ def options(changes: str) -> str:
 
 SHAPES, IMAGES, RESNET = map(options, (_SHAPES, _IMAGES, _RESNET))
 AGAIN = "--run.overwrite True"
-SEARCH = "--num-samples 2 --seeds 100 --final-seeds 0"
+SEARCH = "--num-samples 1 --seeds 100 --final-seeds"  # nor a comparison of its winner, but for the first
 EVALUATE = "python eval --models base=runs/shapes_baseline text=runs/shapes_textteacher"
 TEACH = "python tt_ray.train shapes_textteacher --data.source imagefolder --data.root"
 RUN = {
@@ -89,7 +89,7 @@ RUN = {
     "python tt_ray.compare --seeds": "--seeds 0 --tasks none",
     "python tt_ray.compare --arms base=": "--seeds 0 --out compare-mine",
     "python tt_ray.compare --arms baseline=": "--seeds 0",
-    "python tt_ray.tune loss_weight --out tune/mine": f"{SEARCH} {SHAPES} --out tune/default",
+    "python tt_ray.tune loss_weight --out tune/mine": f"{SEARCH} 0 --num-samples 2 {SHAPES} --out tune/default",
     "python tt_ray.tune loss_weight --num-samples 12 --seeds 100 101 --base": f"{SEARCH} {SHAPES}",
     "python tt_ray.tune loss_weight --num-samples 12 --seeds 100 101 --train": f"{SEARCH} {SHAPES}",
     "python tt_ray.tune loss_weight --num-samples 12 --seeds 100 101 --data": f"{SEARCH} {IMAGES}",

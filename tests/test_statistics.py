@@ -47,7 +47,13 @@ def test_intervals_and_p_are_those_of_the_paired_t_test() -> None:
         excludes = not found.difference_low <= 0 <= (found.difference_high or 0.0)
         assert excludes == (expected.pvalue < LEVEL)
     assert t_interval([1.0]) is None and t_test([1.0]) is None
-    assert t_interval([2.0, 2.0]) == (2.0, 2.0) and t_test([2.0, 2.0]) == 0.0 and t_test([0.0, 0.0]) == 1.0
+
+
+@pytest.mark.parametrize("gains", [[2.0, 2.0], [0.0, 0.0, 0.0], [-1.5] * 5, [61.2 - 60.1, 45.3 - 44.2, 5.3 - 4.2]])
+def test_equal_differences_show_no_noise_and_no_certainty(gains: list[float]) -> None:
+    """An interval without width and a p of 0 would claim what two seeds cannot know."""
+    assert t_interval(gains) is None and t_test(gains) is None
+    assert t_interval([*gains, gains[0] + 0.01]) is not None
 
 
 def test_p_values_are_corrected_as_holm_s_paper_says() -> None:

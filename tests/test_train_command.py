@@ -367,7 +367,7 @@ def test_a_mistake_that_one_of_two_workers_meets_ends_both(
     (tmp_path / "images" / "train" / "dog" / "5.png").write_bytes(b"no image")
     where = ["--data.source", "imagefolder", "--data.root", str(tmp_path / "images"), "--run.storage", str(tmp_path)]
     small = ["--model.kwargs", "depth", "1", "--train.batch_size", "4", "--train.epochs", "1"]
-    large_split = ["--data.cache_gb", "0", "--data.num_loaders", "1", "--run.num_workers", "2"]
+    large_split = ["--data.cache_gb", "0", "--run.num_workers", "2"]
     monkeypatch.setattr(sys, "argv", ["prog", "shapes_baseline", *where, *small, *large_split, *ONE_CPU])
     with pytest.raises(SystemExit, match="2"):
         run_command(train_command)

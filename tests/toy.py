@@ -57,21 +57,6 @@ def random_store(config: Config, path: Path) -> Path:
     return path
 
 
-def stop_ray() -> None:
-    """Ends the Ray of this process, and waits until its processes are gone.
-
-    Ray itself waits a second for each that it has killed: on a busy machine they are then still running.
-    """
-    import ray
-    from ray._private import worker
-
-    node = worker._global_node
-    killed = [info.process for infos in (node.all_processes.values() if node else ()) for info in infos]
-    ray.shutdown()
-    for process in killed:
-        process.wait(60)
-
-
 def toy_teacher(folder: Path) -> Path:
     """An export for the toy's classes, of random weights and with an embedding as long as the toy's text."""
     config = toy_config(folder, text__weight=0.0)

@@ -1,8 +1,10 @@
 """Reads a configuration from a command line: `[RECIPE | FILE.yaml] [--dotted.path value ...]`."""
 
+import dataclasses
 import functools
 import json
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,34 @@ _OPTION = re.compile(r"^(--[^=\s]+)=")
 _KWARGS = "--model.kwargs"
 _SWITCHES = ("data.source", "model.name")
 """Fields on which others depend: see `Config.override`."""
+
+
+def split_fields(form: type, arguments: Iterable[str], also: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """Parts a command line that takes options of its own and the fields of a configuration.
+
+    Args:
+        form: The command's dataclass of arguments, of which the first is no option.
+        arguments: The words after the command's name.
+        also: Further names, such as those of fields, that an unknown option may be meant for.
+
+    Returns:
+        The command's own words, and those from each `--dotted.path` to the next option.
+
+    Raises:
+        UserError: The command has no such option.
+    """
+    own, fields = list[str](), list[str]()
+    target = own
+    for word in arguments:
+        if word.startswith("--"):
+            target = fields if "." in word.partition("=")[0] else own
+        target.append(word)
+    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(form)[1:]]
+    for word in own:
+        name = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--") and name not in (*known, "--help"):
+            raise UserError(f"no option {word}; {nearest(name, [*known, *also])}")
+    return own, fields
 
 
 def read_config(arguments: list[str], prog: str) -> Config:

@@ -10,6 +10,7 @@ Key = TypeVar("Key")
 _Z = NormalDist().inv_cdf(0.975)
 LEVEL = 0.05
 """Chance of a claim where there is nothing, which all tests here keep to; intervals are of 95 %."""
+_ROUNDING = 1e-9
 CLAIM_SEEDS = 5
 """Seeds that a claim should have: with 2 an interval is 12.7 standard errors wide on each side, with 5 it is 2.8."""
 
@@ -25,11 +26,12 @@ class Figure(NamedTuple):
     difference_std: float | None = None
     """Sample standard deviation of these differences; None with one seed."""
     difference_low: float | None = None
-    """Lower end of the paired t interval of 95 %, over seeds; None with one seed."""
+    """Lower end of the paired t interval of 95 %, over seeds; None with one seed, or
+    where all differences are equal, which show no noise."""
     difference_high: float | None = None
     """Upper end."""
     difference_p: float | None = None
-    """p of the paired t test, two-sided and not corrected for other arms; None with one seed."""
+    """p of the paired t test, two-sided and not corrected for other arms; None where there is no interval."""
     pairs: int = 0
     """Seeds that both have."""
 
@@ -53,9 +55,15 @@ def figure(values: Mapping[Key, float], baseline: Mapping[Key, float] | None = N
     return Figure(fmean(own), spread(own), difference, spread(gains), low, high, t_test(gains), len(gains))
 
 
-def t_interval(gains: Sequence[float]) -> tuple[float, float] | None:
-    """95 % t interval of the mean of paired differences; None for fewer than two, which show no noise."""
+def _noise(gains: Sequence[float]) -> float | None:
+    """Standard deviation of differences; None where they are equal but for rounding: a test would be sure of all."""
     sd = spread(gains)
+    return None if sd is None or sd <= _ROUNDING * max(map(abs, gains)) else sd
+
+
+def t_interval(gains: Sequence[float]) -> tuple[float, float] | None:
+    """95 % t interval of the mean of paired differences; None for fewer than two, or equal ones: they show no noise."""
+    sd = _noise(gains)
     if sd is None:
         return None
     from scipy.stats import t  # takes half a second, which a command that only reports progress need not wait for
@@ -65,15 +73,13 @@ def t_interval(gains: Sequence[float]) -> tuple[float, float] | None:
 
 
 def t_test(gains: Sequence[float]) -> float | None:
-    """Two-sided p of a paired t test; None for fewer than two differences. Below LEVEL where `t_interval` is off 0."""
-    sd = spread(gains)
+    """Two-sided p of a paired t test; None where `t_interval` is. Below LEVEL where that is off 0."""
+    sd = _noise(gains)
     if sd is None:
         return None
     from scipy.stats import t
 
     mean = fmean(gains)
-    if not sd:
-        return float(mean == 0)
     return float(2 * t.sf(abs(mean) / (sd / sqrt(len(gains))), len(gains) - 1))
 
 

@@ -4,12 +4,13 @@ import re
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from eval.metrics import BINS
 from eval.report import charts, classes, text
 from eval.report.content import Report
+from tt_ray.io.html import templates
 
 _HERE = Path(__file__).parent
 # The browser itself refuses whatever the page would fetch.
@@ -29,15 +30,8 @@ def to_html(report: Report) -> str:
 
 @cache
 def environment() -> Environment:
-    """Every value that a template shows is escaped."""
-    environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(_HERE),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    """The page's templates, and what they call."""
+    environment = templates(_HERE)
     shared = {name: getattr(text, name) for name in ("COSTS", "DASH", "MARKS", "number", "signed", "interval")}
     shared |= {name: getattr(text, name) for name in ("cost_table", "explanations", "other_cell", "summary")}
     shared |= {name: getattr(text, name) for name in ("PAIRS", "pairs_words", "p_value", "reliability_words")}

@@ -20,6 +20,7 @@ def test_captions_are_distinct_and_of_mixed_lengths() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="the reference is not installed")
 def test_encode(tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
     encode.main(["--captions", "64", "--rounds", "2", "--actors", "1", "--out", str(tmp_path / "encode.json")])

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import published
 from tests.pages import ROOT
+from tests.toy import FORKS
 from tt_ray.config import Config
 
 
@@ -31,6 +32,7 @@ def test_two_workers_run_what_is_missing(
 ) -> None:
     small = {"data.shapes.train_size": 64, "data.shapes.val_size": 24, "train.batch_size": 16, "train.epochs": 3}
     kwargs = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    monkeypatch.setattr(published.multiprocessing, "get_context", lambda _: FORKS)
     monkeypatch.setattr(published, "_SHAPES", {**small, "data.label_noise": 0.0, "model.kwargs": kwargs})
     given = ["--seeds", "0", "--out", str(tmp_path / "rows.jsonl"), "--arms"]
     published.main([*given, "ours"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from tests.toy import stop_ray
+from tests.cluster.ray_here import stop_ray
 from tt_ray.cluster import actor_pool
 from tt_ray.cluster.actor_pool import Pool, PoolOptions, do_missing, plan_pool
 from tt_ray.cluster.connect import keep_ray_quiet

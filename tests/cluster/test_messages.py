@@ -4,16 +4,16 @@ and a worker's validations are done by others.
 
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from tests.cluster.ray_here import ray_here as ray_here
-from tt_ray.cluster import context
-from tt_ray.cluster.context import RayContext
 from tt_ray.cluster.messages import Messages, ProgressThread
 from tt_ray.terminal.progress import Standing
+
+if TYPE_CHECKING:  # it imports torch, which the other processes of these tests do without
+    from tt_ray.cluster.context import RayContext
 
 pytestmark = pytest.mark.slow
 
@@ -131,8 +131,12 @@ def test_a_pause_is_over_after_the_resize_and_other_states_change_nothing(ray_he
 # A worker's context
 
 
-def worker(rank: int = 0) -> RayContext:
+def worker(rank: int = 0) -> "RayContext":
     """Worker `rank` outside of a run, which alone has ranks and devices."""
+    import torch
+
+    from tt_ray.cluster.context import RayContext
+
     made = object.__new__(RayContext)
     made.rank, made.device, made._messages, made._patience = rank, torch.device("cpu"), Messages(), None
     return made
@@ -153,7 +157,7 @@ class Hold:
 def test_validations_that_find_no_place_run_beside_the_workers(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr(context, "_LAST_WAIT_S", 1.0)
+    monkeypatch.setattr("tt_ray.cluster.context._LAST_WAIT_S", 1.0)
     cpus = int(ray.cluster_resources()["CPU"])
     holder: Any = ray.remote(num_cpus=cpus)(Hold).remote()
     ray.get(holder.ready.remote())

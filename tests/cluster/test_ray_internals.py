@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.ray_here import stop_ray
 from tests.test_train_command import processes_with
-from tests.toy import stop_ray, toy_config
+from tests.toy import toy_config
 from tt_ray.cluster import launch
 from tt_ray.cluster.connect import join_ray, worker_logs
 from tt_ray.cluster.launch import train_on_ray

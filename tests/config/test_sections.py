@@ -245,6 +245,10 @@ GRAPHS = {"train.compile": True, "train.compile_mode": "reduce-overhead"}
         ({**GRAPHS, "train.compile_mode": "max-autotune", "run.strategy": "fsdp"}, r"run\.strategy gathers weights"),
         ({**GRAPHS, "run.strategy": "hsdp"}, r"run\.strategy gathers weights"),
         ({**GRAPHS, "train.sync_batchnorm": True}, r"train\.sync_batchnorm exchanges statistics"),
+        (
+            {"data.sampling": "balanced", "optim.class_weights": "balanced"},
+            r"data\.sampling balanced and optim\.class_weights balanced .* count them twice: leave out one of them",
+        ),
     ],
 )
 def test_what_cannot_be_together_is_one_line(changes: dict[str, object], problem: str) -> None:

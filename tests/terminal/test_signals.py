@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tt_ray.terminal import signals
+from tt_ray.terminal.command import run_command
+from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.signals import ended, say_at_end, stop_on_signals
 
 # As in native code: signals come, and Python does nothing about them.
@@ -68,3 +71,31 @@ def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is not came
+
+
+@pytest.mark.parametrize(("rank", "torchrun_ends_it", "says"), [(0, True, True), (1, True, False), (1, False, True)])
+def test_of_torchrun_s_processes_worker_0_says_what_all_have_met(
+    rank: int, torchrun_ends_it: bool, says: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And another one what it alone has met: exit code 2 of each."""
+
+    class Waited(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if torchrun_ends_it:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().wait(60 if torchrun_ends_it else 0)
+
+    def mistaken(arguments: list[str]) -> None:
+        raise UserError("no field optim.lrr")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    monkeypatch.setattr("tt_ray.terminal.signals.threading.Event", Waited)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            run_command(mistaken)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "error: no field optim.lrr\n" * says

@@ -85,7 +85,7 @@ NEW: list[dict[str, Any]] = [
     {"teacher__model": "TEACHER", "teacher__target": "logits", "data__unlabelled": 0.5},
     {"text__loss": "borlan", "data__label_noise": 0.5, "data__subset": 0.7},
     {"text__loss": "vl2litetext", "data__unlabelled": 0.7, "data__mixup": 0.8},
-    {"data__sampling": "balanced", "optim__class_weights": "balanced", "head__freeze": True, "data__repeats": 2},
+    {"data__sampling": "balanced", "head__freeze": True, "data__repeats": 2},
     {"optim__schedule_per": "epoch", "optim__warmup_epochs": 0.0, "train__activation_checkpointing": True},
     {"optim__small_loss": 0.4, "data__label_noise": 0.4, "data__label_noise_kind": "pair", "text__weight": 0.0},
 ]
@@ -187,7 +187,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two": (2, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "two, in parts": (2, {"text__loss": "siglip", "train__max_batch_per_worker": 3, "text__schedule": "jump-0-1-0"}),
     "two, repeated": (2, {"text__loss": "l2", "data__repeats": 2}),
-    "two, sharded": (2, {"text__loss": "clip", "run__strategy": "fsdp", "train__epochs": 9, "train__ema": 0.9}),
+    "two, sharded": (2, {"text__loss": "clip", "run__strategy": "fsdp", "train__ema": 0.9}),
     "three, uneven": (3, {"text__loss": "clip", "data__mixup": 0.8, "train__epochs": 9}),
     "three, sharded, in parts": (3, {"text__loss": "cos", "run__strategy": "fsdp", "train__max_batch_per_worker": 3}),
     "two, teacher": (2, {"teacher__model": "TEACHER", "data__cutmix": 1.0, "train__max_batch_per_worker": 3}),
@@ -197,7 +197,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "two, vl2litetext": (2, {"text__loss": "vl2litetext", "train__max_batch_per_worker": 3}),
     "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3, **WEIGHED}),
-    "two, balanced": (2, {"data__sampling": "balanced", "optim__class_weights": "balanced", "data__cutmix": 1.0}),
+    "two, balanced": (2, {"data__sampling": "balanced", "data__cutmix": 1.0}),
     "three, small loss, in parts": (
         3,
         {"optim__small_loss": 0.4, "data__cutmix": 1.0, "train__max_batch_per_worker": 3},
@@ -206,7 +206,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),
     "three, one batch norm": (3, {**RESNET, "text__weight": 0.0, "train__ema": 0.9}),
-    "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp"}),
+    "four, one batch norm, sharded": (4, {**RESNET, "text__loss": "cos", "run__strategy": "fsdp", "train__epochs": 1}),
     "four, sharded": (4, {"text__loss": "siglip", "run__strategy": "fsdp", "optim__grad_clip": 0.0, **FROZEN}),
 }
 

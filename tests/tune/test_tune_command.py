@@ -1,9 +1,12 @@
 """The search command on a real Ray: results, failures, schedulers, several workers, and what survives a kill."""
 
 import json
+import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import tune as tune_benchmark
+from tests.cluster.ray_here import stop_ray
 from tests.test_train_command import processes_with, start_marked, wait_until
-from tests.toy import random_store, stop_ray, toy_config
+from tests.toy import random_store, toy_config
 from tt_ray.cli import read_config
 from tt_ray.config import Config
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import Stopped, UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.preflight import prepare
@@ -104,6 +108,8 @@ def test_no_more_trials_at_once_than_the_cluster_holds() -> None:
     assert TrialResources(2, 2, 0).slots(nodes) == 1
     assert TrialResources(1, 1, 0.25).slots(nodes) == 4
     assert TrialResources(1, 1, 1 / 3).slots(nodes) == 3
+    assert TrialResources(1, 1, 0.4).slots([{"CPU": 9.0, "GPU": 2.0}]) == 4, "none is on two GPUs"
+    assert TrialResources(1, 1, 0.3).slots([{"CPU": 99.0, "GPU": 8.0}]) == 24
     with pytest.raises(UserError, match="a trial needs 4 x 2 CPUs, but the cluster has 7 CPUs and 1 GPUs: choose"):
         TrialResources(4, 2, 0).slots(nodes)
     with pytest.raises(UserError, match="a trial needs 2 x 1 CPUs and 1 GPUs"):
@@ -120,7 +126,7 @@ def test_a_search_leaves_results_and_a_second_command_does_nothing(
     out = tmp_path / "out"
     text = "SPACE = {'text.weight': tune.choice([0.2, 0.7]), 'head.out_dim': tune.choice([0, 4000])}\nNUM_SAMPLES = 4"
     arguments = [space(tmp_path, text), "--searcher", "grid", "--seeds", "5", "6", "--final-seeds", "0", "1"]
-    arguments += ["--out", str(out), *TOY, "--text.embeddings", store]
+    arguments += ["--out", str(out), "--max-concurrent", "1", *TOY, "--text.embeddings", store]
     main(arguments)
     rows = ray_rows(out)
     search = [row for row in rows if row["phase"] == "search"]
@@ -158,7 +164,7 @@ def test_optuna_ends_where_a_space_has_no_more_configurations(cluster: None, tmp
     text = "SPACE = {'optim.grad_clip': tune.choice([0.0, 1.0]), 'optim.warmup_epochs': tune.choice([0.0, 0.5])}\n"
     text += "WHEN = {'optim.warmup_epochs': {'optim.grad_clip': 1.0}}\nNUM_SAMPLES = 5"
     arguments = [space(tmp_path, text), "--base", "shapes_baseline", "--searcher", "optuna", "--final-seeds"]
-    main([*arguments, "--out", str(out), *TOY, "--train.epochs", "1"])
+    main([*arguments, "--out", str(out), "--max-concurrent", "1", *TOY, "--train.epochs", "1"])
     records = Journal(out).of("search")
     assert {record.status for record in records} == {"done"}
     found = sorted(tuple(record.values.items()) for record in records)
@@ -249,23 +255,49 @@ class Command:
         self.mark, self.process = start_marked([sys.executable, "-m", "tt_ray.tune", *arguments])
 
     def wait_for(self, out: Path, done: int, reports: int) -> None:
-        """Until so many trials have ended, and one that has not has reported so many epochs."""
+        """Until `part_done`."""
 
         def reached() -> bool:
             assert self.process.poll() is None, f"it ended by itself: {self.process.communicate()}"
-            if not (out / "journal.jsonl").exists():
-                return False
-            records = Journal(out).of("search")
-            ended = sum(record.ended for record in records)
-            return ended >= done and any(not r.ended and r.epoch >= reports for r in records)
+            return part_done(out, done, reports)
 
         wait_until(reached, 300)
 
-    def end(self, number: signal.Signals) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=120)
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=120)
         wait_until(lambda: not processes_with(self.mark), 120)
-        return self.process.returncode, out, err
+
+
+def part_done(out: Path, done: int, reports: int) -> bool:
+    """Whether so many trials have ended, and one that has not has reported so many epochs."""
+    if not (out / "journal.jsonl").exists():
+        return False
+    records = Journal(out).of("search")
+    ended = sum(record.ended for record in records)
+    return ended >= done and any(not r.ended and r.epoch >= reports for r in records)
+
+
+@contextmanager
+def stopped_by_sigterm(when: Callable[[], bool]) -> Iterator[None]:
+    """Sends this process a SIGTERM once `when`, unless the body has ended before."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            if when():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the command does not answer signals"))
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("gpus", ["0", "0.5"])
@@ -314,36 +346,34 @@ def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_s
     cluster: None, tmp_path: Path, store: str
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["loss_weight", "--num-samples", "4", "--max-concurrent", "1", "--final-seeds", "--out", str(out)]
+    arguments = ["loss_weight", "--num-samples", "3", "--max-concurrent", "1", "--final-seeds", "--out", str(out)]
     arguments += [*TOY, "--train.epochs", "12", "--text.embeddings", store]
     first = Command(arguments)
     first.wait_for(out, done=1, reports=2)
     with pytest.raises(UserError, match=f"is being written by process {first.process.pid} on host"):
         main(arguments)
-    first.end(signal.SIGKILL)
+    first.kill()
     before = (out / "journal.jsonl").read_text()
     finished = [record.name for record in Journal(out).of("search") if record.ended]
     stamps = {name: (out / "trials" / f"{name}-seed100" / "result.json").stat().st_mtime_ns for name in finished}
 
-    second = Command(arguments)
-    second.wait_for(out, done=len(finished) + 1, reports=1)
-    code, _, err = second.end(signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM, err
-    assert "the same command resumes" in err and "Traceback" not in err
+    with stopped_by_sigterm(lambda: part_done(out, len(finished) + 1, 1)), pytest.raises(Stopped) as stop:
+        main(arguments)
+    assert stop.value.code == 128 + signal.SIGTERM and "the same command resumes" in str(stop.value)
     assert {row["status"] for row in ray_rows(out)} >= {"done"}
     assert (out / "best.yaml").exists() and (out / "summary.md").exists()
 
     main(arguments)
     assert (out / "journal.jsonl").read_text().startswith(before[: before.rfind("\n") + 1]), "nothing is lost"
     records = Journal(out).of("search")
-    assert [(record.name, record.status) for record in records] == [(f"t{number:03}", "done") for number in range(4)]
+    assert [(record.name, record.status) for record in records] == [(f"t{number:03}", "done") for number in range(3)]
     for record in records:
         assert [row["epoch"] for row in record.reports] == list(range(1, 13)), "no report is missing, none double"
         folder = out / "trials" / f"{record.name}-seed100"
         steps = [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "step"]
         assert steps == list(range(read_result(folder)["steps"]))
     keys = [(row["trial"], row["seed"], row["epoch"]) for row in ray_rows(out)]
-    assert len(keys) == len(set(keys)) == 4 * 12
+    assert len(keys) == len(set(keys)) == 3 * 12
     for name, stamp in stamps.items():
         assert (out / "trials" / f"{name}-seed100" / "result.json").stat().st_mtime_ns == stamp, "not trained again"
     assert json.loads(before.splitlines()[0])["trial"] == "t000"

@@ -6,7 +6,6 @@ class, and what that made of a training where it was measured. Decodes no image 
 for the agreement of images with captions.
 """
 
-import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from tt_ray.cli import read_config
+from tt_ray.cli import read_config, split_fields
 from tt_ray.config import Config
 from tt_ray.terminal.command import program, read_arguments, run_command
-from tt_ray.terminal.errors import UserError, nearest
 from tt_ray.terminal.progress import Display
 
 MODULE = "tt_ray.audit"
@@ -69,16 +67,7 @@ def main(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> tuple[Arguments, Config]:
     """Returns the command's own options, and the configuration with the --dotted.path changes."""
-    own, fields = list[str](), list[str]()
-    target = own
-    for word in arguments:
-        if word.startswith("--"):
-            target = fields if "." in word.partition("=")[0] else own
-        target.append(word)
-    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Arguments)[1:]]
-    for word in own:
-        if word.startswith("--") and word.partition("=")[0].replace("_", "-") not in (*known, "--help"):
-            raise UserError(f"no option {word}; {nearest(word, [*known, *(f'--{path}' for path in Config.paths())])}")
+    own, fields = split_fields(Arguments, arguments, [f"--{path}" for path in Config.paths()])
     given = read_arguments(Arguments, own, program(MODULE))
     return given, read_config([given.recipe, *fields], program(MODULE))
 

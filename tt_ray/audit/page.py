@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from tt_ray.data.sources.base import Source
+from tt_ray.io.html import templates
 from tt_ray.terminal.errors import UserError
 
 _HERE = Path(__file__).parent
@@ -134,14 +135,7 @@ def _render(name: str, **values: object) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Every value that a template shows is escaped."""
-    environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(_HERE),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    """The page's templates, and what they call."""
+    environment = templates(_HERE)
     environment.globals["shown"] = shown
     return environment

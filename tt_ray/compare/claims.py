@@ -41,7 +41,8 @@ def _sentence(arm: str, baseline: str, what: str, figure: Figure, p: float | Non
     if gain is None:
         return ""
     if p is None or figure.difference_low is None or figure.difference_high is None:
-        return f"{arm}, {what}: {gain:+.1f} points to {baseline} with one seed; nothing can be said about other seeds."
+        which = "with one seed" if figure.pairs < 2 else f"with each of {figure.pairs} seeds, which shows no noise"
+        return f"{arm}, {what}: {gain:+.1f} points to {baseline} {which}; nothing can be said about other seeds."
     ends = f"95 % interval {figure.difference_low:+.1f} to {figure.difference_high:+.1f} over {figure.pairs} seeds"
     corrected = f"p = {p:.2g}, Holm's correction for {arms} arms" if arms > 1 else f"p = {p:.2g}"
     if p <= LEVEL:

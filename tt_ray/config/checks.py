@@ -76,6 +76,11 @@ def check_fields(data: DataConfig, model: ModelConfig, optim: OptimConfig, train
         raise UserError("optim.small_loss needs the label of each image: leave out --data.unlabelled")
     if optim.small_loss and optim.class_weights != "none":
         raise UserError("optim.small_loss compares losses of images, which optim.class_weights scales: leave out one")
+    if data.sampling == "balanced" and optim.class_weights == "balanced":
+        raise UserError(
+            "data.sampling balanced and optim.class_weights balanced would each make up for small classes, and count "
+            "them twice: leave out one of them"
+        )
     for path, values, low in (("data.mean", data.mean, -inf), ("data.std", data.std, 0)):
         if not all(low < value < inf for value in values):
             raise UserError(f"{path} is {values}, but all must be between {low:g} and inf")

@@ -261,7 +261,7 @@ class OptimConfig:
     """Label smoothing of the cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of classes in the cross-entropy: all 1; or N / (C n_c) for a class of n_c of the N training images, so
-    that each of the C classes counts as much as any other."""
+    that each of the C classes counts as much as any other. Not with data.sampling balanced, which does so too."""
     small_loss: Annotated[float, Range(0, 0.9)] = 0.0
     """Share of a step's images, those of the largest cross-entropy, that the classification loss leaves out, such as
     the share of wrong labels; it grows from 0 in the first tenth of the training. 0 is off."""

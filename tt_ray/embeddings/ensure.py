@@ -71,7 +71,7 @@ def ensure_store(
         before()
     try:
         if embed is None:
-            encoder = load_text_encoder(config.text.encoder, "cuda" if config.run.use_gpu and _has_gpu() else "cpu")
+            encoder = load_text_encoder(config.text.encoder, "cuda" if config.run.use_gpu else "cpu")
             shown = show and (lambda done, of: show("captions embedded", done, of))
             embed_captions(ids, captions, encoder, path, shown)
         else:
@@ -160,9 +160,3 @@ def _digest(encoder: str, ids: pa.StringArray, captions: pa.StringArray) -> str:
         for buffer in pa.concat_arrays([column]).buffers():
             digest.update(b"" if buffer is None else buffer)
     return digest.hexdigest()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from tt_ray.terminal.errors import Stopped, UserError, shown
-from tt_ray.terminal.signals import begin, end_at_once, ended
+from tt_ray.terminal.signals import begin, end_at_once, ended, said_by_worker_0
 
 _LONGEST = 3000
 """Characters of an error, whatever it quotes."""
@@ -87,6 +87,8 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         if debug:
             traceback.print_exc()
         mistake = isinstance(error, UserError)
+        if mistake and said_by_worker_0():
+            raise SystemExit(2) from None
         text = _text_of(error)
         at_once = alone and _busy_in_background()
         _fail(text if mistake else f"{text} (--debug shows more)", 2 if mistake else 1, at_once)

@@ -17,6 +17,8 @@ ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # Python acts between two of its instructions; Ray's C++ may keep it from them for much longer.
 _PATIENCE_S = 1.0
 _SAME_SIGNAL_S = 1.0
+# Time for worker 0 of torchrun to make the same mistake, and for torchrun to end the others after that.
+_GRACE_S = 10.0
 _SHOW_CURSOR = "\x1b[?25h"
 
 _next_time: "list[Callable[[], str]]" = [lambda: "what is finished is kept: the same command does the rest"]
@@ -124,3 +126,17 @@ def end_at_once(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def said_by_worker_0() -> bool:
+    """Whether this process of torchrun may end without a word: worker 0 has failed too, and has said why.
+
+    All of them have the same command line and usually the same files. torchrun ends the others by SIGTERM once one has
+    failed; where none comes, this process alone has met the mistake, and is the one to say it.
+    """
+    worker = int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    if worker == 0 or threading.current_thread() is not threading.main_thread():
+        return False
+    came = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: came.set())
+    return came.wait(_GRACE_S)

@@ -6,11 +6,10 @@ torch.nn.SyncBatchNorm and DDP refuse it on a CPU, and on a GPU the host waits f
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tt_ray.training.collectives import sum_over_workers, world_size
+from tt_ray.training.collectives import gather_ahead, sum_over_workers, world_size
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -27,9 +26,8 @@ class _Normalize(torch.autograd.Function):
         squares = (own - centre.view(shape)).square().sum(dims)
         # One exchange of means, squares around them and counts: exact, where sums of squares around 0 would cancel.
         parts = torch.cat([centre, squares, centre.new_full((1,), count)])
-        every = [torch.empty_like(parts) for _ in range(world_size())]
-        dist.all_gather(every, parts)
-        centres, all_squares, counts = torch.stack(every).split([len(centre), len(centre), 1], 1)
+        every = gather_ahead(parts[None], (1,) * world_size())()
+        centres, all_squares, counts = every.split([len(centre), len(centre), 1], 1)
         total = counts.sum()
         mean = (centres * counts).sum(0) / total
         var = (all_squares + counts * (centres - mean).square()).sum(0) / total

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from tt_ray.config import Config
+from tt_ray.config.idle import notes_on_idle_fields
 from tt_ray.io.storage import Storage
 from tt_ray.terminal.progress import Display
 from tt_ray.training.run_folder import has_checkpoint, start_run, starts_over
@@ -75,7 +76,7 @@ def prepare(config: Config, display: Display | None = None, embed: "Embed | None
     store = find_store(config, train, show, before, None if display is None else display.say, embed)
     data = join(config, train, val, None if store is None else open_store(store), notes)
     order = train_order(config, len(data.train), 0, config.workers[1])
-    said = left_out(config, train, val)
+    said = [*notes_on_idle_fields(config), *left_out(config, train, val)]
     if average := average_note(config.train.ema, config.train.epochs * order.steps_per_epoch):
         said.append(average)
     return Prepared(len(train.classes), store, record_data(config, data), said)

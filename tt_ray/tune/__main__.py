@@ -7,16 +7,15 @@ compared with the base recipe on that split: both train on all training images, 
 not used, since a winner of many owes something to the luck of its seeds.
 """
 
-import dataclasses
 import signal
 import threading
 
-from tt_ray.cli import read_config
+from tt_ray.cli import read_config, split_fields
 from tt_ray.cluster.connect import join_ray, keep_ray_quiet
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.terminal.command import program, read_arguments, run_command
-from tt_ray.terminal.errors import Stopped, UserError, nearest
+from tt_ray.terminal.errors import Stopped
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.signals import stop_on_signals
 from tt_ray.tune.search import Arguments, Search
@@ -59,18 +58,7 @@ def _search(search: Search) -> None:
 
 def read(arguments: list[str]) -> tuple[Arguments, Config]:
     """Returns the command's own options, and the base configuration with the --dotted.path changes."""
-    own: list[str] = []
-    fields: list[str] = []
-    target = own
-    for word in arguments:
-        if word.startswith("--"):
-            target = fields if "." in word.partition("=")[0] else own
-        target.append(word)
-    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Arguments)[1:]]
-    for word in own:
-        name = word.partition("=")[0].replace("_", "-")
-        if word.startswith("--") and name not in (*known, "--help"):
-            raise UserError(f"no option {word}; {nearest(name, known)}")
+    own, fields = split_fields(Arguments, arguments)
     given = read_arguments(Arguments, own, program(MODULE))
     return given, read_config([given.base, *fields], program(MODULE))
 

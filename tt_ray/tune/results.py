@@ -42,8 +42,10 @@ class Margin:
         of = f"The margin (base - best, as lower {self.space.metric} is better)"
         of = "The margin" if self.space.mode == "max" else of
         if (ends := t_interval(self.gains)) is None:
-            text = self._signed(gain)
-            return f"{of} is {text} with one seed, which says nothing about noise: pass more --final-seeds."
+            which = "one seed" if len(self.gains) < 2 else f"each of {len(self.gains)} seeds"
+            return (
+                f"{of} is {self._signed(gain)} with {which}, which says nothing about noise: pass more --final-seeds."
+            )
         low, high = ends
         interval = f"95 % interval {self._signed(low)} to {self._signed(high)}, {len(self.gains)} seeds"
         text = f"{self._signed(gain)} ± {self.space.shown(deviation(self.gains) or 0.0)} ({interval})"

@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from tt_ray.cluster.actor_pool import places_on
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError
@@ -60,10 +61,7 @@ class TrialResources:
 
     def slots(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """Number of trials that fit nodes with these resources at a time; raises UserError when none does."""
-        places = 0
-        for node in nodes:
-            fits = [node.get("CPU", 0) // self.cpus, node.get("GPU", 0) / self.gpus if self.gpus else float("inf")]
-            places += int(min(fits) + 1e-9)
+        places = places_on(nodes, self.cpus, self.gpus)
         if places < self.workers:
             cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
             each = f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")

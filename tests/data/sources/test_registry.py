@@ -340,3 +340,13 @@ def test_shapes_are_asked_for_in_their_own_words(tmp_path: Path, monkeypatch: py
     config = DataConfig(image_size=48)
     assert open_source(config, "val", need_captions=True) is stand_in
     assert asked == [(config.shapes, "val", 48)]
+
+
+@pytest.mark.parametrize("name", ["train", "./train", "train/"])
+def test_no_model_is_validated_on_its_training_images(tmp_path: Path, name: str) -> None:
+    write_split(tmp_path / "train", rows_of(["dog"] * len(COLOURS)))
+    with pytest.raises(UserError, match=r"both 'train': .* hold images out with --data\.val_share 0\.1$") as error:
+        open_splits(folder_config(tmp_path, val_split=name), need_captions=False)
+    assert "\n" not in str(error.value)
+    train, val = open_splits(folder_config(tmp_path, val_split=name, val_share=0.4), need_captions=False)
+    assert not {*train.ids.to_pylist()} & {*val.ids.to_pylist()}

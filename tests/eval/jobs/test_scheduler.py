@@ -16,7 +16,7 @@ from eval.jobs.evaluation import cpus_beside
 from eval.jobs.plan import Job
 from eval.jobs.scheduler import JobResources, State, _items, schedule
 from eval.jobs.worker import Answer, Request
-from tests.toy import stop_ray
+from tests.cluster.ray_here import stop_ray
 from tt_ray.cluster.connect import keep_ray_quiet
 from tt_ray.terminal.errors import Stopped
 

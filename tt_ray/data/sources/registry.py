@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import posixpath
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ from tt_ray.data.sources.labels import common_classes
 from tt_ray.data.sources.splits import hold_out
 from tt_ray.io.storage import is_uri
 from tt_ray.terminal.errors import UserError, one_line, some
+
+_BUILT_IN = ("shapes", "clipart")
+"""Sources whose splits have no names."""
 
 
 def find_source(name: str) -> DataSource:
@@ -111,6 +115,11 @@ def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source
     Raises:
         UserError: As `open_source`, and when validation has a class that training lacks.
     """
+    if not config.val_share and config.source not in _BUILT_IN and _same_split(config):
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.train_split!r}: a model would be validated on "
+            "images that it has seen; name another split, or hold images out with --data.val_share 0.1"
+        )
     train = open_source(config, "train", need_captions)
     if config.val_share:
         if config.group_column and train.groups is None:
@@ -119,6 +128,10 @@ def open_splits(config: DataConfig, need_captions: bool) -> tuple[Source, Source
     val = open_source(config, "val", False)
     declared = find_source(config.source).declares_classes
     return train, common_classes(train, val, _place(config), declared)
+
+
+def _same_split(config: DataConfig) -> bool:
+    return posixpath.normpath(config.train_split) == posixpath.normpath(config.val_split)
 
 
 def drop_unreadable(source: Source, progress: Callable[[int], None] | None = None) -> Source:
