@@ -11,8 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tt_ray.audit.inputs import Inputs
-from tt_ray.audit.noise import Suspects
 from tt_ray.audit.out_of_fold import Floats, Ints
+from tt_ray.audit.suspects import Suspects
 from tt_ray.data.sources.base import Source
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
