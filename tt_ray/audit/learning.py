@@ -71,6 +71,8 @@ def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | No
         accuracy=learned.accuracy,
         majority=learned.majority,
         shuffled=guesses.shuffled,
+        repeated=float((guesses.classes[:, 0] == inputs.own).mean()),
+        spoiled=inputs.spoiled,
         noise=noise.share,
         confident=noise.confident,
         left=learned.directions.left,
@@ -79,4 +81,5 @@ def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | No
         classes=int((np.bincount(data.labels) > 0).sum()),
         distinct=captions.distinct if captions else len(np.unique(copies(data))),
         named=captions.named if captions else None,
+        told=captions.told if captions else 0.0,
     )
