@@ -52,6 +52,12 @@ def test_names_are_words(name: str, caption: str, there: bool) -> None:
     assert found.named == float(there)
 
 
+def test_images_without_a_label_name_no_class() -> None:
+    texts = pa.array(["a dog", "a cat", "a dog", "a cat"])
+    found = describe_captions(texts, np.array([-1, 0, 1, -1]), ("cat", "dog"))
+    assert (found.images, found.named, found.told) == (4, 1.0, 1.0)
+
+
 def test_classes_without_letters_have_no_names() -> None:
     assert describe_captions(pa.array(["1 dog"]), np.array([0]), ("1",)).named is None
     assert describe_captions(pa.nulls(2, pa.string()), np.array([0, 0]), ("dog",)).named is None

@@ -67,7 +67,7 @@ def test_blocks_and_classes_that_are_not_kept_change_next_to_nothing(monkeypatch
     )
     monkeypatch.setattr(module, "_BLOCK", 100)
     first, second = (
-        rank_suspects(data.labels, each, 0.2, (1 - np.eye(CLASSES, dtype=np.float32)) / (CLASSES - 1))
+        rank_suspects(data.labels, each, 0.2, ((1 - np.eye(CLASSES)) / (CLASSES - 1)).astype(np.float32))
         for each in (result.guesses, few)
     )
     wrong = [each.wrong[np.argsort(each.rows)] for each in (first, second)]

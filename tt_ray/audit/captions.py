@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
@@ -107,8 +108,8 @@ def _share(captions: pa.StringArray, pattern: str) -> float:
 def _share_named(captions: pa.StringArray, labels: Ints, classes: tuple[str, ...]) -> float | None:
     """How many captions name their class; plurals of classes count by their singular."""
     named = of = 0
-    order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=len(classes)))
+    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]  # less images without a label
+    ends = np.cumsum(np.bincount(labels[order], minlength=len(classes)))
     for number, name in enumerate(classes):
         words = re.sub(r"[_\W]+", " ", name).strip()
         if not re.search(r"[^\W\d_]", words):
@@ -180,7 +181,8 @@ def count_cut(encoder: dict[str, Any], captions: pa.StringArray) -> Cut | None:
 def find_neighbours(store: EmbeddingStore, rows: Ints, labels: Ints) -> Neighbours:
     """Looks at images by rows of the store (N,), at most `NEIGHBOURS` of them."""
     chosen = np.sort(uniform(np.arange(len(rows)), 1, _NEAR_KEY)[:, 0].argsort(kind="stable")[:NEIGHBOURS])
-    stored = np.concatenate([block for _, block in read_blocks(store.embeddings, rows[chosen])])
+    table: npt.NDArray[Any] = store.embeddings  # of either precision
+    stored = np.concatenate([block for _, block in read_blocks(table, rows[chosen])])
     groups = np.unique(stored.view(f"V{stored.shape[1] * stored.itemsize}")[:, 0], return_inverse=True)[1]
     units = stored - store.mean
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
