@@ -120,16 +120,19 @@ def spread_of(true: Ints, given: Ints, classes: int) -> Floats:
 
     Evenly any other class, as far as the images do not show otherwise.
     """
-    wrong = true != given
-    counts = np.bincount(true[wrong] * classes + given[wrong], minlength=classes**2).reshape(classes, classes)
-    even = (1 - np.eye(classes)) / max(1, classes - 1)
-    total = counts.sum(1, keepdims=True)
-    expected = total * even
-    excess = float(np.divide((counts - expected) ** 2, expected, where=expected > 0, out=np.zeros_like(even)).sum())
+    wrong, others = true != given, max(1, classes - 1)
+    pair, counts = np.unique(true[wrong] * classes + given[wrong], return_counts=True)
+    row, column = np.divmod(pair, classes)
+    total = np.bincount(row, counts, classes)
+    # The sum of (c - expected)^2 / expected over all pairs, of those alone that were seen: others add what is expected.
+    excess = float((counts**2 * others / total[row]).sum() - counts.sum())
     chance = np.count_nonzero(total) * (classes - 2)
     trust = max(0.0, 1 - chance / excess) if excess > 0 else 0.0
-    shown = np.where(total > 0, counts / np.maximum(total, 1), even)
-    return ((1 - trust) * even + trust * shown).astype(np.float32)
+    spread = np.full((classes, classes), 1 / others, np.float32)
+    spread[total > 0] *= 1 - trust
+    spread[row, column] += trust * counts / total[row]
+    np.fill_diagonal(spread, 0)
+    return spread
 
 
 def of_few(labels: Ints, classes: int) -> npt.NDArray[np.bool_]:
