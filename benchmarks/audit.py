@@ -6,8 +6,9 @@
     python -m benchmarks.audit settings --roots emoji=EMOJI
 
 `noise` replaces labels of built-in shapes and clip art, and of image folders with captions, and prints what the audit
-makes of it. `pairs` gives a tenth of the images the caption of another one. `scale` audits random embeddings.
-`settings` writes tt_ray/audit/measured.json, the settings whose gain has been measured, from which verdicts are drawn.
+makes of it (of few images: benchmarks/audit_intervals.py). `pairs` gives a tenth of the images the caption of another
+one. `scale` audits random embeddings. `settings` writes tt_ray/audit/measured.json, the settings whose gain has been
+measured, from which verdicts are drawn.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from tt_ray.terminal.progress import Display
 pc: Any = pyarrow.compute
 RESULTS = Path(__file__).parent / "results"
 BUILT_IN = ("shapes", "clipart")
-NOISES = (0.0, 0.05, 0.2, 0.5)
+NOISES = ((0.0, "symmetric"), (0.05, "symmetric"), (0.2, "symmetric"), (0.5, "symmetric"), (0.2, "pair"), (0.4, "pair"))
 Overrides = dict[str, Any]
 
 
@@ -126,9 +127,10 @@ def configure(data: str, changes: Overrides, roots: dict[str, str], storage: Pat
     return config.override(changes)
 
 
-def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any]:
+def known_noise(config: Config, noise: float, kind: str, display: Display) -> dict[str, Any]:
     """What the audit makes of labels of which so many are wrong."""
-    inputs = read_inputs(config.override("data.label_noise", noise), display)
+    config = config.override({"data.label_noise": noise, "data.label_noise_kind": kind})
+    inputs = read_inputs(config, display)
     labels, data = inputs.images.labels, inputs.data
     learned = learn(data, display.show)
     found, suspects = learned.noise, learned.suspects
@@ -139,6 +141,7 @@ def known_noise(config: Config, noise: float, display: Display) -> dict[str, Any
     hits = suspects.suggestion == clean
     return {
         "noise": noise,
+        "kind": kind,
         "confident": found.confident.value,
         "share": found.share.value,
         "low": found.share.low,
@@ -264,7 +267,8 @@ def noise_table(rows: list[dict[str, Any]]) -> str:
         auc = "" if row["auc"] is None else f"{row['auc']:.3f}"
         listed = f"{row['listed']:,}" + (f", {100 * row['precision']:.0f} %" if row["noise"] and row["listed"] else "")
         hits = "" if row["suggestion_right"] is None else f"{100 * row['suggestion_right']:.0f} %"
-        cells = [row["data"], f"{100 * row['noise']:g}", f"{100 * row['confident']:.1f}", f"{share} ({low} to {high})"]
+        wrong = f"{100 * row['noise']:g}" + ", next class" * (row["kind"] == "pair")
+        cells = [row["data"], wrong, f"{100 * row['confident']:.1f}", f"{share} ({low} to {high})"]
         lines.append(f"| {' | '.join([*cells, auc, listed, hits])} |")
     return "\n".join(lines)
 
@@ -298,7 +302,7 @@ def main() -> None:
     with Display() as display:
         if given.part == "noise":
             rows = [
-                {"data": name, **known_noise(configure(name, sizes, roots, given.storage), noise, display)}
+                {"data": name, **known_noise(configure(name, sizes, roots, given.storage), *noise, display)}
                 for name in (*BUILT_IN, *roots)
                 for noise in NOISES
             ]

@@ -16,12 +16,15 @@ import tt_ray
 from tests.command_here import draw, listing, one_line
 from tests.text.toy_encoders import bert
 from tt_ray.audit.__main__ import main
+from tt_ray.audit.audit import measure
+from tt_ray.audit.findings import Options
 from tt_ray.audit.inputs import taught
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.embeddings.build import write_store
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.progress import Display
 
 NAMES = ("cat", "dog")
 WRONG = (*(f"dog/{number}.png" for number in range(3, 13)), *(f"cat/{number}.png" for number in range(20, 30)))
@@ -135,6 +138,44 @@ def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Pat
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         tt_ray.audit(config, tmp_path / "thesis", overwrite=True)
+
+
+def write_made_of_labels(root: Path) -> None:
+    """Captions and embeddings that follow from the class alone, and a table that gives each fifth image another one."""
+    names, random, rows, corrected = ("cat", "dog"), np.random.default_rng(0), [], ["image_id,label"]
+    for split, count in (("train", 100), ("test", 2)):
+        part = [(f"{names[image % 2]}/{image}.png", names[image % 2]) for image in range(count)]
+        for name, _ in part:
+            draw(root / split / name, 0)
+        lines = [
+            {"file_name": name, "caption": f"picture {place} of a {own}"} for place, (name, own) in enumerate(part)
+        ]
+        (root / split / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows += part if split == "train" else []
+    corrected += [f"{name},{names[1 - names.index(own)]}" for name, own in rows[::5]]
+    (root / "labels.csv").write_text("\n".join(corrected) + "\n")
+    table = np.stack([2 * np.eye(8)[names.index(own)] + 0.1 * random.normal(size=8) for _, own in rows])
+    about = {"id": "x", "revision": "0", "max_tokens": 20}
+    write_store(root / "store", pa.array([name for name, _ in rows]), [table.astype(np.float32)], 8, "float32", about)
+
+
+def test_captions_made_from_labels_are_compared_with_the_labels_of_the_data(tmp_path: Path) -> None:
+    """Not with those that data.labels or data.label_noise have changed: captions repeat the old ones there."""
+    write_made_of_labels(tmp_path / "images")
+    plain = config_of(tmp_path, text__embeddings=str(tmp_path / "images" / "store"))
+    changes = {
+        "as they are": {},
+        "corrected": {"data.labels": str(tmp_path / "images" / "labels.csv")},
+        "noise": {"data.label_noise": 0.3},
+        "noise of the next class": {"data.label_noise": 0.3, "data.label_noise_kind": "pair"},
+    }
+    with Display() as display:
+        found = {name: measure(plain.override(each), Options(), display) for name, each in changes.items()}
+    for name, each in found.items():
+        assert each.knowledge.named == 1 and each.knowledge.repeated > 0.95, name
+        assert (each.knowledge.accuracy > 0.95) is (name == "as they are"), name
+        assert (each.verdict.kind == "labels") is ("noise" not in name), (name, each.verdict)
+        assert any("wrong in the data themselves" in line for line in each.verdict.evidence) is ("noise" in name)
 
 
 @pytest.mark.parametrize(

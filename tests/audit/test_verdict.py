@@ -8,7 +8,7 @@ from tt_ray.audit.noise import Interval
 from tt_ray.audit.verdict import Knowledge, Rule, draw_rule, gained, hits_left_out, judge, made_of_labels, measured
 
 NONE, MANY = Interval(0.0, 0.0, 0.01), Interval(0.5, 0.47, 0.53)
-PLAIN = Knowledge(True, 0.8, 0.1, 0.1, NONE, NONE, 0.7, 30.0, 5000, 10, 4000, 0.5)
+PLAIN = Knowledge(True, 0.8, 0.1, 0.1, 0.8, False, NONE, NONE, 0.7, 30.0, 5000, 10, 4000, 0.5, 0.3)
 
 
 def test_the_rule_beats_chance_on_what_it_was_drawn_from_and_is_honest_about_the_rest() -> None:
@@ -41,9 +41,13 @@ def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
         ({"left": 0.01}, "class", "a vector for each class would do as much"),
         ({}, "unclear", "Within noise"),
         ({"noise": Interval(0.0, 0.0, 1.0)}, "unclear", "too few images"),
-        ({"accuracy": 1.0, "distinct": 10}, "labels", "made from the labels"),
-        ({"accuracy": 1.0, "left": 0.0}, "labels", "wrong labels cannot be seen"),
-        ({"accuracy": 1.0, "named": 1.0}, "labels", "Expect no gain"),
+        ({"noise": Interval(0.2, 0.0, 0.5)}, "unclear", "Not known"),
+        ({"repeated": 1.0, "distinct": 10}, "labels", "made from the labels"),
+        ({"repeated": 1.0, "left": 0.0}, "labels", "wrong labels cannot be seen"),
+        ({"repeated": 1.0, "named": 1.0}, "labels", "Expect no gain"),
+        ({"repeated": 0.92, "named": None, "told": 0.97}, "labels", "Expect no gain"),
+        ({"repeated": 0.92, "named": 1.0, "noise": MANY}, "labels", "Expect no gain"),
+        ({"repeated": 0.92, "named": 1.0, "noise": MANY, "spoiled": True}, "gain", "about 50 % of labels look wrong"),
     ],
 )
 def test_each_kind_of_verdict(changes: dict[str, object], kind: str, words: str) -> None:
@@ -53,5 +57,13 @@ def test_each_kind_of_verdict(changes: dict[str, object], kind: str, words: str)
 
 
 def test_captions_that_name_other_classes_were_not_made_from_the_labels() -> None:
-    assert not made_of_labels(replace(PLAIN, accuracy=0.5, named=1.0, left=0.0, distinct=10))
-    assert not made_of_labels(replace(PLAIN, accuracy=0.995, named=None))
+    assert not made_of_labels(replace(PLAIN, repeated=0.5, named=1.0, told=1.0, left=0.0, distinct=10))
+    assert not made_of_labels(replace(PLAIN, repeated=0.98, named=0.9, told=0.9, left=0.0, distinct=10))
+    assert not made_of_labels(replace(PLAIN, repeated=0.995, named=None))
+
+
+def test_noise_made_on_purpose_says_nothing_of_the_datas_own_labels() -> None:
+    """Captions made from labels know which of them data.label_noise has changed: that gain is the experiment's."""
+    made = replace(PLAIN, accuracy=0.5, repeated=1.0, named=1.0, noise=MANY, spoiled=True)
+    assert any("cannot show which are wrong in the data themselves" in each for each in judge(made).evidence)
+    assert not any("data.label_noise" in each for each in judge(replace(made, repeated=0.5)).evidence)

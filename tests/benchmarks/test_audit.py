@@ -19,7 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 @pytest.mark.slow
 def test_known_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(audit, "NOISES", (0.2,))
+    monkeypatch.setattr(audit, "NOISES", ((0.2, "symmetric"),))
     out = tmp_path / "noise.json"
     run(monkeypatch, "noise", "--images", "300", "--storage", str(tmp_path), "--out", str(out))
     shapes, drawings = json.loads(out.read_text())

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import tt_ray
 from tt_ray.audit.captions import count_cut, describe_captions, find_neighbours
 from tt_ray.audit.findings import Found, Options
-from tt_ray.audit.inputs import Inputs, original_labels, read_inputs
+from tt_ray.audit.inputs import Inputs, labels_of_data, read_inputs
 from tt_ray.audit.learning import knowledge_of, learn
 from tt_ray.audit.out_of_fold import draw
 from tt_ray.audit.page import thumbnail, to_html, to_markdown, to_thumbnails
@@ -23,6 +23,7 @@ from tt_ray.config import Config
 from tt_ray.io.files import new_folder
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import disk_problems
+from tt_ray.logistic.design import read_blocks
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.python_calls import from_python
@@ -90,7 +91,7 @@ def run_audit(config: Config, out: Path, options: Options, display: Display) -> 
     with one_writer(beside(out), f"audit {out}", say=display.say):
         _check_out(out, options.overwrite)
         found = measure(config, options, display)
-        figures = _write(config, out, found, options, display)
+        figures = _write(out, found, options)
     return Audit(out, figures)
 
 
@@ -109,7 +110,7 @@ def measure(config: Config, options: Options, display: Display) -> Found:
     data, images = inputs.data, inputs.images
     captions = cut = None
     if inputs.captions is not None:
-        captions = describe_captions(inputs.captions, inputs.every.labels, images.classes)
+        captions = describe_captions(inputs.captions, labels_of_data(inputs), images.classes)
         cut = count_cut(inputs.store.manifest["encoder"], inputs.captions)
     pairs, compared = _agreement(config, inputs, options.images, display)
     learned = learn(data, display.show)
@@ -125,16 +126,15 @@ def _agreement(config: Config, inputs: Inputs, model: str, display: Display) -> 
 
     rows = draw(inputs.images.labels, np.arange(len(inputs.images)), MOST)
     features = image_features(config, model, inputs.images.select(rows), display.show)
-    texts = inputs.data.table[inputs.data.rows[rows]].astype(np.float32)
+    texts = np.concatenate([block for _, block in read_blocks(inputs.data.table, inputs.data.rows[rows])])
     return pairs_table(inputs, rows, suspicion(features, texts, display.show)), len(rows)
 
 
-def _write(config: Config, out: Path, found: Found, options: Options, display: Display) -> dict[str, Any]:
+def _write(out: Path, found: Found, options: Options) -> dict[str, Any]:
     """Writes the folder and returns the figures."""
     inputs, suspects = found.inputs, found.learned.suspects
     listed = int((suspects.wrong >= 0.5).sum())
-    original = original_labels(config, inputs, display.show)
-    corrected, replaced = corrected_table(inputs, original, suspects, options.corrected)
+    corrected, replaced = corrected_table(inputs, suspects, options.corrected)
     figures = {"format_version": _FORMAT_VERSION, "tt_ray": tt_ray.__version__, "command": options.command}
     figures |= figures_of(found, listed, replaced, options.corrected)
     page = sections(found, figures, options)

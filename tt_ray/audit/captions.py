@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
 from tt_ray.audit.out_of_fold import Ints
 from tt_ray.embeddings.inspection import nearest
 from tt_ray.embeddings.store import EmbeddingStore
-from tt_ray.stateless_random import uniform
+from tt_ray.logistic.design import read_blocks
+from tt_ray.stateless_random import place_in_class, uniform
 from tt_ray.terminal.errors import UserError
 from tt_ray.text.encoder_files import MINILM, find_encoder
 from tt_ray.text.pooling import read_settings
@@ -24,6 +26,7 @@ SAMPLE = 50_000
 NEIGHBOURS = 5_000
 """Captions whose nearest others are looked for, among themselves, at most."""
 EXAMPLES = 5
+_OWN_WORDS = 5
 _SCRIPTS = (
     *("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Thai"),
     *("Han", "Hiragana", "Katakana", "Hangul"),
@@ -50,6 +53,8 @@ class CaptionFigures:
     """Share of captions with a letter of a Unicode script. A script is no language: Latin letters are those of many."""
     named: float | None
     """Share of captions in which the name of the given class stands; None where classes have no names with letters."""
+    told: float
+    """Share of captions with one of at most five words that only captions of their class have; of a sample."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ def describe_captions(captions: pa.StringArray, labels: Ints, classes: tuple[str
         tuple(int(value) for value in quartiles),
         {name: share for name, share in shares.items() if share},
         _share_named(captions, labels, classes),
+        _share_told(captions, labels, len(classes)),
     )
 
 
@@ -102,8 +108,8 @@ def _share(captions: pa.StringArray, pattern: str) -> float:
 def _share_named(captions: pa.StringArray, labels: Ints, classes: tuple[str, ...]) -> float | None:
     """How many captions name their class; plurals of classes count by their singular."""
     named = of = 0
-    order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=len(classes)))
+    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]  # less images without a label
+    ends = np.cumsum(np.bincount(labels[order], minlength=len(classes)))
     for number, name in enumerate(classes):
         words = re.sub(r"[_\W]+", " ", name).strip()
         if not re.search(r"[^\W\d_]", words):
@@ -114,6 +120,29 @@ def _share_named(captions: pa.StringArray, labels: Ints, classes: tuple[str, ...
         named += pc.match_substring_regex(text, rf"(?i)\b{re.escape(words)}").true_count
         of += len(text)
     return named / of if of else None
+
+
+def _share_told(captions: pa.StringArray, labels: Ints, classes: int) -> float:
+    """How many captions have one of the words that their class alone has: its `_OWN_WORDS` most frequent ones.
+
+    Classes need not be named by words for this, nor captions repeat their names. A word counts from a twentieth of the
+    captions of its class on, and with one of a hundred captions elsewhere.
+    """
+    known = np.flatnonzero(captions.is_valid().to_numpy(False) & (labels >= 0))
+    rows = np.sort(known[uniform(known, 1, _SAMPLE_KEY)[:, 0].argsort(kind="stable")[:SAMPLE]])
+    if not len(rows):
+        return 0.0
+    words = pc.split_pattern_regex(pc.utf8_lower(captions.take(pa.array(rows))), r"[\pZ\pP\s]+")
+    own = labels[rows]
+    place = pc.list_parent_indices(words).to_numpy()
+    word = pc.dictionary_encode(pc.list_flatten(words)).indices.to_numpy()
+    place, word = np.unique(np.stack([place, word]), axis=1)  # a word counts once in a caption
+    pair, of_pair, counts = np.unique(word * classes + own[place], return_inverse=True, return_counts=True)
+    total, size = np.bincount(word), np.bincount(own, minlength=classes)
+    own_word, of_class = pair // classes, pair % classes
+    pure = (counts >= 0.99 * total[own_word]) & (counts >= 0.05 * size[of_class])
+    chosen = place_in_class(of_class, np.where(pure, -counts, 1)) < _OWN_WORDS
+    return len(np.unique(place[(pure & chosen)[of_pair]])) / len(rows)
 
 
 def count_cut(encoder: dict[str, Any], captions: pa.StringArray) -> Cut | None:
@@ -152,9 +181,10 @@ def count_cut(encoder: dict[str, Any], captions: pa.StringArray) -> Cut | None:
 def find_neighbours(store: EmbeddingStore, rows: Ints, labels: Ints) -> Neighbours:
     """Looks at images by rows of the store (N,), at most `NEIGHBOURS` of them."""
     chosen = np.sort(uniform(np.arange(len(rows)), 1, _NEAR_KEY)[:, 0].argsort(kind="stable")[:NEIGHBOURS])
-    stored = store.embeddings[rows[chosen]]
+    table: npt.NDArray[Any] = store.embeddings  # of either precision
+    stored = np.concatenate([block for _, block in read_blocks(table, rows[chosen])])
     groups = np.unique(stored.view(f"V{stored.shape[1] * stored.itemsize}")[:, 0], return_inverse=True)[1]
-    units = stored.astype(np.float32) - store.mean
+    units = stored - store.mean
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
     if len(np.unique(groups)) < 2:
         return Neighbours(len(chosen), (), ())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
@@ -12,7 +13,6 @@ from tt_ray.audit.out_of_fold import Embedded
 from tt_ray.config import Config
 from tt_ray.data.prepare import find_store, join, open_images
 from tt_ray.data.sources.base import NOBODY, Source
-from tt_ray.embeddings.build import Show
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
@@ -30,6 +30,8 @@ class Inputs:
 
     every: Source
     """All training images, with the labels of the data and of data.labels."""
+    original: Source
+    """The training images with the labels of the data alone, without data.labels and data.label_noise."""
     captions: pa.StringArray | None
     """Their captions, null where there is none; None where only embeddings are known."""
     images: Source
@@ -39,6 +41,10 @@ class Inputs:
     store: EmbeddingStore
     data: Embedded
     """Embeddings and labels of `images`."""
+    own: npt.NDArray[np.int64]
+    """Labels of `images` in the data alone: captions may have been made from these."""
+    spoiled: bool
+    """Whether labels of `images` were made wrong on purpose (data.label_noise)."""
     notes: tuple[str, ...]
 
 
@@ -68,18 +74,21 @@ def read_inputs(config: Config, display: Display) -> Inputs:
     used = np.bincount(images.labels, minlength=len(images.classes))
     if len(images) < _LEAST or (used > 0).sum() < 2:
         raise UserError(
-            f"{len(images)} images of {(used > 0).sum()} classes have a label and a caption: an audit needs {_LEAST} "
-            "images, and two classes"
+            f"{len(images)} images have a label and a caption, and {(used > 0).sum()} of {len(images.classes)} classes "
+            f"have such images: an audit needs {_LEAST} images, and two classes"
         )
     captions = _captions(config, every)
     texts = None if captions is None else captions.take(pc.index_in(images.ids, value_set=every.ids))
     data = Embedded(store.embeddings, rows, images.labels, len(images.classes))
-    return Inputs(every, captions, images, texts, store, data, joined.notes)
+    original = open_images(config.override("data.labels", ""), display.show)[0] if config.data.labels else every
+    own = original.labels[pc.index_in(images.ids, value_set=original.ids).to_numpy()]
+    spoiled = config.data.label_noise > 0
+    return Inputs(every, original, captions, images, texts, store, data, own, spoiled, joined.notes)
 
 
-def original_labels(config: Config, inputs: Inputs, show: Show) -> Source:
-    """The training images with the labels of the data alone, without data.labels and data.label_noise."""
-    return open_images(taught(config).override("data.labels", ""), show)[0] if config.data.labels else inputs.every
+def labels_of_data(inputs: Inputs) -> npt.NDArray[np.int64]:
+    """Labels in the data alone of all training images, (N,): not those of data.labels, and none made wrong."""
+    return inputs.original.labels[pc.index_in(inputs.every.ids, value_set=inputs.original.ids).to_numpy()]
 
 
 def _captions(config: Config, every: Source) -> pa.StringArray | None:

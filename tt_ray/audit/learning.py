@@ -8,8 +8,9 @@ import numpy as np
 from tt_ray.audit.captions import CaptionFigures
 from tt_ray.audit.directions import Directions, directions
 from tt_ray.audit.inputs import Inputs
-from tt_ray.audit.noise import Noise, Suspects, estimate_noise, rank_suspects
+from tt_ray.audit.noise import Noise, estimate_noise
 from tt_ray.audit.out_of_fold import Embedded, Guesses, Show, copies, out_of_fold
+from tt_ray.audit.suspects import Suspects, rank_suspects
 from tt_ray.audit.verdict import BETTER, Knowledge
 
 
@@ -49,7 +50,7 @@ def learn(data: Embedded, show: Show) -> Learned:
     majority = float(np.bincount(data.labels).max() / len(data))
     # Where captions know nothing every label would look wrong.
     share = noise.share.value if _knows(accuracy, majority, len(data)) else 0.0
-    suspects = rank_suspects(data.labels, guesses, share, data.classes)
+    suspects = rank_suspects(data.labels, guesses, share, noise.spread)
     likely = data.labels.copy()
     wrong = suspects.right >= 0.5
     likely[suspects.rows[wrong]] = suspects.suggestion[wrong]
@@ -70,6 +71,8 @@ def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | No
         accuracy=learned.accuracy,
         majority=learned.majority,
         shuffled=guesses.shuffled,
+        repeated=float((guesses.classes[:, 0] == inputs.own).mean()),
+        spoiled=inputs.spoiled,
         noise=noise.share,
         confident=noise.confident,
         left=learned.directions.left,
@@ -78,4 +81,5 @@ def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | No
         classes=int((np.bincount(data.labels) > 0).sum()),
         distinct=captions.distinct if captions else len(np.unique(copies(data))),
         named=captions.named if captions else None,
+        told=captions.told if captions else 0.0,
     )

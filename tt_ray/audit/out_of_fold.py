@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tt_ray.logistic.design import Design, Moments, moments
+from tt_ray.logistic.design import Design, Moments, moments, read_blocks
 from tt_ray.logistic.solver import Solver, predict
 from tt_ray.stateless_random import place_in_class, uniform
 from tt_ray.terminal.errors import UserError
@@ -37,7 +37,6 @@ _PERFECT = 0.02
 _CHUNK = 2**24
 _COPIES = 10
 """Images with the same caption that count as copies of one; captions of more say what many images have in common."""
-_BLOCK = 8192
 _FOLD_KEY, _DRAW_KEY, _SHUFFLE_KEY = 0xA0D1, 0xA0D2, 0xA0D3
 
 Ints = npt.NDArray[np.int64]
@@ -71,6 +70,8 @@ class Guesses:
     """Their probabilities, (N, K)."""
     own: Floats
     """Probability of the given label, (N,)."""
+    fold: Ints
+    """Fold of each image, (N,): those of one were predicted by the same model."""
     strength: float
     """C of all fits."""
     folds: int
@@ -98,7 +99,7 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
     kept = min(KEPT, data.classes)
     found = Guesses(
         np.empty((len(data), kept), np.int32), np.empty((len(data), kept), np.float32), np.empty(len(data), np.float32),
-        0.0, folds, 0, 0.0,
+        fold, 0.0, folds, 0, 0.0,
     )  # fmt: skip
     strength, fitted, shuffled = 0.0, 0, 0.0
     for number in range(folds):
@@ -119,7 +120,7 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
             shuffled = _shuffled(data, fit, some, strength)
         _predict(data, inside, scaling, solver.fit(strength).weights, found)
     show("cross-validating labels", folds, folds)
-    return Guesses(found.classes, found.shares, found.own, strength, folds, fitted, shuffled)
+    return Guesses(found.classes, found.shares, found.own, fold, strength, folds, fitted, shuffled)
 
 
 def copies(data: Embedded) -> Ints:
@@ -128,12 +129,13 @@ def copies(data: Embedded) -> Ints:
     In different folds, copies would have a model repeat the label of one for the other, whatever captions mean. Images
     of classes with few captions have numbers of their own: a model could not learn such a class without them.
     """
-    hashes = np.empty(len(data), np.int64)
-    for start in range(0, len(data), _BLOCK):
-        block = np.ascontiguousarray(data.table[data.rows[start : start + _BLOCK]])
-        hashes[start : start + len(block)] = [hash(row.tobytes()) for row in block]
+    keys = np.random.default_rng(0).integers(2**63, size=data.table.shape[1], dtype=np.uint64) * np.uint64(
+        2
+    ) + np.uint64(1)
+    hashes = np.empty(len(data), np.uint64)
+    for place, block in read_blocks(data.table, data.rows, 2**20):  # by the file: a map's pages count as our memory
+        hashes[place] = np.ascontiguousarray(block).view(np.uint32) @ keys
     _, first, member, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    # Numbered by the first row, as hashes differ from process to process.
     of_class = np.unique(data.labels * len(counts) + member) // len(counts)
     rich = (np.bincount(of_class, minlength=data.classes) >= 2 * FOLDS)[data.labels]
     return np.where(rich & (counts[member] <= _COPIES), first[member], np.arange(len(member)))

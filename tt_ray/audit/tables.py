@@ -11,9 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tt_ray.audit.inputs import Inputs
-from tt_ray.audit.noise import Suspects
 from tt_ray.audit.out_of_fold import Floats, Ints
-from tt_ray.data.sources.base import Source
+from tt_ray.audit.suspects import Suspects
 
 # pyarrow makes these functions when it is imported: type checkers do not know them.
 pc: Any = pyarrow.compute
@@ -36,7 +35,7 @@ def suspects_table(inputs: Inputs, suspects: Suspects, count: int) -> pa.Table:
     )
 
 
-def corrected_table(inputs: Inputs, original: Source, suspects: Suspects, least: float) -> tuple[pa.Table, int]:
+def corrected_table(inputs: Inputs, suspects: Suspects, least: float) -> tuple[pa.Table, int]:
     """Labels for `--data.labels`, and how many suggestions are among them.
 
     A suggestion replaces a label where it is right with a probability of at least `least`. A row for each training
@@ -44,7 +43,7 @@ def corrected_table(inputs: Inputs, original: Source, suspects: Suspects, least:
     a run trains on the labels of the audit, corrections included. Images that data.labels has left out have an empty
     label.
     """
-    images = inputs.images
+    images, original = inputs.images, inputs.original
     chosen = suspects.right >= least
     labels = images.labels.copy()
     labels[suspects.rows[chosen]] = suspects.suggestion[chosen]

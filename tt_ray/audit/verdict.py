@@ -20,8 +20,11 @@ from typing import Any, NamedTuple
 from tt_ray.audit.noise import Interval
 
 MEASURED = Path(__file__).parent / "measured.json"
-_ALL_RIGHT = 0.99
-"""Accuracy from which captions are taken to be made of labels, where they also repeat or name classes."""
+_ALL_RIGHT, _NEARLY = 0.99, 0.9
+"""Share of the data's labels that captions predict from which they may be made of labels: where captions of a class are
+next to the same, and where nearly all have words that tell the class, which a model need not have learned as well."""
+_WORDED = 0.95
+"""Share of captions with such words."""
 _LITTLE = 0.05
 """Share of variance within classes below which captions tell the class and no more."""
 _POINTS = 1.0
@@ -45,6 +48,11 @@ class Knowledge:
     """Share of the most frequent class."""
     shuffled: float
     """Share of labels that captions of other images predict."""
+    repeated: float
+    """Share of the labels that captions predict which images have in the data alone, before data.labels and
+    data.label_noise: captions may have been made from those."""
+    spoiled: bool
+    """Whether labels were made wrong on purpose, with data.label_noise."""
     noise: Interval
     confident: Interval
     left: float
@@ -56,7 +64,9 @@ class Knowledge:
     distinct: int
     """Captions that differ."""
     named: float | None
-    """Share of captions in which the name of the given class stands."""
+    """Share of captions in which the name of the class stands that the data give to the image."""
+    told: float
+    """Share of captions with one of a few words that captions of no other class have."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +133,15 @@ def judge(known: Knowledge) -> Verdict:
     rule = draw_rule(rows)
     if not known.knows:
         return Verdict("unknown", _UNKNOWN, (_says(known), _basis(rows, rule)))
-    if why := made_of_labels(known):
+    why = made_of_labels(known)
+    if why and not known.spoiled:
         return Verdict("labels", _LABELS, (_says(known), why, _basis(rows, rule)))
+    evidence = (_says(known), _noise(known), *([f"{why} {_SPOILED}"] if why else []))
     if known.noise.high - known.noise.low >= 1:
         return Verdict("unclear", _UNSEEN, (_says(known), _basis(rows, rule)))
-    evidence = (_says(known), _noise(known), _alike(rows, rule, known), _basis(rows, rule))
+    if known.noise.low < _SOME and known.noise.high >= rule.noise:
+        return Verdict("unclear", _WIDE, (*evidence, _basis(rows, rule)))
+    evidence += (_alike(rows, rule, known), _basis(rows, rule))
     wrong = f"about {100 * known.noise.value:.0f} % of labels look wrong, and captions know better"
     only = f" {_CLASS}" if known.left < _LITTLE else ""
     if rule.expects_gain(known.knows, known.noise.low):
@@ -143,25 +157,34 @@ def judge(known: Knowledge) -> Verdict:
 
 def made_of_labels(known: Knowledge) -> str:
     """Why captions look as if they were made from the labels; empty where they do not."""
-    if known.accuracy < _ALL_RIGHT:
+    if known.repeated < _NEARLY:
+        return ""
+    if known.named is not None and known.named >= _WORDED:
+        return f"{100 * known.named:.0f} % of captions name the class that the data give to the image."
+    if known.told >= _WORDED:
+        return f"{100 * known.told:.0f} % of captions have one of five words that only captions of their class have."
+    if known.repeated < _ALL_RIGHT:
         return ""
     if known.distinct <= 3 * known.classes:
         return f"There are {known.distinct:,} different captions for {known.classes:,} classes."
-    if known.left < 0.01:
-        return "Captions of a class are all but alike."
-    if known.named is not None and known.named >= 0.95:
-        return f"{100 * known.named:.0f} % of captions name the class of their label."
-    return ""
+    return "Captions of a class are all but alike." if known.left < 0.01 else ""
 
 
 _UNKNOWN = (
     "Expect no gain: captions say nothing of the classes that a linear model can find, and labels cannot be judged by "
     "them."
 )
+_WIDE = (
+    "Not known: next to none or very many labels may be wrong, as classes have too few images. Look at the suspects."
+)
 _UNSEEN = "Within noise, as far as top-1 goes: classes have too few images for anything to be said of their labels."
 _LABELS = (
-    "Expect no gain: captions look as if they were made from the labels. They repeat them, right or wrong, so that "
-    "wrong labels cannot be seen."
+    "Expect no gain: captions look as if they were made from the labels. If they were, they repeat them, right or "
+    "wrong, and wrong labels cannot be seen; if people wrote them, few labels are wrong."
+)
+_SPOILED = (
+    "So captions may be made from the labels of the data. They know which of those data.label_noise has made wrong, "
+    "and cannot show which are wrong in the data themselves."
 )
 _CLASS = "Captions tell the class and no more: a vector for each class would do as much."
 _UNCLEAR = (

@@ -41,9 +41,10 @@ def estimate(noise: Noise) -> str:
     if not noise.anchors:
         return "Wrong labels: not known, as classes have too few images."
     return (
-        f"Wrong labels: {per_cent(noise.share)}, 95 % interval. Of the {noise.anchors:,} images of whose class "
-        "captions are surest, so many have another label. That holds for all images as far as labels are wrong as "
-        "often among hard images as among easy ones; where hard ones are labelled worse, more are wrong."
+        f"Wrong labels: {per_cent(noise.share)}, 95 % interval: of the {noise.anchors:,} images of whose class "
+        "captions are surest, those with another label, less what may be mistakes of a model that saw few images of "
+        "a class. That holds for all images as far as labels are wrong as often among hard images as among easy ones; "
+        "where hard ones are labelled worse, more are wrong."
     )
 
 
@@ -136,6 +137,7 @@ def _captions(found: Found) -> Section:
         ("words: least, quartiles, most", ", ".join(map(str, captions.words))),
         ("captions with letters of (Unicode script, not language)", _scripts(captions.scripts)),
         ("captions that name the class of their label", None if captions.named is None else per_cent(captions.named)),
+        ("captions with one of 5 words that only their class has", per_cent(captions.told)),
     ]
     if found.cut is not None:
         of = f" (of {found.cut.of:,} looked at)"
