@@ -24,12 +24,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from timm.models import get_model_args
 from torch import Tensor, nn
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone, forward_pass
+from eval.features.corruptions import corrupt_all
 from eval.metrics import expected_calibration_error, score
 from eval.protocols.finetune_data import hold, joined, repeated
 from eval.protocols.finetune_recipes import COMMON, RECIPES, Recipe
@@ -95,7 +97,12 @@ class Options:
 
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
-    """Chooses the learning rate on validation images, trains on all, then tests once."""
+    """Chooses the learning rate, trains, then tests once."""
+    return fit(backbone, task, config)(None)
+
+
+def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
+    """Chooses the learning rate on validation images and trains on all."""
     recipe = cast(Options, config.options).resolved
     size = backbone.preprocessing.size if recipe.config["data.augment"] in VECTORISED else 0
     both, fit, val = _splits(task, config.seed)
@@ -117,15 +124,20 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
         rate = max(finite, key=lambda each: (finite[each], -each))
     test = task.open("test")
     last = both.select(fit) if task.has_val and recipe.train_on == "train" else both
-    probs = Tuner(backbone, recipe, rate, config).train(last).predict(test)
-    predictions = probs.argmax(1)
-    metrics = score(task, test.labels, predictions)
-    metrics["ece"] = expected_calibration_error(probs, test.labels)
+    tuned = Tuner(backbone, recipe, rate, config).train(last)
     at_edge = len(found) > 1 and rate in (min(found), max(found))
     chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
     if recipe.amp and config.device.startswith("cuda"):
         chosen["precision"] = "bf16"  # of the training
-    return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
+
+    def tested(corruption: Corruption | None) -> Result:
+        probs = tuned.predict(test, corruption)
+        predictions = probs.argmax(1)
+        metrics = score(task, test.labels, predictions)
+        metrics["ece"] = expected_calibration_error(probs, test.labels)
+        return Result(metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen)
+
+    return tested
 
 
 class Splits(NamedTuple):
@@ -149,15 +161,21 @@ class Tuned(NamedTuple):
     run: Config
     config: EvalConfig
 
-    def predict(self, source: Source) -> npt.NDArray[np.float32]:
-        """Probabilities of the classes (n, C), in float32, of images as the loop's validation prepares them."""
+    def predict(self, source: Source, corruption: Corruption | None = None) -> npt.NDArray[np.float32]:
+        """Probabilities of the classes (n, C), in float32, of images as the loop's validation prepares them.
+
+        They are corrupted after that, where a corruption is given.
+        """
         data, device = self.run.data, torch.device(self.config.device)
         self.model.eval()
         batches = EvalBatches(source, self.run, 0, 1, self.config.batch_size)
         parts: list[Tensor] = []
         for batch in load(batches, range(len(batches)), self.run, device):
+            images = batch.images
+            if corruption is not None:
+                images = corrupt_all(images, source.ids.take(pa.array(batch.rows.numpy())).to_pylist(), corruption)
             with forward_pass(self.config):
-                images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
+                images = normalize(images.to(device, non_blocking=True), data.mean, data.std)
                 parts.append(self.model(images).logits.float().softmax(1))
         return torch.cat(parts).cpu().numpy()  # once: each copy makes the host wait for a GPU
 
