@@ -21,9 +21,12 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -120,8 +123,10 @@ def pixelate(image: Tensor, generator: Generator, share: float) -> Tensor:
 
 
 def jpeg(image: Tensor, generator: Generator, quality: float) -> Tensor:
-    """Compresses by JPEG of this quality."""
-    return transforms.jpeg(_eight_bits(image), round(quality)).float() / 255
+    """Compresses by JPEG of this quality, in Pillow: torchvision's v2.JPEG is deprecated since 0.29."""
+    file = BytesIO()
+    Image.fromarray(_eight_bits(image).permute(1, 2, 0).numpy()).save(file, "JPEG", quality=round(quality))
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,7 @@ def read_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any
     changes: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
         if isinstance(protocol(name), Corrupted):
-            raise UserError(
-                f"--protocols {name}: name {name.removesuffix(SUFFIX)}, and what corrupts it by --corruptions"
-            )
+            raise UserError(f"--protocols {name}: write {name.removesuffix(SUFFIX)}, and kinds after --corruptions")
     for setting in settings:
         path, equals, text = setting.partition("=")
         name, dot, field = path.rpartition(".")  # a user's own module has dots in its name

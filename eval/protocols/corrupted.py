@@ -56,7 +56,7 @@ class Corrupted:
         """Raises UserError when the protocol fits nothing apart from testing it."""
         if not hasattr(module, "fit"):
             raise UserError(
-                f"--corruptions: protocol {name} defines no fit() that is tested again and again; leave it out"
+                f"--corruptions: protocol {name} cannot test again what it has fitted (it defines no fit())"
             )
         self.fit = module.fit
         traits: Traits = module.TRAITS
