@@ -123,7 +123,7 @@ def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
             raise UserError(f"finetune: the loss diverged at every rate of {recipe.rates}: choose lower finetune.rates")
         rate = max(finite, key=lambda each: (finite[each], -each))
     test = task.open("test")
-    last = both.select(fit) if task.has_val and recipe.train_on == "train" else both
+    last = both.select(fit) if task.has_val and recipe.train_on == "train" and not task.refits else both
     tuned = Tuner(backbone, recipe, rate, config).train(last)
     at_edge = len(found) > 1 and rate in (min(found), max(found))
     chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
