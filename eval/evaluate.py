@@ -31,7 +31,8 @@ class Arguments:
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL ...")] = ()
     """Models to compare: a run's folder, an export, a checkpoint, timm:NAME (pretrained), random:NAME (a control)."""
     tasks: tuple[str, ...] = ("builtin",)
-    """Tasks or suites: all, paper, vtab-natural, builtin; or names of your own (--task-root, --task-file)."""
+    """Tasks or suites: all, paper, vtab, vtab-natural, builtin; or names of your own (--task-root, --task-file).
+    vtab1k:NAME has 1,000 training images of a task or of each of a suite; vtab1k alone is VTAB-1k, 19 tasks."""
     protocols: tuple[str, ...] = ("linear", "knn", "few_shot")
     """linear, linear_sgd, knn, few_shot, finetune, classifier (the model's own, nothing is trained), or a module of
     your own, such as my.protocol."""
@@ -92,7 +93,7 @@ def evaluate(
 
     Args:
         models: A run's folder, an export, a checkpoint, timm:NAME (pretrained) or random:NAME, each by a name.
-        tasks: Tasks or suites: all, paper, vtab-natural, builtin.
+        tasks: Tasks or suites: all, paper, vtab, vtab-natural, builtin; vtab1k, and vtab1k:NAME of any of these.
         protocols: linear, linear_sgd, knn, few_shot, finetune, classifier, or a module of your own.
         seeds: Seeds of whatever a protocol draws.
         out: Folder of results, for `python -m eval.report`.
@@ -118,12 +119,8 @@ def evaluate(
     given = Arguments(
         out=Path(out),
         models=_pairs(models),
-        tasks=_several(tasks),
-        protocols=_several(protocols),
-        seeds=_several(seeds),
+        **_lists(tasks=tasks, protocols=protocols, seeds=seeds, corruptions=corruptions, severities=severities),
         set=_pairs({path: json.dumps(value) for path, value in (options or {}).items()}),
-        corruptions=_several(corruptions),
-        severities=_several(severities),
         data_root=Path(data_root),
         task_root=_pairs(task_roots or {}),
         cpus_per_job=cpus_per_job,
@@ -147,9 +144,9 @@ def _results(out: Path, evaluation: "Evaluation") -> "pa.Table":
     return rows.filter(pc.call_function("is_in", [rows["job"]], pc.SetLookupOptions(value_set=keys)))
 
 
-def _several(given: Any) -> tuple[Any, ...]:
-    """One name or number, or several."""
-    return (given,) if isinstance(given, str | int) else tuple(given)
+def _lists(**given: Any) -> dict[str, tuple[Any, ...]]:
+    """One name or number, or several, by the names of arguments."""
+    return {name: (each,) if isinstance(each, str | int) else tuple(each) for name, each in given.items()}
 
 
 def _pairs(given: Mapping[str, Any]) -> tuple[str, ...]:
