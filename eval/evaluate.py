@@ -144,7 +144,7 @@ def _results(out: Path, evaluation: "Evaluation") -> "pa.Table":
     return rows.filter(pc.call_function("is_in", [rows["job"]], pc.SetLookupOptions(value_set=keys)))
 
 
-def _lists(**given: Any) -> dict[str, tuple[Any, ...]]:
+def _lists(**given: Any) -> dict[str, Any]:
     """One name or number, or several, by the names of arguments."""
     return {name: (each,) if isinstance(each, str | int) else tuple(each) for name, each in given.items()}
 
