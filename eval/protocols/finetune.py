@@ -57,10 +57,10 @@ Rows = npt.NDArray[np.int64]
 class Options:
     """The recipe, and changes of it."""
 
-    recipe: Literal["builtin", "deit", "paper", "paper_cars"] = "builtin"
-    """A short one for CPUs, DeiT's, or TextTeacher's for Flowers or Cars (see `RECIPES`)."""
+    recipe: Literal["builtin", "deit", "paper", "paper_cars", "vtab"] = "builtin"
+    """A short one for CPUs, DeiT's, TextTeacher's for Flowers or Cars, or VTAB's lightweight sweep (see `RECIPES`)."""
     steps: int = 0
-    """Steps of each training; 0 takes the recipe's."""
+    """Steps of each training; 0 takes the recipe's, or chooses among its `schedules`."""
     batch_size: int = 0
     """Images of a step; 0 takes the recipe's."""
     rates: tuple[float, ...] = ()
@@ -87,6 +87,8 @@ class Options:
         overrides = {**recipe.overrides, **self.overrides}
         if self.layer_decay:
             overrides["optim.layer_decay"] = self.layer_decay
+        if self.steps:
+            recipe = replace(recipe, schedules=())
         given = {"steps": self.steps, "batch_size": self.batch_size, "rates": self.rates, "train_on": self.train_on}
         return replace(recipe, **{name: value for name, value in given.items() if value}, overrides=overrides)
 
@@ -102,31 +104,37 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
 
 
 def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
-    """Chooses the learning rate on validation images and trains on all."""
+    """Chooses the learning rate, and the number of steps where the recipe has several, and trains on all."""
     recipe = cast(Options, config.options).resolved
     size = backbone.preprocessing.size if recipe.config["data.augment"] in VECTORISED else 0
     both, fit, val = _splits(task, config.seed)
     both = hold(both, size)
-    rate, found = recipe.rates[0], dict[float, float | None]()
-    if len(recipe.rates) > 1:
+    candidates = [(rate, steps) for steps in recipe.schedules or (recipe.steps,) for rate in recipe.rates]
+    tuners = {each: Tuner(backbone, replace(recipe, steps=each[1]), each[0], config) for each in candidates}
+    best, found = candidates[0], dict[tuple[float, int], float | None]()
+    if len(candidates) > 1:
         train, held_out = both.select(fit), both.select(val)
-        for candidate in recipe.rates:
-            tuner = Tuner(backbone, recipe, candidate, config)
+        for candidate, tuner in tuners.items():
             try:
                 probs = tuner.train(train).predict(held_out)
             except NonFiniteLoss:
                 found[candidate] = None
             else:
                 found[candidate] = score(task, held_out.labels, probs.argmax(1))[task.metric]
-        finite = {rate: value for rate, value in found.items() if value is not None}
+        finite = {each: value for each, value in found.items() if value is not None}
         if not finite:
             raise UserError(f"finetune: the loss diverged at every rate of {recipe.rates}: choose lower finetune.rates")
-        rate = max(finite, key=lambda each: (finite[each], -each))
+        best = max(finite, key=lambda each: (finite[each], -each[0], -each[1]))
     test = task.open("test")
     last = both.select(fit) if task.has_val and recipe.train_on == "train" and not task.refits else both
-    tuned = Tuner(backbone, recipe, rate, config).train(last)
-    at_edge = len(found) > 1 and rate in (min(found), max(found))
-    chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
+    tuned = tuners[best].train(last)
+    rates = recipe.rates
+    chosen: dict[str, Any] = {"lr": best[0], "at_edge": len(rates) > 1 and best[0] in (min(rates), max(rates))}
+    if recipe.schedules:
+        chosen |= {"steps": best[1], "validation": {f"{lr:g}, {steps} steps": v for (lr, steps), v in found.items()}}
+    else:
+        chosen["validation"] = {lr: value for (lr, _), value in found.items()}
+    chosen["recipe"] = recipe.numbers
     if recipe.amp and config.device.startswith("cuda"):
         chosen["precision"] = "bf16"  # of the training
 

@@ -139,6 +139,25 @@ def test_the_last_fine_tuning_takes_all_whatever_the_recipe(recipe: str, monkeyp
     assert seen == [45, 45, 90]
 
 
+def test_vtabs_sweep_chooses_rate_and_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, int, int]] = []
+
+    def train(self: Tuner, source: Source) -> Any:
+        seen.append((self.rate, self.recipe.steps, len(source)))
+        good = np.eye(3, dtype=np.float32) if seen[-1][:2] == (0.1, 2500) else np.ones((3, 3), np.float32)
+        return SimpleNamespace(predict=lambda other, *_: good[other.labels])
+
+    monkeypatch.setattr(Tuner, "train", train)
+    task: Any = ToyTask(has_val=True, refits=True)
+    chosen = finetune.evaluate(toy_backbone(), task, EvalConfig(finetune.Options("vtab"), Path())).chosen
+    sweep = [(0.01, 2500, 45), (0.1, 2500, 45), (0.01, 10000, 45), (0.1, 10000, 45)]
+    assert seen == [*sweep, (0.1, 2500, 90)] and (chosen["lr"], chosen["steps"]) == (0.1, 2500)
+    assert len(chosen["validation"]) == 4 and chosen["validation"]["0.1, 2500 steps"] == 100
+    seen.clear()
+    finetune.evaluate(toy_backbone(), task, EvalConfig(finetune.Options("vtab", steps=7, rates=(0.5,)), Path()))
+    assert seen == [(0.5, 7, 90)]
+
+
 def test_the_head_of_linear_sgd_is_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     train = linear_sgd.train
