@@ -13,6 +13,7 @@ import pytest
 from eval.contract import Corruption, EvalConfig, Result
 from eval.evaluate import Arguments, check, open_evaluation
 from eval.features import cache, corruptions, extract
+from eval.jobs import worker
 from eval.jobs.evaluation import Origin, keep
 from eval.jobs.plan import Job, read_options
 from eval.jobs.results import read_rows, read_table
@@ -88,6 +89,18 @@ def test_features_of_each_corruption_are_extracted_once(tmp_path: Path, monkeypa
     assert len(set(found.values())) == 1 + len(TWO)
     module = protocol("knn_corrupted")
     module.evaluate(backbone, task, replace(config, options=Options(read_options(("knn",), ())["knn"], TWO)))
+
+
+def test_the_extraction_before_the_jobs_has_all_corruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_open", lambda *_: toy_backbone())
+    ((name, options),) = corrupted_options(read_options(("knn",), ()), TWO).items()
+    job = Job("m", "m", "w", "coloured", 1, name, options, 0, 9)
+    task: Any = ToyTask()
+    request = worker.Request(job, task, EvalConfig(options, tmp_path), extraction=True)
+    assert not worker.work(request).kind and len(list(tmp_path.glob("*/features.npy"))) == 2 + len(TWO)
+    monkeypatch.setattr(cache, "extract_together", lambda *_: pytest.fail("it is in the cache"))
+    result = worker.work(replace(request, extraction=False)).result
+    assert result is not None and result.metrics["top1@clean"] > 0 and result.chosen["k"]
 
 
 def test_hashes_and_features_without_corruptions_are_those_of_before() -> None:
