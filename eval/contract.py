@@ -1,5 +1,6 @@
 """Settings that a job runs with, and the result that it returns: everything that protocols and their callers share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,19 @@ import numpy.typing as npt
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """float32, the same on GPUs with products in TF32, or bfloat16 autocast."""
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One way to spoil test images: see `eval.features.corruptions`."""
+
+    kind: str
+    """Its name, such as gaussian_noise."""
+    severity: int
+    """1 to 5; 0 leaves images as they are."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.severity}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,10 @@ class Result:
     """Values selected on validation images, and how the fit ended."""
     confidence: npt.NDArray[np.floating] | None = None
     """Probability of each predicted class, in the shape of `predictions`; None where the protocol has none."""
+
+
+Test = Callable[[Corruption | None], Result]
+"""Tests what a protocol has fitted on the test images, as they are or corrupted."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Arguments:
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL ...")] = ()
     """Models to compare: a run's folder, an export, a checkpoint, timm:NAME (pretrained), random:NAME (a control)."""
     tasks: tuple[str, ...] = ("builtin",)
-    """Tasks or suites: all, paper, vtab-natural, builtin; or names of your own (--task-root, --task-file)."""
+    """Tasks or suites: all, paper, vtab, vtab-natural, builtin; or names of your own (--task-root, --task-file).
+    vtab1k:NAME has 1,000 training images of a task or of each of a suite; vtab1k alone is VTAB-1k, 19 tasks."""
     protocols: tuple[str, ...] = ("linear", "knn", "few_shot")
     """linear, linear_sgd, knn, few_shot, finetune, classifier (the model's own, nothing is trained), or a module of
     your own, such as my.protocol."""
@@ -39,6 +40,11 @@ class Arguments:
     """Seeds of validation images (where a task has none of its own), of few-shot draws, of fine-tuning."""
     set: tuple[str, ...] = ()
     """Changes of protocols: PROTOCOL.FIELD=VALUE, such as finetune.steps=100."""
+    corruptions: tuple[str, ...] = ()
+    """Test on corrupted images: all, or kinds such as gaussian_noise fog jpeg. Results are those of protocols of their
+    own, such as linear_corrupted, whose metrics also hold the score on images as they are."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Severities of --corruptions, 1 to 5; results are means over them."""
     data_root: Path = Path("data")
     """Folder that holds the files of tasks."""
     task_root: tuple[str, ...] = ()
@@ -73,6 +79,8 @@ def evaluate(
     *,
     out: str | Path = "results",
     options: Mapping[str, Any] | None = None,
+    corruptions: str | Sequence[str] = (),
+    severities: int | Sequence[int] = (1, 2, 3, 4, 5),
     task_roots: Mapping[str, str | Path] | None = None,
     data_root: str | Path = "data",
     cpus_per_job: int = 0,
@@ -85,11 +93,13 @@ def evaluate(
 
     Args:
         models: A run's folder, an export, a checkpoint, timm:NAME (pretrained) or random:NAME, each by a name.
-        tasks: Tasks or suites: all, paper, vtab-natural, builtin.
+        tasks: Tasks or suites: all, paper, vtab, vtab-natural, builtin; vtab1k, and vtab1k:NAME of any of these.
         protocols: linear, linear_sgd, knn, few_shot, finetune, classifier, or a module of your own.
         seeds: Seeds of whatever a protocol draws.
         out: Folder of results, for `python -m eval.report`.
         options: Changes of protocols, such as {"finetune.steps": 100}.
+        corruptions: Test on corrupted images: "all", or kinds such as "fog"; linear is then called linear_corrupted.
+        severities: Severities of the corruptions, 1 to 5.
         task_roots: Folder of a task by its name; a new name makes a task of your own (train/, test/, perhaps val/).
         data_root: Folder that holds the files of other tasks.
         cpus_per_job: CPUs, and CPU threads, of each job; 0 takes 1, and beside GPUs its node's CPUs in equal parts.
@@ -109,9 +119,7 @@ def evaluate(
     given = Arguments(
         out=Path(out),
         models=_pairs(models),
-        tasks=_several(tasks),
-        protocols=_several(protocols),
-        seeds=_several(seeds),
+        **_lists(tasks=tasks, protocols=protocols, seeds=seeds, corruptions=corruptions, severities=severities),
         set=_pairs({path: json.dumps(value) for path, value in (options or {}).items()}),
         data_root=Path(data_root),
         task_root=_pairs(task_roots or {}),
@@ -136,9 +144,9 @@ def _results(out: Path, evaluation: "Evaluation") -> "pa.Table":
     return rows.filter(pc.call_function("is_in", [rows["job"]], pc.SetLookupOptions(value_set=keys)))
 
 
-def _several(given: Any) -> tuple[Any, ...]:
-    """One name or number, or several."""
-    return (given,) if isinstance(given, str | int) else tuple(given)
+def _lists(**given: Any) -> dict[str, Any]:
+    """One name or number, or several, by the names of arguments."""
+    return {name: (each,) if isinstance(each, str | int) else tuple(each) for name, each in given.items()}
 
 
 def _pairs(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -210,9 +218,9 @@ def check(given: Arguments) -> None:
         check_share("--gpus-per-job", given.gpus_per_job)
     elif given.precision == "tf32":
         raise UserError("--precision tf32 is for GPUs: set --gpus-per-job, or choose fp32 or bf16")
-    for name in ("models", "tasks", "protocols", "seeds"):
+    for name in ("models", "tasks", "protocols", "seeds", "corruptions", "severities"):
         values = getattr(given, name)
-        if not values and not (name == "models" and given.check):
+        if not values and not (name == "models" and given.check) and name != "corruptions":
             raise UserError(f"--{name} is empty")
         if len(set(values)) < len(values):
             raise UserError(f"--{name} has something twice: {' '.join(map(str, values))}")
@@ -234,7 +242,11 @@ def open_evaluation(given: Arguments) -> "Evaluation":
     found = tasks(given.tasks, roots, given.data_root, own, str(given.local_cache or ""))
     options = read_options(given.protocols, given.set)
     from eval.features.backbone import parse_models
+    from eval.features.corruptions import parse_corruptions
+    from eval.protocols.corrupted import corrupted_options
 
+    if given.corruptions:
+        options = corrupted_options(options, parse_corruptions(given.corruptions, given.severities))
     precision = given.precision
     if precision == "auto":
         precision = "tf32" if given.gpus_per_job else "fp32"

@@ -75,6 +75,7 @@ RUN = {
     f"{EVALUATE} --tasks builtin --protocols linear linear_sgd": (
         "--tasks digits --protocols linear_sgd knn --set linear_sgd.steps=3 --seeds 0"
     ),
+    f"{EVALUATE} --tasks digits": "--protocols knn --corruptions jpeg --severities 3",
     "python eval --models mine=RUN --protocols finetune": (
         "--tasks digits --set finetune.steps=1 finetune.rates=[0.001] --out finetuned"
     ),

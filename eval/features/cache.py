@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.contract import EvalConfig, Precision
+from eval.contract import Corruption, EvalConfig, Precision
 from eval.features.backbone import Backbone
+from eval.features.corruptions import VERSION as CORRUPTIONS
 from eval.features.extract import Floats, Ints, extract_together
 from eval.tasks.registry import Task, images_fingerprint, split_rows
 from tt_ray.data.sources.base import Source
@@ -58,30 +59,34 @@ def task_features(backbone: Backbone, task: Task, config: EvalConfig) -> TaskFea
     return TaskFeatures(x, y, fit, val, test_x, test_y)
 
 
-def test_features(backbone: Backbone, task: Task, config: EvalConfig) -> tuple[Floats, Ints]:
-    """Features (M, d) and classes (M,) of the test split alone, from the cache or extracted."""
-    x, y, _ = _cached(backbone, task, ("test",), config)
+def test_features(
+    backbone: Backbone, task: Task, config: EvalConfig, corruption: Corruption | None = None
+) -> tuple[Floats, Ints]:
+    """Features (M, d) and classes (M,) of the test split alone, perhaps corrupted, from the cache or extracted."""
+    x, y, _ = _cached(backbone, task, ("test",), config, corruption)
     return x, y
 
 
 def cache_key(backbone: Backbone, images: Sequence[str], precision: Precision = "fp32") -> str:
     """Names the folder of features: a hash of weights, decoding, preprocessing, fingerprints of images, and precision.
 
-    Fingerprints hold the set, its version, its split, ids, and sizes and times of the user's files; labels play no
-    part, so that tasks that differ in labels alone share their features.
+    Fingerprints hold the set, its version, its split, ids, sizes and times of the user's files, and how images are
+    corrupted where they are; labels play no part, so that tasks that differ in labels alone share their features.
     """
     dtype = "float32" if precision == "fp32" else precision  # of the forward pass: features are kept in float32
     parts = [FORMAT, DECODING, backbone.weights, asdict(backbone.preprocessing), list(images), dtype]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def fill_cache(backbones: Sequence[Backbone], task: Task, config: EvalConfig) -> None:
-    """Extracts the task's features of several models where they are missing.
+def fill_cache(
+    backbones: Sequence[Backbone], task: Task, config: EvalConfig, corruptions: Sequence[Corruption] = ()
+) -> None:
+    """Extracts the task's features of several models where they are missing, also those of corrupted test images.
 
     Images are decoded once for all models that prepare them alike. Raises UserError as `task_features` does.
     """
-    for splits in _parts(task):
-        images = _Images.of(task, splits)
+    parts = [_Images.of(task, splits) for splits in _parts(task)]
+    for images in [*parts, *(parts[-1].corrupted(corruption) for corruption in corruptions)]:
         alike: dict[Preprocessing, list[Backbone]] = {}
         for backbone in backbones:
             alike.setdefault(backbone.preprocessing, []).append(backbone)
@@ -103,6 +108,7 @@ class _Images(NamedTuple):
     splits: tuple[Any, ...]
     sources: list[Source]
     fingerprints: list[str]
+    corruption: Corruption | None = None
 
     @classmethod
     def of(cls, task: Task, splits: tuple[Any, ...]) -> "_Images":
@@ -112,12 +118,19 @@ class _Images(NamedTuple):
         fingerprints = [f"{task.version} {split} {images_fingerprint(each)}" for split, each in pairs]
         return cls(task.name, splits, [each.source for each in opened], fingerprints)
 
+    def corrupted(self, corruption: Corruption) -> "_Images":
+        """The same images, corrupted."""
+        mark = f"corrupted {CORRUPTIONS} {corruption}"
+        return self._replace(fingerprints=[*self.fingerprints, mark], corruption=corruption)
+
 
 def _cached(
-    backbone: Backbone, task: Task, splits: tuple[Any, ...], config: EvalConfig
+    backbone: Backbone, task: Task, splits: tuple[Any, ...], config: EvalConfig, corruption: Corruption | None = None
 ) -> tuple[Floats, Ints, tuple[int, ...]]:
     """Features of splits one after the other, their labels, and their sizes."""
     images = _Images.of(task, splits)
+    if corruption is not None:
+        images = images.corrupted(corruption)
     (folder,) = _extract_missing([backbone], images, config)
     x = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
     return x, np.concatenate([source.labels for source in images.sources]), tuple(map(len, images.sources))
@@ -181,7 +194,7 @@ def _fill(partials: Mapping[Path, Backbone], images: _Images, config: EvalConfig
     start = 0
     for source in images.sources:
         end = start + len(source)
-        extract_together(list(partials.values()), source, config, [out[start:end] for out in outs])
+        extract_together(list(partials.values()), source, config, [out[start:end] for out in outs], images.corruption)
         start = end
     for out in outs:
         out.flush()  # type: ignore[attr-defined]  # a map, which Floats does not say
@@ -190,6 +203,7 @@ def _fill(partials: Mapping[Path, Backbone], images: _Images, config: EvalConfig
         path = folder / "features.npy"
         sync(path)
         about = {"task": images.task, "splits": list(images.splits), "model": backbone.spec}
+        about |= {"corruption": str(images.corruption)} if images.corruption else {}
         sizes = {"format": FORMAT, "bytes": path.stat().st_size, "rows": count}
         (folder / "manifest.json").write_text(json.dumps(sizes | about))
         sync(folder / "manifest.json")

@@ -3,19 +3,21 @@
 Preprocessing is the model's own (timm's data configuration), features are float32, nothing is augmented.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from eval.contract import EvalConfig
+from eval.contract import Corruption, EvalConfig
 from eval.features.backbone import Backbone, forward_pass
+from eval.features.corruptions import corrupt_all
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import channels_first, normalize
 from tt_ray.data.image_batches import eval_images
@@ -46,8 +48,15 @@ def extract(backbone: Backbone, source: Source, config: EvalConfig) -> Floats:
 class Decoder:
     """Rows of a split to one uint8 batch (n, 3, size, size), in threads; can be pickled for loader processes."""
 
-    def __init__(self, source: Source, preprocessing: Preprocessing, batches: Sequence[Ints], threads: int) -> None:
-        self.source, self.batches, self.threads = source, batches, threads
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        batches: Sequence[Ints],
+        threads: int,
+        corruption: Corruption | None = None,
+    ) -> None:
+        self.source, self.batches, self.threads, self.corruption = source, batches, threads, corruption
         self.size = preprocessing.size
         # What a run's validation does: whole images, resized to a square; JPEGs are decoded at a smaller scale.
         given = (preprocessing.crop_mode, preprocessing.crop_pct, preprocessing.interpolation)
@@ -61,7 +70,22 @@ class Decoder:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Tensor:
-        rows = self.batches[index]
+        rows, corruption = self.batches[index], self.corruption
+        images = self._images(rows)
+        if corruption is None:
+            return images
+        ids = self.source.ids.take(pa.array(rows)).to_pylist()
+        out = torch.empty_like(images)
+
+        def fill(start: int) -> None:
+            part = slice(start, start + _ROWS_PER_DECODE)
+            out[part] = corrupt_all(images[part], ids[part], corruption)
+
+        self._in_threads(fill, len(rows))
+        return out
+
+    def _images(self, rows: Ints) -> Tensor:
+        """Images of rows, as they are."""
         if self.transform is None:
             return channels_first(self.source.pixels(rows, self.size))
         out = torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8)
@@ -71,18 +95,22 @@ class Decoder:
             config = DataConfig(image_size=self.size, crop_pct=self.crop_pct, decoder=self.decoder)
             out[start : start + len(chosen)] = eval_images(self.source, chosen, config, self.transform)
 
-        starts = range(0, len(rows), _ROWS_PER_DECODE)
+        self._in_threads(fill, len(rows))
+        return out
+
+    def _in_threads(self, fill: Callable[[int], None], count: int) -> None:
+        """Calls `fill` with the first row of every few."""
+        starts = range(0, count, _ROWS_PER_DECODE)
         if self.threads < 2:
             for start in starts:
                 fill(start)
-            return out
+            return
         pool = ThreadPoolExecutor(self.threads)
         try:
             for _ in pool.map(fill, starts):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
-        return out
 
 
 def transform(preprocessing: Preprocessing) -> Any:
@@ -99,7 +127,13 @@ def transform(preprocessing: Preprocessing) -> Any:
     )
 
 
-def extract_together(backbones: Sequence[Backbone], source: Source, config: EvalConfig, outs: Sequence[Floats]) -> None:
+def extract_together(
+    backbones: Sequence[Backbone],
+    source: Source,
+    config: EvalConfig,
+    outs: Sequence[Floats],
+    corruption: Corruption | None = None,
+) -> None:
     """Fills each of `outs`, (N, d), with the features of one of the models for every image, in order.
 
     The models prepare images alike, so that these are decoded once. They are decoded ahead of the forward passes; the
@@ -112,7 +146,7 @@ def extract_together(backbones: Sequence[Backbone], source: Source, config: Eval
     assert all(each.preprocessing == first.preprocessing for each in backbones)
     at_first = [next(each.model.parameters()).device for each in backbones]
     batches = np.array_split(np.arange(len(source)), range(config.batch_size, len(source), config.batch_size))
-    decoder = Decoder(source, first.preprocessing, batches, config.threads)
+    decoder = Decoder(source, first.preprocessing, batches, config.threads, corruption)
     pairs = zip(backbones, outs, strict=True)
     extractions = [_Extraction(each.model.to(device).eval(), out, config.batch_size) for each, out in pairs]
     try:

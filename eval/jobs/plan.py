@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from eval.contract import Precision
+from eval.protocols.corrupted import SUFFIX, Corrupted
 from eval.protocols.registry import protocol, protocol_hash
 from tt_ray.terminal.errors import UserError, nearest
 
@@ -73,7 +74,8 @@ def read_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any
     """
     changes: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
-        protocol(name)
+        if isinstance(protocol(name), Corrupted):
+            raise UserError(f"--protocols {name}: write {name.removesuffix(SUFFIX)}, and kinds after --corruptions")
     for setting in settings:
         path, equals, text = setting.partition("=")
         name, dot, field = path.rpartition(".")  # a user's own module has dots in its name

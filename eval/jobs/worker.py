@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from eval.contract import EvalConfig, Result
 from eval.jobs.image_names import ImageNames
 from eval.jobs.plan import Job
+from eval.protocols.corrupted import corruptions_of
 from eval.protocols.registry import protocol
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.gpu import device_of
@@ -81,7 +82,7 @@ def _run(request: Request) -> Result | None:
     backbone = _open(job.model, job.spec, job.weights)
     if request.extraction:
         others = [_open(each.model, each.spec, each.weights) for each in request.beside]
-        fill_cache([backbone, *others], task, request.config)
+        fill_cache([backbone, *others], task, request.config, corruptions_of(request.config.options))
         return None
     result = protocol(job.protocol).evaluate(backbone, task, request.config)
     config = request.config

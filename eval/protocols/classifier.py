@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone
 from eval.features.cache import test_features
 from eval.metrics import expected_calibration_error, score
@@ -34,21 +34,31 @@ class Options:
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     """Tests the model's own classifier; raises UserError when it does not have the task's classes."""
+    return fit(backbone, task, config)(None)
+
+
+def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
+    """Takes the model's own classifier; raises UserError when it does not have the task's classes."""
     source = task.open("test")
     columns = classifier_columns(backbone, task, source.classes)
     check_linear(backbone)
-    x, labels = test_features(backbone, task, config)
-    probs = probabilities(cast(Any, backbone.model).get_classifier(), x, columns)
-    predictions = probs.argmax(1)
-    right = predictions == labels
     accepted = task.accepted(source)
-    if accepted is not None:
-        right = accepted[np.arange(len(predictions)), predictions]
-        predictions = np.where(right, labels, predictions)
-    metrics = score(task, labels, predictions)
-    metrics["ece"] = expected_calibration_error(probs, right)
-    labels = np.asarray(labels, np.int32)
-    return Result(metrics, len(labels), predictions.astype(np.int32), labels, confidence=probs.max(1))
+
+    def test(corruption: Corruption | None) -> Result:
+        x, labels = test_features(backbone, task, config, corruption)
+        probs = probabilities(cast(Any, backbone.model).get_classifier(), x, columns)
+        predictions = probs.argmax(1)
+        right = predictions == labels
+        if accepted is not None:
+            right = accepted[np.arange(len(predictions)), predictions]
+            predictions = np.where(right, labels, predictions)
+        metrics = score(task, labels, predictions)
+        metrics["ece"] = expected_calibration_error(probs, right)
+        return Result(
+            metrics, len(labels), predictions.astype(np.int32), np.asarray(labels, np.int32), confidence=probs.max(1)
+        )
+
+    return test
 
 
 def classifier_columns(backbone: Backbone, task: Task, names: tuple[str, ...]) -> npt.NDArray[np.int64]:

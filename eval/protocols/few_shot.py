@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone
-from eval.features.cache import task_features
+from eval.features.cache import task_features, test_features
 from eval.metrics import score
 from eval.tasks.registry import Task
 from tt_ray.stateless_random import seed_of
@@ -55,31 +55,42 @@ class Options:
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
     """Fits and tests every number of shots on every draw."""
+    return fit(backbone, task, config)(None)
+
+
+def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
+    """Fits every number of shots on every draw."""
     options: Options = config.options
     features = task_features(backbone, task, config)
     report = options.report if options.report in options.shots else max(options.shots)
-    metrics: dict[str, float] = {}
-    reported: list[npt.NDArray[np.int32]] = []
     orders = [draw_order(features.y, seed_of(config.seed, _DRAW_SEED, draw)) for draw in range(options.draws)]
     smallest = min(len(rows) for rows in orders[0])
+    fits: dict[int, list[Ridge]] = {}
     for shots in sorted(set(options.shots)):
-        scores: list[dict[str, float]] = []
-        for order in orders:
-            rows = np.concatenate([rows[:shots] for rows in order])
-            fit = fit_ridge(np.asarray(features.x[rows]), features.y[rows], task.classes, options.l2)
-            predictions = fit.predict(features.test_x)
-            scores.append(score(task, features.test_y, predictions))
-            if shots == report:
-                reported.append(predictions.astype(np.int32))
-        for name in scores[0]:
-            values = [each[name] for each in scores]
-            metrics[f"{name}@{shots}shot"] = float(np.mean(values))
-            metrics[f"{name}@{shots}shot_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            if shots == report:
-                metrics[name] = metrics[f"{name}@{shots}shot"]
-    labels = np.asarray(features.test_y, np.int32)
-    chosen = {"report": report, "draws": options.draws, "smallest_class": smallest}
-    return Result(metrics, len(labels), np.stack(reported), labels, chosen)
+        drawn = [np.concatenate([rows[:shots] for rows in order]) for order in orders]
+        fits[shots] = [
+            fit_ridge(np.asarray(features.x[rows]), features.y[rows], task.classes, options.l2) for rows in drawn
+        ]
+
+    def test(corruption: Corruption | None) -> Result:
+        test_x, test_y = features.test_x, features.test_y
+        if corruption is not None:
+            test_x, test_y = test_features(backbone, task, config, corruption)
+        metrics: dict[str, float] = {}
+        predictions = {shots: [each.predict(test_x) for each in draws] for shots, draws in fits.items()}
+        for shots, draws in predictions.items():
+            scores = [score(task, test_y, each) for each in draws]
+            for name in scores[0]:
+                values = [each[name] for each in scores]
+                metrics[f"{name}@{shots}shot"] = float(np.mean(values))
+                metrics[f"{name}@{shots}shot_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                if shots == report:
+                    metrics[name] = metrics[f"{name}@{shots}shot"]
+        labels = np.asarray(test_y, np.int32)
+        chosen = {"report": report, "draws": options.draws, "smallest_class": smallest}
+        return Result(metrics, len(labels), np.stack(predictions[report]).astype(np.int32), labels, chosen)
+
+    return test
 
 
 def draw_order(labels: Ints, seed: int) -> list[Ints]:

@@ -24,12 +24,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from timm.models import get_model_args
 from torch import Tensor, nn
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone, forward_pass
+from eval.features.corruptions import corrupt_all
 from eval.metrics import expected_calibration_error, score
 from eval.protocols.finetune_data import hold, joined, repeated
 from eval.protocols.finetune_recipes import COMMON, RECIPES, Recipe
@@ -55,10 +57,10 @@ Rows = npt.NDArray[np.int64]
 class Options:
     """The recipe, and changes of it."""
 
-    recipe: Literal["builtin", "deit", "paper", "paper_cars"] = "builtin"
-    """A short one for CPUs, DeiT's, or TextTeacher's for Flowers or Cars (see `RECIPES`)."""
+    recipe: Literal["builtin", "deit", "paper", "paper_cars", "vtab"] = "builtin"
+    """A short one for CPUs, DeiT's, TextTeacher's for Flowers or Cars, or VTAB's lightweight sweep (see `RECIPES`)."""
     steps: int = 0
-    """Steps of each training; 0 takes the recipe's."""
+    """Steps of each training; 0 takes the recipe's, or chooses among its `schedules`."""
     batch_size: int = 0
     """Images of a step; 0 takes the recipe's."""
     rates: tuple[float, ...] = ()
@@ -85,6 +87,8 @@ class Options:
         overrides = {**recipe.overrides, **self.overrides}
         if self.layer_decay:
             overrides["optim.layer_decay"] = self.layer_decay
+        if self.steps:
+            recipe = replace(recipe, schedules=())
         given = {"steps": self.steps, "batch_size": self.batch_size, "rates": self.rates, "train_on": self.train_on}
         return replace(recipe, **{name: value for name, value in given.items() if value}, overrides=overrides)
 
@@ -95,38 +99,55 @@ class Options:
 
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
-    """Chooses the learning rate on validation images, trains on all, then tests once."""
+    """Chooses the learning rate, trains, then tests once."""
+    return fit(backbone, task, config)(None)
+
+
+def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
+    """Chooses the learning rate, and the number of steps where the recipe has several, and trains on all."""
     recipe = cast(Options, config.options).resolved
     size = backbone.preprocessing.size if recipe.config["data.augment"] in VECTORISED else 0
     both, fit, val = _splits(task, config.seed)
     both = hold(both, size)
-    rate, found = recipe.rates[0], dict[float, float | None]()
-    if len(recipe.rates) > 1:
+    candidates = [(rate, steps) for steps in recipe.schedules or (recipe.steps,) for rate in recipe.rates]
+    tuners = {each: Tuner(backbone, replace(recipe, steps=each[1]), each[0], config) for each in candidates}
+    best, found = candidates[0], dict[tuple[float, int], float | None]()
+    if len(candidates) > 1:
         train, held_out = both.select(fit), both.select(val)
-        for candidate in recipe.rates:
-            tuner = Tuner(backbone, recipe, candidate, config)
+        for candidate, tuner in tuners.items():
             try:
                 probs = tuner.train(train).predict(held_out)
             except NonFiniteLoss:
                 found[candidate] = None
             else:
                 found[candidate] = score(task, held_out.labels, probs.argmax(1))[task.metric]
-        finite = {rate: value for rate, value in found.items() if value is not None}
+        finite = {each: value for each, value in found.items() if value is not None}
         if not finite:
             raise UserError(f"finetune: the loss diverged at every rate of {recipe.rates}: choose lower finetune.rates")
-        rate = max(finite, key=lambda each: (finite[each], -each))
+        best = max(finite, key=lambda each: (finite[each], -each[0], -each[1]))
     test = task.open("test")
-    last = both.select(fit) if task.has_val and recipe.train_on == "train" else both
-    probs = Tuner(backbone, recipe, rate, config).train(last).predict(test)
-    predictions = probs.argmax(1)
-    metrics = score(task, test.labels, predictions)
-    metrics["ece"] = expected_calibration_error(probs, test.labels)
-    at_edge = len(found) > 1 and rate in (min(found), max(found))
-    chosen = {"lr": rate, "at_edge": at_edge, "validation": found, "recipe": recipe.numbers}
+    last = both.select(fit) if task.has_val and recipe.train_on == "train" and not task.refits else both
+    tuned = tuners[best].train(last)
+    rates = recipe.rates
+    chosen: dict[str, Any] = {"lr": best[0], "at_edge": len(rates) > 1 and best[0] in (min(rates), max(rates))}
+    if recipe.schedules:
+        chosen |= {"steps": best[1], "validation": {f"{lr:g}, {steps} steps": v for (lr, steps), v in found.items()}}
+    else:
+        chosen["validation"] = {lr: value for (lr, _), value in found.items()}
+    chosen["recipe"] = recipe.numbers
     if recipe.amp and config.device.startswith("cuda"):
         chosen["precision"] = "bf16"  # of the training
-    labels = test.labels.astype(np.int32)
-    return Result(metrics, len(test), predictions.astype(np.int32), labels, chosen, probs.max(1))
+
+    def tested(corruption: Corruption | None) -> Result:
+        probs = tuned.predict(test, corruption)
+        predictions = probs.argmax(1)
+        metrics = score(task, test.labels, predictions)
+        metrics["ece"] = expected_calibration_error(probs, test.labels)
+        return Result(
+            metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen, probs.max(1)
+        )
+
+    return tested
 
 
 class Splits(NamedTuple):
@@ -150,15 +171,21 @@ class Tuned(NamedTuple):
     run: Config
     config: EvalConfig
 
-    def predict(self, source: Source) -> npt.NDArray[np.float32]:
-        """Probabilities of the classes (n, C), in float32, of images as the loop's validation prepares them."""
+    def predict(self, source: Source, corruption: Corruption | None = None) -> npt.NDArray[np.float32]:
+        """Probabilities of the classes (n, C), in float32, of images as the loop's validation prepares them.
+
+        They are corrupted after that, where a corruption is given.
+        """
         data, device = self.run.data, torch.device(self.config.device)
         self.model.eval()
         batches = EvalBatches(source, self.run, 0, 1, self.config.batch_size)
         parts: list[Tensor] = []
         for batch in load(batches, range(len(batches)), self.run, device):
+            images = batch.images
+            if corruption is not None:
+                images = corrupt_all(images, source.ids.take(pa.array(batch.rows.numpy())).to_pylist(), corruption)
             with forward_pass(self.config):
-                images = normalize(batch.images.to(device, non_blocking=True), data.mean, data.std)
+                images = normalize(images.to(device, non_blocking=True), data.mean, data.std)
                 parts.append(self.model(images).logits.float().softmax(1))
         return torch.cat(parts).cpu().numpy()  # once: each copy makes the host wait for a GPU
 

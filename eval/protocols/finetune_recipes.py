@@ -40,6 +40,8 @@ class Recipe:
     train_on: Literal["train", "train+val"] = "train+val"
     """Images of the last training: train leaves official validation images out. Without official ones both are the
     same: images that are held out to choose a rate are part of train."""
+    schedules: tuple[int, ...] = ()
+    """Numbers of steps to choose from, each with every rate; empty takes `steps`."""
     amp: bool = True
     """bfloat16 on GPUs; CPUs compute in float32 unless bf16 is asked for."""
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -57,6 +59,8 @@ class Recipe:
         Fields of the configuration go by their last word, so that results of older versions keep their hash.
         """
         own = {name: value for name, value in asdict(self).items() if name != "overrides"}
+        if not self.schedules:
+            del own["schedules"]
         words = {path: "optimizer" if path == "optim.name" else path.rpartition(".")[2] for path in COMMON}
         return own | {words[path]: value for path, value in self.config.items()}
 
@@ -103,6 +107,24 @@ RECIPES = {
     # of what others call their training images. Epochs leave out their last, incomplete batch, so that Flowers' 1,020
     # images are 3 steps of 256, and 2,000 epochs 6,000 steps: for Flowers, and for sets without a command of their own.
     "paper": Recipe(steps=6000, batch_size=256, rates=(3e-4,), train_on="train", overrides=_PAPER),
+    # VTAB's lightweight sweep (Zhai et al., 2019, arXiv 1910.04867): SGD with momentum 0.9, two rates and two lengths;
+    # images are resized and not augmented, as in its code (github.com/google-research/task_adaptation). There the rate
+    # is divided by ten three times, here it falls along a cosine, as in all our trainings.
+    "vtab": Recipe(
+        steps=2500,
+        batch_size=512,
+        rates=(0.01, 0.1),
+        schedules=(2500, 10000),
+        warmup_epochs=1000.0,
+        largest_warmup=0.08,  # always: 80 of 1,000 steps are that code's default
+        overrides={
+            "optim.name": "momentum",
+            "optim.weight_decay": 0.0,
+            "optim.grad_clip": 0.0,
+            "optim.label_smoothing": 0.0,
+            "data.augment": "none",
+        },
+    ),
     # Cars: 8,144 images are 7 steps of 1,024, and 2,000 epochs 14,000 steps.
     "paper_cars": Recipe(steps=14000, batch_size=1024, rates=(3e-4,), train_on="train", overrides=_PAPER),
 }

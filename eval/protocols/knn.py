@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone
-from eval.features.cache import task_features
+from eval.features.cache import task_features, test_features
 from eval.metrics import expected_calibration_error, score
 from eval.tasks.registry import Task
 from tt_ray.terminal.errors import UserError
@@ -57,7 +57,12 @@ class Neighbours(NamedTuple):
 
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
-    """Chooses k on validation images (the smallest of equally good ones), then tests once."""
+    """Chooses k, then tests once."""
+    return fit(backbone, task, config)(None)
+
+
+def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
+    """Chooses k on validation images: the smallest of equally good ones."""
     options: Options = config.options
     features = task_features(backbone, task, config)
     x, y = features.x, features.y
@@ -71,20 +76,21 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
             found[number] = score(task, val_y, votes.argmax(1))[task.metric]
         k = max(found, key=lambda number: (found[number], -number))
         chosen["validation"] = found
-    near = neighbours(Bank(x), Bank(features.test_x), k, config.device)
-    ((_, votes),) = class_votes(near, y, task.classes, (k,), options.temperature).items()
-    predictions = votes.argmax(1)
-    metrics = score(task, features.test_y, predictions)
-    shares = votes / votes.sum(1, keepdims=True)
-    metrics["ece"] = expected_calibration_error(shares, features.test_y)
-    return Result(
-        metrics,
-        len(predictions),
-        predictions.astype(np.int32),
-        np.asarray(features.test_y, np.int32),
-        {"k": k, **chosen},
-        shares.max(1),
-    )
+
+    def test(corruption: Corruption | None) -> Result:
+        test_x, test_y = features.test_x, features.test_y
+        if corruption is not None:
+            test_x, test_y = test_features(backbone, task, config, corruption)
+        near = neighbours(Bank(x), Bank(test_x), k, config.device)
+        ((_, votes),) = class_votes(near, y, task.classes, (k,), options.temperature).items()
+        predictions = votes.argmax(1)
+        metrics = score(task, test_y, predictions)
+        shares = votes / votes.sum(1, keepdims=True)
+        metrics["ece"] = expected_calibration_error(shares, test_y)
+        labels = np.asarray(test_y, np.int32)
+        return Result(metrics, len(labels), predictions.astype(np.int32), labels, {"k": k, **chosen}, shares.max(1))
+
+    return test
 
 
 class Bank(NamedTuple):

@@ -17,7 +17,7 @@ whose short side is resized to 224, with a tenth of train for validation:
   lowest validation cross-entropy, for accuracy alone can stand still where the penalty is so strong that weights only
   grow in length. Scores that would climb back after such a drop are not seen; where none drops, all values are fitted.
 
-CLIP's search (97 values, by halving steps) and VTAB-1k's splits of 1,000 images are not implemented.
+CLIP's search (97 values, by halving steps) is not implemented.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from eval.contract import EvalConfig, Result, Traits
+from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.feature_metrics import effective_rank
 from eval.features.backbone import Backbone
-from eval.features.cache import task_features
+from eval.features.cache import task_features, test_features
 from eval.metrics import expected_calibration_error, score
 from eval.tasks.registry import Task
 from tt_ray.logistic.design import Design, Matrix, Moments, Rows, moments
@@ -99,7 +99,12 @@ class Selection(NamedTuple):
 
 
 def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
-    """Chooses C on validation images, fits on all, then tests once.
+    """Fits, then tests once. Raises UserError as `fit` does."""
+    return fit(backbone, task, config)(None)
+
+
+def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
+    """Chooses C on validation images and fits on all.
 
     Raises UserError when a class has no training image, and when features are not finite.
     """
@@ -120,13 +125,21 @@ def evaluate(backbone: Backbone, task: Task, config: EvalConfig) -> Result:
             options=config.options,
             device=config.device,
         )
-        shares = selection.predict(data.test_x)
         rank = effective_rank(data.x)
-    predictions = shares.argmax(1)
-    metrics = score(task, data.test_y, predictions)
-    metrics |= {"ece": expected_calibration_error(shares, data.test_y), "effective_rank": rank}
-    labels = np.asarray(data.test_y, np.int32)
-    return Result(metrics, len(labels), predictions.astype(np.int32), labels, describe(selection), shares.max(1))
+
+    def test(corruption: Corruption | None) -> Result:
+        x, y = data.test_x, data.test_y
+        if corruption is not None:
+            x, y = test_features(backbone, task, config, corruption)
+        with threadpool_limits(config.threads):
+            shares = selection.predict(x)
+        predictions = shares.argmax(1)
+        metrics = score(task, y, predictions)
+        metrics |= {"ece": expected_calibration_error(shares, y), "effective_rank": rank}
+        labels = np.asarray(y, np.int32)
+        return Result(metrics, len(labels), predictions.astype(np.int32), labels, describe(selection), shares.max(1))
+
+    return test
 
 
 def select(

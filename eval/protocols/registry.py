@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from eval.contract import EvalConfig, Precision, Result, Traits
+from eval.protocols.corrupted import SUFFIX, Corrupted
 from tt_ray.terminal.errors import UserError, nearest
 
 if TYPE_CHECKING:  # they import torch and timm, which planning can do without
@@ -41,11 +42,15 @@ def protocol(name: str) -> ProtocolModule:
     """Imports a protocol.
 
     Args:
-        name: One of `PROTOCOLS`, or a user's own module that Python can import.
+        name: One of `PROTOCOLS`, or a user's own module that Python can import; with `_corrupted` after it, the same
+            tested on corrupted images, where it defines `fit` (`eval.protocols.corrupted`).
 
     Raises:
         UserError: There is no such protocol, or the module lacks something that a protocol must define.
     """
+    if name.endswith(SUFFIX) and not _is_module(name):
+        base = name.removesuffix(SUFFIX)
+        return cast(ProtocolModule, Corrupted(base, protocol(base)))
     if name not in PROTOCOLS and not _is_module(name):
         raise UserError(f"no protocol {name!r}; {nearest(name, PROTOCOLS)}; or name a module of your own")
     module = importlib.import_module(PROTOCOLS.get(name, name))

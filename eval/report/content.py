@@ -7,6 +7,7 @@ import numpy as np
 
 from eval.jobs.costs import Costs
 from eval.report.examples import Examples
+from eval.tasks.vtab import group_means
 from tt_ray.bootstrap import Interval
 
 # A bootstrap of fewer images than this that differ gives intervals that are too narrow: four images that all speak for
@@ -91,6 +92,11 @@ class Section:
         """Average rank over the common tasks."""
         ranks = [rank for task in self.common if (rank := self.cells[task, model].rank) is not None]
         return float(np.mean(ranks)) if ranks else None
+
+    def group_means(self) -> dict[str, list[float]]:
+        """Means over groups of VTAB-1k's tasks, as far as they are common ones, one for each model; by their labels."""
+        found = [group_means({task: self.cells[task, model].mean for task in self.common}) for model in self.models]
+        return {label: [each[label] for each in found] for label in found[0]}
 
     def marks(self, model: str) -> tuple[int, int]:
         """Numbers of tasks on which the model is significantly better and worse than the baseline."""

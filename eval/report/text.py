@@ -262,6 +262,7 @@ def _md_section(section: Section) -> list[str]:
     over = f"{len(section.common)} of {_several(len(section.tasks), 'task')}"
     for name, value in (("average", section.mean), ("average rank", section.rank)):
         rows.append([f"*{name} ({over})*", "", "", *(number(value(model)) for model in section.models)])
+    rows += [[f"*{label}*", "", "", *map(number, means)] for label, means in section.group_means().items()]
     head = ["task", "metric", "images", *section.models]
     return _md_table([_md(cell) for cell in head], rows, escape=False)
 
@@ -349,6 +350,7 @@ def _latex_section(report: Report, section: Section) -> list[str]:
     lines.append(r"\midrule")
     for name, value in (("average", section.mean), ("average rank", section.rank)):
         lines.append(rf"{name} & {' & '.join(_tex_number(value(model)) for model in section.models)} \\")
+    lines += [rf"{label} & {' & '.join(map(number, means))} \\" for label, means in section.group_means().items()]
     over = f"Averages are over {len(section.common)} of {_several(len(section.tasks), 'task')}."
     text = _tex(f"{caption(section)}; baseline {report.baseline}. {over}").replace("±", r"$\pm$")
     return [*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{text}}}", r"\end{table}"]

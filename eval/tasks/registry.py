@@ -18,6 +18,7 @@ from eval.tasks.layouts import ImageNet, Subset, image_number, real_labels, word
 from eval.tasks.origins import Files, Hub, Missing, Opened, Origin, Place, Shapes, Split, mark_share
 from eval.tasks.shards import Shards, names_shards
 from eval.tasks.table import SUITES, TABLE, Metric
+from eval.tasks.vtab import CHOOSE, FIT, PREFIX, ClipBenchmark, Thousand, check_thousand
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
 from tt_ray.io.storage import is_uri
@@ -51,6 +52,8 @@ class Task:
     """Evaluation-only sets: which of ImageNet's classes they have."""
     left_out: tuple[str, ...] = ()
     """The user's own tasks: sentences on files that are not read."""
+    refits: bool = False
+    """The last training takes the validation images too, whatever a recipe does with official ones."""
 
     @property
     def has_val(self) -> bool:
@@ -148,7 +151,7 @@ def tasks(
     own: Mapping[str, Task] | None = None,
     local_cache: str = "",
 ) -> dict[str, Task]:
-    """Tasks of these names, suites expanded, each once, in order.
+    """Tasks of these names, suites expanded, each once, in order; `vtab1k:NAME` has 1,000 training images of NAME.
 
     `roots` are folders of single tasks, or folders, patterns or URIs of their shards; a name that is in no table
     defines a task of the user's, whose folder is read. All other files are searched for below `data_root`. `own` are
@@ -156,13 +159,14 @@ def tasks(
     Raises UserError on unknown names (with the nearest ones) and on folders for tasks that are not asked for.
     """
     roots, own = roots or {}, own or {}
-    wanted = dict.fromkeys(name for given in names for name in SUITES.get(given, (given,)))
-    unused = [name for name in roots if name not in wanted]
+    wanted = dict.fromkeys(name for given in names for name in _expand(given))
+    whole = dict.fromkeys(name.removeprefix(PREFIX) for name in wanted)
+    unused = [name for name in roots if name not in whole]
     if unused:
-        hint = nearest(unused[0], wanted)
+        hint = nearest(unused[0], whole)
         raise UserError(f"--task-root {unused[0]}={roots[unused[0]]} is for a task that --tasks lacks; {hint}")
     found: dict[str, Task] = {}
-    for name in wanted:
+    for name in whole:
         if name in own:
             found[name] = own[name]
         elif name in TABLE:
@@ -170,14 +174,31 @@ def tasks(
         elif name in roots:
             found[name] = folder_task(name, roots[name], local_cache)
         else:
-            known = [*TABLE, *SUITES, *own]
+            known = [*TABLE, *SUITES, "vtab1k", *own]
             raise UserError(f"no task {name!r}; {nearest(name, known)}; define your own with --task-root {name}=DIR")
-    return found
+    return {name: found[name] if name in found else thousand(found[name.removeprefix(PREFIX)]) for name in wanted}
+
+
+def _expand(given: str) -> list[str]:
+    """Names of the tasks that a name stands for: its own, a suite's, either with `vtab1k:`; vtab1k itself is VTAB's."""
+    prefix = PREFIX if given.startswith(PREFIX) or given == "vtab1k" else ""
+    name = "vtab" if given == "vtab1k" else given.removeprefix(PREFIX)
+    return [f"{prefix}{each}" for each in SUITES.get(name, (name,))]
+
+
+def thousand(task: Task) -> Task:
+    """VTAB-1k of a task; raises UserError when it has too few images, or too many classes."""
+    check_thousand(task.name, task.classes, task.sizes)
+    sizes: Mapping[Split, int] = {"train": FIT, "val": CHOOSE, "test": task.sizes["test"]}
+    return dataclasses.replace(
+        task, name=f"{PREFIX}{task.name}", metric="top1", sizes=sizes, origins=(Thousand(task),), refits=True
+    )
 
 
 def _from_table(name: str, root: str | Path | None, data_root: Path, local_cache: str) -> Task:
     line = TABLE[name]
-    if root is not None and names_shards(root):
+    merged = any(isinstance(origin, ClipBenchmark) and origin.classes for origin in line.origins)
+    if root is not None and names_shards(root) and not merged:
         # ImageNet is tested on its validation split, under whatever name.
         renamed: dict[Split, str] = {"test": "val"} if name == "imagenet" else {}
         origin, place = Shards(str(root), renamed, cache=local_cache), Place(Path(str(root)), True)
@@ -250,7 +271,7 @@ def load_tasks(path: str | Path) -> dict[str, Task]:
         raise UserError(f"{path} must map names of tasks to their entries, such as mushrooms: {{root: data}}")
     found: dict[str, Task] = {}
     for name, fields in tree.items():
-        if name in TABLE or name in SUITES:
+        if name in TABLE or name in SUITES or name == "vtab1k" or name.startswith(PREFIX):
             raise UserError(f"{path}: {name} is a task of the table: choose another name")
         entry = _read_entry(path, name, fields)
         if bool(entry.root) == bool(entry.hub):

@@ -11,6 +11,7 @@ from typing import Literal
 from eval.tasks.layouts import ClassFolders, Cub, ImageNet, INaturalist, Subset, Sun397
 from eval.tasks.origins import Digits, Hub, Origin, Shapes, Split, Torchvision
 from eval.tasks.shards import Shards
+from eval.tasks.vtab import GROUPS, NAMES, ClipBenchmark
 from tt_ray.data.sources.clipart import FOLDER as CLIPART
 
 Metric = Literal["top1", "mean_per_class"]
@@ -45,7 +46,14 @@ def _shapes(label: Literal["shape", "colour", "count", "relation", "background"]
     return Definition(classes, "top1", sizes, (origin,), f"drawn by this package: the main object's or scene's {label}")
 
 
+def _vtab(classes: int, train: int, test: int, origin: ClipBenchmark, citation: str) -> Definition:
+    return Definition(classes, "top1", _sizes(train, 0, test), (origin,), f"{citation}; split by VTAB", version=_PHOTOS)
+
+
 _INAT_2018 = "Van Horn et al., 2018, arXiv 1707.06642; github.com/visipedia/inat_comp/tree/master/2018"
+_CLEVR = "Johnson et al., 2017, arXiv 1612.06890"
+_DSPRITES = "Matthey et al., 2017, github.com/deepmind/dsprites-dataset"
+_SMALLNORB = "LeCun et al., 2004, doi 10.1109/CVPR.2004.1315150"
 _IMAGENET = ("imagenet", "ILSVRC2012", "imagenet-1k")
 _IMAGENET_URL = "image-net.org/challenges/LSVRC/2012"
 
@@ -244,13 +252,47 @@ TABLE: dict[str, Definition] = {
         subset="imagenet",
         version=_PHOTOS,
     ),
+    "patch_camelyon": _vtab(2, 262144, 32768, ClipBenchmark("pcam"), "Veeling et al., 2018, arXiv 1806.03962"),
+    "resisc45": _vtab(45, 18900, 6300, ClipBenchmark("resisc45"), "Cheng et al., 2017, arXiv 1703.00121"),
+    "diabetic_retinopathy": _vtab(
+        5,
+        35126,
+        42670,
+        ClipBenchmark("diabetic_retinopathy"),
+        "Kaggle and EyePACS, 2015, retinopathy detection",
+    ),
+    "clevr_count": _vtab(8, 63000, 15000, ClipBenchmark("clevr_count_all"), f"{_CLEVR}; number of objects"),
+    "clevr_distance": _vtab(
+        6, 63000, 15000, ClipBenchmark("clevr_closest_object_distance"), f"{_CLEVR}; distance of the nearest object"
+    ),
+    "dmlab": _vtab(6, 65550, 22735, ClipBenchmark("dmlab"), "Beattie et al., 2016, arXiv 1612.03801"),
+    "kitti_distance": _vtab(
+        4,
+        5077,
+        634,
+        ClipBenchmark("kitti_closest_vehicle_distance"),
+        "Geiger et al., 2012, doi 10.1109/CVPR.2012.6248074; distance of the nearest vehicle",
+    ),
+    "dsprites_location": _vtab(
+        16, 589824, 73728, ClipBenchmark("dsprites_label_x_position", 32, 16), f"{_DSPRITES}; place from left to right"
+    ),
+    "dsprites_orientation": _vtab(
+        16, 589824, 73728, ClipBenchmark("dsprites_label_orientation", 40, 16), f"{_DSPRITES}; orientation"
+    ),
+    "smallnorb_azimuth": _vtab(18, 24300, 12150, ClipBenchmark("smallnorb_label_azimuth"), f"{_SMALLNORB}; azimuth"),
+    "smallnorb_elevation": _vtab(
+        9, 24300, 12150, ClipBenchmark("smallnorb_label_elevation"), f"{_SMALLNORB}; elevation"
+    ),
 }
 """Tasks by name."""
 
 SUITES: dict[str, tuple[str, ...]] = {
     "all": tuple(TABLE),
     "paper": ("aircraft", "cars", "flowers102", "food101", "pets", "cub200"),
-    "vtab-natural": ("caltech101", "cifar100", "dtd", "flowers102", "pets", "svhn", "sun397"),
+    "vtab": NAMES,
+    "vtab-natural": GROUPS["natural"],
+    "vtab-specialized": GROUPS["specialized"],
+    "vtab-structured": GROUPS["structured"],
     "builtin": (
         "digits",
         "shapes_shape",
@@ -260,5 +302,5 @@ SUITES: dict[str, tuple[str, ...]] = {
         "shapes_background",
     ),
 }
-"""Tasks under one name: the TextTeacher paper's, VTAB's natural ones (Zhai et al., 2019, arXiv 1910.04867, here with
-all their training images), and those that need no download."""
+"""Tasks under one name: the TextTeacher paper's, VTAB's (Zhai et al., 2019, arXiv 1910.04867, here with all their
+training images; `vtab1k` has 1,000 of each, see `eval.tasks.vtab`), and those that need no download."""

@@ -38,6 +38,7 @@ class ToyTask:
     classes: int = 3
     metric: str = "top1"
     has_val: bool = False
+    refits: bool = False
     evaluation_only: bool = False
     mask: npt.NDArray[np.int64] | None = None
     right: npt.NDArray[np.bool_] | None = None

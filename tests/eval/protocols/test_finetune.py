@@ -62,7 +62,7 @@ def test_selection_holds_images_out_and_the_last_training_does_not(
 
     def train(self: Tuner, source: Any) -> Any:
         seen.append((self.rate, set(source.ids.to_pylist())))
-        return SimpleNamespace(predict=lambda other: np.tile([0.5, 0.3, 0.2], (len(other), 1)).astype(np.float32))
+        return SimpleNamespace(predict=lambda other, *_: np.tile([0.5, 0.3, 0.2], (len(other), 1)).astype("f4"))
 
     monkeypatch.setattr(Tuner, "train", train)
     task = ToyTask(has_val=has_val)
