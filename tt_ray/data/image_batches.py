@@ -24,7 +24,7 @@ from tt_ray.data.pixel_operations import apply_steps
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.data.sources.jpeg import Jpeg, NotFast
 
-_TOGETHER = 16
+_TOGETHER = 32
 """Images of which as many are opened, and their files held, before the first is decoded."""
 
 
