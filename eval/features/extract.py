@@ -47,6 +47,7 @@ class Decoder:
     """Rows of a split to one uint8 batch (n, 3, size, size), in threads; can be pickled for loader processes."""
 
     def __init__(self, source: Source, preprocessing: Preprocessing, batches: Sequence[Ints], threads: int) -> None:
+        source.pull()
         self.source, self.batches, self.threads = source, batches, threads
         self.size = preprocessing.size
         # What a run's validation does: whole images, resized to a square; JPEGs are decoded at a smaller scale.
