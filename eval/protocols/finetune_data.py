@@ -28,7 +28,9 @@ def joined(first: Source, second: Source) -> Source:
         return result
 
     ids, labels = pa.concat_arrays([first.ids, second.ids]), np.concatenate([first.labels, second.labels])
-    copy = first.copy and second.copy and first.copy.joined(second.copy)  # of one folder, as both are of one task
+    copy = first.copy or second.copy
+    if first.copy is not None and second.copy is not None:
+        copy = first.copy.joined(second.copy)  # of one folder, as both are of one task
     return Source(ids, labels, first.classes, None, read, pixels, copy=copy)
 
 
