@@ -67,7 +67,7 @@ def do_here(shards: Any, items: Sequence[Sequence[Any]], make: Callable[[Pool], 
         shards.add(shard, worker.about, worker(list(items[shard])))
 
 
-def jobs_here(requests: Sequence[Any], resources: object, ended: Callable[..., None], looked: object) -> None:
+def jobs_here(requests: Sequence[Any], resources: object, ended: Callable[..., None], *_: object) -> None:
     """`scheduler.schedule`."""
     for request in requests:
         ended(request.job, work(request))
@@ -99,6 +99,7 @@ class Workspace:
         monkeypatch.setattr("tt_ray.compare.runs._train", train_under_torchrun)
         monkeypatch.setattr("eval.jobs.evaluation.start_ray", lambda *_: ("this machine", JobResources()))
         monkeypatch.setattr("eval.jobs.evaluation.schedule", jobs_here)
+        monkeypatch.setattr("tt_ray.cluster.messages.Messages", lambda: SimpleNamespace(get=lambda name: None))
         monkeypatch.setattr("tt_ray.tune.__main__.join_ray", lambda *_: False)
         monkeypatch.setattr("tt_ray.tune.search.Search._fit", lambda self: (TrialResources(1, 1, 0.0), 1))
         monkeypatch.setattr("tt_ray.tune.runner.run_trials", trials_here)

@@ -56,6 +56,7 @@ class Decoder:
         threads: int,
         corruption: Corruption | None = None,
     ) -> None:
+        source.pull()
         self.source, self.batches, self.threads, self.corruption = source, batches, threads, corruption
         self.size = preprocessing.size
         # What a run's validation does: whole images, resized to a square; JPEGs are decoded at a smaller scale.

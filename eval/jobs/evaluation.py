@@ -4,8 +4,10 @@ import dataclasses
 import json
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,9 @@ from eval.jobs.live_table import JobTable
 from eval.jobs.plan import Job, plan_jobs
 from eval.jobs.results import ResultRow, write_result
 from eval.jobs.scheduler import JobResources, State, requests_for, schedule
-from eval.jobs.worker import Answer
+from eval.jobs.worker import Answer, work
 from tt_ray.cluster.actor_pool import places_on
+from tt_ray.cluster.messages import pulls_announced
 from tt_ray.io.provenance import versions
 from tt_ray.terminal.errors import Stopped, UserError, reason
 from tt_ray.terminal.progress import Display
@@ -147,7 +150,10 @@ def run_jobs(
         return []
     origin = Origin(json.dumps(versions()), command)
     failures: list[Answer] = []
-    with JobTable(list(jobs), Display()) as table, stop_on_signals(lambda: None, signal.SIGINT, signal.SIGTERM) as came:
+    with ExitStack() as stack:
+        table = stack.enter_context(JobTable(list(jobs), Display()))
+        messages = stack.enter_context(pulls_announced(table.display))
+        came = stack.enter_context(stop_on_signals(lambda: None, signal.SIGINT, signal.SIGTERM))
 
         def ended(job: Job, answer: Answer) -> None:
             metric = tasks[job.task].metric
@@ -162,7 +168,7 @@ def run_jobs(
                 text = f"stopped with {table.done} of {table.of} jobs done; the same command continues with the rest"
                 raise Stopped(text, 128 + came[0])
 
-        schedule(requests_for(jobs, tasks, config), resources, ended, looked)
+        schedule(requests_for(jobs, tasks, config), resources, ended, looked, partial(work, messages=messages))
     return failures
 
 

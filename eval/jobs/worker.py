@@ -10,6 +10,7 @@ from eval.jobs.image_names import ImageNames
 from eval.jobs.plan import Job
 from eval.protocols.corrupted import corruptions_of
 from eval.protocols.registry import protocol
+from tt_ray.cluster.messages import Messages, send_pulls
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.gpu import device_of
 
@@ -50,10 +51,15 @@ class Answer:
     """Names of the classes and images that the job was tested on; None where there is no result."""
 
 
-def work(request: Request) -> Answer:
-    """Runs a request; mistakes and failures come back as answers, so that Ray sees only what killed the process."""
+def work(request: Request, messages: Messages | None = None) -> Answer:
+    """Runs a request; mistakes and failures come back as answers, so that Ray sees only what killed the process.
+
+    `messages` hear what is pulled from object storage meanwhile.
+    """
     import torch
 
+    if messages is not None:
+        send_pulls(messages)
     start = time.perf_counter()
     torch.set_num_threads(request.config.threads)
     # A fine-tuning before this may have left TF32 on in the process; with it, solvers would miss their tolerance.

@@ -27,8 +27,11 @@ def joined(first: Source, second: Source) -> Source:
         result[~early] = second.pixels(rows[~early] - border, size)
         return result
 
-    ids = pa.concat_arrays([first.ids, second.ids])
-    return Source(ids, np.concatenate([first.labels, second.labels]), first.classes, None, read, pixels)
+    ids, labels = pa.concat_arrays([first.ids, second.ids]), np.concatenate([first.labels, second.labels])
+    copy = first.copy or second.copy
+    if first.copy is not None and second.copy is not None:
+        copy = first.copy.joined(second.copy)  # of one folder, as both are of one task
+    return Source(ids, labels, first.classes, None, read, pixels, copy=copy)
 
 
 def hold(source: Source, size: int) -> Source:

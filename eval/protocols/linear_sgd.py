@@ -191,6 +191,7 @@ class Views(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, source: Source, size: int, options: Options, seed: int) -> None:
+        source.pull()
         self.source, self.batch_size, self.seed = source, options.batch_size, seed
         self.transform = transforms.Compose(
             [

@@ -125,7 +125,8 @@ class Task:
 
     def _check(self, source: Source, split: Split) -> None:
         where = f"{self.name} ({split}, version {self.version} of the task)"
-        hint = f"use the original files, or define a task of your own with --task-root OTHER_NAME={self.place.root}"
+        root = _where(self.origins[0], self.place)
+        hint = f"use the original files, or define a task of your own with --task-root OTHER_NAME={root}"
         if len(source) != self.sizes[split]:
             raise UserError(f"{where} must have {self.sizes[split]:,} images, but {len(source):,} are there: {hint}")
         found = max(len(source.classes), int(source.labels.max(initial=-1)) + 1)
@@ -214,6 +215,11 @@ def _from_table(name: str, root: str | Path | None, data_root: Path, local_cache
         origins = (*origins, *copies, Files(folders=(name,)))
     about = (line.metric, line.citation, line.sizes)
     return Task(name, line.version, line.classes, *about, origins, place, subset=line.subset)
+
+
+def _where(origin: Origin, place: Place) -> str:
+    """What the user gave for a task: a URI is no path."""
+    return origin.root if isinstance(origin, Shards) else str(place.root)
 
 
 def folder_task(name: str, root: str | Path, local_cache: str = "") -> Task:
@@ -317,7 +323,7 @@ def _own(name: str, origin: Files | Hub | Shards, place: Place, entry: Entry) ->
     sizes: dict[Split, int] = {split: len(source) for split, source in sources.items()}
     empty = [split for split, size in sizes.items() if not size]
     if empty:
-        raise UserError(f"task {name}: {place.root} has no images in {' and '.join(empty)}")
+        raise UserError(f"task {name}: {_where(origin, place)} has no images in {' and '.join(empty)}")
     classes = entry.classes or len(sources["train"].classes)
     digest = hashlib.sha256(f"decoding {DECODING} ".encode())
     for each in opened.values():

@@ -4,12 +4,16 @@ and a worker's validations are done by others.
 
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.cluster.ray_here import ray_here as ray_here
-from tt_ray.cluster.messages import Messages, ProgressThread
+from tests.io.pulled_here import Sent, copy_of_one_file
+from tt_ray.cluster.actor_pool import Actor, Pool
+from tt_ray.cluster.messages import Messages, ProgressThread, pulls_shown, send_pulls
 from tt_ray.terminal.progress import Standing
 
 if TYPE_CHECKING:  # it imports torch, which the other processes of these tests do without
@@ -81,6 +85,39 @@ def test_what_a_worker_does_before_the_first_step_is_shown() -> None:
             messages.asked.clear()
             assert messages.asked.wait(10)
     assert shown == [("MB pulled", 3, 8)], "each piece of news once"
+
+
+def test_what_processes_pull_is_shown_while_the_command_waits_and_ray_may_be_gone(tmp_path: Path) -> None:
+    shown, looked = list[Any](), threading.Event()
+
+    class Ended(Held):
+        def get(self, name: str) -> Any:
+            if looked.is_set():
+                raise ConnectionError
+            return super().get(name)
+
+    def show(*news: Any) -> None:
+        shown.append(news)
+        looked.set()
+
+    with pulls_shown(Ended(pulling=["MB pulled", 3, 8]), show, 0.001):  # type: ignore[arg-type]
+        assert looked.wait(10)
+    assert shown == [("MB pulled", 3, 8)]
+
+
+def test_a_process_sends_what_it_pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = Sent(monkeypatch)
+    send_pulls(sent)  # type: ignore[arg-type]
+    copy_of_one_file(tmp_path).pull()
+    sent.assert_pulled(tmp_path)
+
+
+def test_an_actor_sends_what_it_pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the captioner's do, which read the images."""
+    sent, copy = Sent(monkeypatch), copy_of_one_file(tmp_path)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "a"))
+    Actor(lambda _: copy.pull(), Pool(1, 1, False), None, sent)  # type: ignore[arg-type, func-returns-value, return-value]
+    sent.assert_pulled(tmp_path)
 
 
 # Pauses before a resize

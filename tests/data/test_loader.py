@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.io.pulled_here import copy_of_one_file
 from tests.toy import toy_config
 from tt_ray.data.loader import EvalBatches, TrainBatches
-from tt_ray.data.prepare import open_data
+from tt_ray.data.prepare import open_data, open_images
 from tt_ray.data.sampling import Order, train_order
 from tt_ray.terminal.errors import UserError
 
@@ -48,6 +49,21 @@ def test_repeats_keep_the_length_of_an_epoch() -> None:
     assert len(rows) == 48
     assert (np.unique(rows, return_counts=True)[1] == 3).all()
     assert (copies.reshape(-1, 3) == [0, 1, 2]).all()
+
+
+def test_images_are_pulled_before_loader_processes_start(tmp_path: Path) -> None:
+    """Whose news nobody would see."""
+    config = toy_config(tmp_path)
+    train = open_images(config)[0]
+    for number, batches in enumerate(
+        (
+            lambda source: TrainBatches(source, None, train_order(config, len(train), 0, 1), config),
+            lambda source: EvalBatches(source, config, 0, 1),
+        )
+    ):
+        copy = copy_of_one_file(tmp_path, f"{number}.tar")
+        batches(dataclasses.replace(train, copy=copy))
+        assert (copy.folder / f"{number}.tar").exists()
 
 
 def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:

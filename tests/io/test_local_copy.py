@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.io.flaky_s3 import Bucket, flaky_bucket
+from tests.io.pulled_here import copy_of_one_file
 from tests.test_train_command import wait_until
 from tt_ray.io import local_copy, remote
-from tt_ray.io.local_copy import LocalCopy, Piece, cache_folder, pull_together
+from tt_ray.io.local_copy import Announced, LocalCopy, Piece, cache_folder, pull_together, show_pulls_by
 from tt_ray.io.remote import Remote
 from tt_ray.terminal.errors import UserError
 
@@ -163,6 +164,28 @@ def test_threads_of_several_processes_pull_once(bucket: Bucket, tmp_path: Path) 
         list(pool.map(lambda copy: copy.pull(lambda what, *_: shown.append(what)), copies))
     assert is_whole(tmp_path) and set(shown) == {"MB pulled from s3://bucket/set"}
     assert sum(bucket.proxy.sent.values()) == sum(map(len, CONTENT.values()))
+
+
+@pytest.mark.parametrize("by", ["lines", "the process's own"])
+def test_what_nobody_is_given_to_show_is_shown(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, shown = list[str](), list[tuple[str, int, int]]()
+    monkeypatch.setattr(local_copy, "_shown_by", None)
+    monkeypatch.setattr(local_copy, "_print", lines.append)
+    if by != "lines":
+        show_pulls_by(lambda *news: shown.append(news))
+    copy_of_one_file(tmp_path).pull()
+    what = f"MB pulled from file://{tmp_path / 'bucket'}"
+    assert lines == ([f"{what}: 3 of 3"] if by == "lines" else [])
+    assert set(shown) == (set() if by == "lines" else {(what, 3, 3)})
+
+
+def test_a_line_is_said_at_once_and_every_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, clock = list[str](), iter((100.0, 129.0, 131.0, 140.0, 162.0))
+    monkeypatch.setattr(local_copy.time, "monotonic", lambda: next(clock))
+    show = Announced(said.append)
+    for done in (10, 20, 320, 350, 630):
+        show("MB pulled", done, 900)
+    assert said == ["MB pulled: 10 of 900", "MB pulled: 320 of 900, 10 MB/s", "MB pulled: 630 of 900, 10 MB/s"]
 
 
 PULL = """

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.io.pulled_here import Sent, copy_of_one_file
 from tests.toy import largest_difference, run_toy, toy_config, weights
 from tt_ray.config import Config
 from tt_ray.data.loader import hold_pixels
@@ -115,6 +116,15 @@ def test_a_trial_elsewhere_has_the_trackers_variables_of_the_command(
     config = toy_config(tmp_path, run__num_workers=workers, run__logger="wandb")
     run_trial(job("t", {}), plan(config), {}, {"WANDB_PROJECT": "pets"})
     assert tune.rows == [] and seen["WANDB_PROJECT"] == os.environ.pop("WANDB_PROJECT") == "pets"
+
+
+def test_what_a_trial_pulls_is_sent_to_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own process; that of its workers comes by their messages."""
+    sent, copy = Sent(monkeypatch), copy_of_one_file(tmp_path)
+    Tune(monkeypatch)
+    monkeypatch.setattr(_Trial, "_here", lambda *_: copy.pull())
+    run_trial(job("t", {}), plan(toy_config(tmp_path)), {}, None, cast(Any, sent))
+    sent.assert_pulled(tmp_path)
 
 
 @pytest.mark.parametrize("logger", ["none", "wandb"])

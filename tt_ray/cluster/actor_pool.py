@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from tt_ray.cluster.connect import join_ray
-from tt_ray.cluster.messages import Messages
+from tt_ray.cluster.messages import Messages, pulls_shown, send_pulls
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.io.resumable import Shards
 from tt_ray.terminal.errors import UserError
@@ -160,7 +160,7 @@ def do_missing(
         display.say(f"only {free:g} CPUs of the cluster are free: some of {pool.actors} actors may have to wait")
     done, of = 0, sum(len(items[shard]) for shard in missing)
     display.show(what, 0, of, f"starting {pool.actors} actors")
-    for answer in _answers(shards.about, [(shard, items[shard]) for shard in missing], make, pool):
+    for answer in _answers(shards.about, [(shard, items[shard]) for shard in missing], make, pool, display):
         about = json.loads(answer["about"])
         if answer["failed"]:
             raise _failed(answer["problem"])
@@ -174,7 +174,11 @@ def do_missing(
 
 
 def _answers(
-    about: dict[str, Any] | None, todo: list[tuple[int, Sequence[Any]]], make: Callable[[Pool], Worker], pool: Pool
+    about: dict[str, Any] | None,
+    todo: list[tuple[int, Sequence[Any]]],
+    make: Callable[[Pool], Worker],
+    pool: Pool,
+    display: Display,
 ) -> Iterator[dict[str, Any]]:
     """Yields the actors' answer for each shard, in the order in which they finish.
 
@@ -204,7 +208,7 @@ def _answers(
     try:
         # Prefetching would hold back the last finished shard until the next one is there.
         batches: Iterator[Any] = iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        with _core_muted():
+        with _core_muted(), pulls_shown(messages, display.show):  # from the first shard on, shards are counted
             first = next(batches)
         for batch in itertools.chain([first], batches):
             yield from batch.to_pylist()
@@ -245,6 +249,7 @@ class Actor:
     ) -> None:
         import ray
 
+        send_pulls(messages)
         self._messages, self._name = messages, ray.get_runtime_context().get_actor_id() or ""
         deaths = self._messages.get(self._name) or 0
         self._messages.put(self._name, deaths + 1)  # one that dies before its next shard is done has counted itself

@@ -1,8 +1,11 @@
 """Messages between a command, Ray Train's controller and the workers: the latest of each name, kept by an actor."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
+from tt_ray.io.local_copy import Announced, Show, show_pulls_by
 from tt_ray.terminal.progress import Display, Standing
 
 
@@ -47,6 +50,44 @@ class _Holder:
 
     def get(self, name: str) -> Any:
         return self._held.get(name)
+
+
+def send_pulls(messages: Messages) -> None:
+    """Sends to the command how far this process is with what it pulls from object storage."""
+    show_pulls_by(lambda *news: messages.send("pulling", list(news)))
+
+
+@contextmanager
+def pulls_shown(messages: Messages, show: Show, interval_s: float = 0.5) -> Iterator[None]:
+    """Shows what processes pull (`send_pulls`) while the body of the `with` statement waits for them."""
+    stop, before = threading.Event(), None
+
+    def watch() -> None:
+        nonlocal before
+        while not stop.wait(interval_s):
+            try:
+                news = messages.get("pulling")
+            except Exception:  # a signal that came to the command may have ended Ray as well
+                return
+            if news not in (None, before):
+                before = news
+                show(*news)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def pulls_announced(display: Display) -> Iterator[Messages]:
+    """Messages for processes whose pulls are said in lines, above what the display shows."""
+    messages = Messages()
+    with pulls_shown(messages, Announced(display.say)):
+        yield messages
 
 
 class ProgressThread:

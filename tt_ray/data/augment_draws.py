@@ -138,7 +138,7 @@ class ThreeAugment:
         lines, columns = self._resized(size)
         top, left = down % self._places(lines) - _PAD, right % self._places(columns) - _PAD
         flip = ("flip", 0.0) if _uniform(bits[0]) < 0.5 else NOTHING
-        (kind,) = _python.choices(_THREE)
+        kind = _THREE[int(_python.random() * len(_THREE))]  # what random.choices does
         value = _python.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
         steps = [flip, ("wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind, value)]
         if self._jitter is not None:
@@ -157,9 +157,9 @@ class ThreeAugment:
     def _resized(self, size: Size) -> Size:
         """Height and width of the resized image."""
         width, height = size
-        short = min(size)
-        high, wide = (self._size if side == short else int(self._size * side / short) for side in (height, width))
-        return high, wide
+        if width < height:
+            return int(self._size * height / width), self._size
+        return self._size, int(self._size * width / height)
 
     def _places(self, side: int) -> int:
         """In how many places the square may begin along a side."""
@@ -287,7 +287,9 @@ def gathered(steps: Sequence[list[Step]]) -> tuple[Work, ...]:
     # Parts of two tensors, which travel between processes as two.
     rows, values = zip(*(pair for key in keys for pair in found[key]), strict=True)
     sizes = [len(found[key]) for key in keys]
-    parts = zip(torch.tensor(rows).split(sizes), torch.tensor(values, dtype=torch.float32).split(sizes), strict=True)
+    # By way of numpy, which reads lists in less time.
+    joined = torch.from_numpy(np.array(rows)), torch.from_numpy(np.array(values, np.float32))
+    parts = zip(*(part.split(sizes) for part in joined), strict=True)
     return tuple(Work(name, *part) for (_, name), part in zip(keys, parts, strict=True))
 
 

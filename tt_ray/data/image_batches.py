@@ -24,7 +24,7 @@ from tt_ray.data.pixel_operations import apply_steps
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.data.sources.jpeg import Jpeg, NotFast
 
-_TOGETHER = 16
+_TOGETHER = 32
 """Images of which as many are opened, and their files held, before the first is decoded."""
 
 
@@ -73,9 +73,7 @@ class AugmentedImages:
         row, seed, square = sample
         size, pixels = (0, 0), None
         if jpeg is not None and draws is not None:
-            size = jpeg.size
-            with suppress(NotFast):
-                pixels = jpeg.resized(draws.cut.region, draws.cut.height, draws.cut.width)
+            size, pixels = jpeg.size, _resized_fast(jpeg, draws.cut)
         if pixels is None or draws is None:
             image = self.source.read(row)
             size, draws = image.size, self._preset.drawn(seed, image.size)
@@ -119,14 +117,23 @@ def opened_or_none(source: Source, row: int, config: DataConfig) -> Jpeg | None:
         content = source.encoded(row)
     except Exception:  # the file is gone, or the table damaged: `Source.read` names it
         return None
-    with suppress(NotFast):
+    try:
         return Jpeg(content)
-    return None
+    except NotFast:
+        return None
 
 
 def channels_second(pixels: Pixels) -> Tensor:
     """uint8 (n, S, S, 3) as a tensor (n, 3, S, S) of the same memory: the device reorders faster than a loader."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _resized_fast(jpeg: Jpeg, cut: Cut) -> Pixels | None:
+    """None where the file is damaged: Pillow decides what becomes of it."""
+    try:
+        return jpeg.resized(cut.region, cut.height, cut.width)
+    except NotFast:
+        return None
 
 
 def _resized(image: Image.Image, cut: Cut) -> Pixels:

@@ -52,6 +52,7 @@ class TrainBatches(Dataset[Batch]):
         self, source: Source, targets: TextTargets | None, order: Order, config: Config, on_device: bool = False
     ) -> None:
         source = source.images_alone()
+        source.pull()
         self.source, self.targets, self.order = source, targets, order
         self.size, self.preset = config.data.image_size, config.data.augment
         self.augmented = None if self.preset in VECTORISED else AugmentedImages(source, config.data, on_device)
@@ -89,6 +90,7 @@ class EvalBatches(Dataset[Batch]):
 
     def __init__(self, source: Source, config: Config, rank: int, world: int, batch_size: int = _EVAL_BATCH) -> None:
         source = source.images_alone()
+        source.pull()
         self.source, self.config, self.size, self.batch_size = source, config.data, config.data.image_size, batch_size
         self.share = np.arange(rank, len(source), world)
         self.batches = -(-len(source) // (world * batch_size))

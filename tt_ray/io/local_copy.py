@@ -31,6 +31,7 @@ THREADS = 16
 _CHECKED = "checked.jsonl"
 _UNFINISHED = ".unfinished"
 _LOOK_S = 0.2
+_SAID_EVERY_S = 30.0
 _ANOTHER_FOLDER = "fix this, or name another folder with --data.local_cache: the same command continues"
 
 
@@ -74,7 +75,8 @@ class LocalCopy:
         """Returns when all files are here and checked; costs nothing where this object has seen them.
 
         Args:
-            show: Called with what is counted, the megabytes done, and all of them.
+            show: Called with what is counted, the megabytes done, and all of them; None takes that of the process
+                (`show_pulls_by`).
 
         Raises:
             UserError: The disk is too small, the storage cannot be read, or a file there is not the expected one.
@@ -82,7 +84,7 @@ class LocalCopy:
         if self._here:
             return
         if self._unchecked():
-            show = show or _Announced(self)
+            show = show or _shown_by or Announced(_print)
             with disk_problems(self.folder, _ANOTHER_FOLDER), self._alone(show):
                 if missing := self._unchecked():  # another process may have pulled them meanwhile
                     self._check_room(missing)
@@ -212,16 +214,33 @@ def pull_together(copies: list[LocalCopy | None], show: Show | None = None) -> N
         copy.pull(show)
 
 
-class _Announced:
+_shown_by: Show | None = None
+
+
+def show_pulls_by(show: Show | None) -> None:
+    """Sets what shows the pulls of this process that are given no `show`; None prints lines, as in the beginning."""
+    global _shown_by
+    _shown_by = show
+
+
+class Announced:
     """In place of a display, where none is at hand: one line when pulling begins, and one every half a minute."""
 
-    def __init__(self, copy: LocalCopy) -> None:
-        self._folder, self._next = copy.folder, 0.0
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._began, self._before, self._next = say, 0.0, 0, 0.0
 
     def __call__(self, what: str, done: int, of: int) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + 30
-            print(f"{what} to {self._folder}: {done} of {of}", file=sys.stderr)
+        now = time.monotonic()
+        if not self._next:
+            self._began, self._before = now, done
+        if now >= self._next:
+            self._next = now + _SAID_EVERY_S
+            rate = (done - self._before) / max(now - self._began, 1e-9)
+            self._say(f"{what}: {done} of {of}" + (f", {rate:.0f} MB/s" if rate else ""))
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _problem(path: Path, piece: Piece) -> str:

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from tt_ray.cluster.actor_pool import places_on
+from tt_ray.cluster.messages import Messages
 from tt_ray.cluster.ray_errors import ENDED, own_words
 from tt_ray.data.sources.base import Pixels
 from tt_ray.terminal.errors import UserError
@@ -95,6 +96,8 @@ class Trials:
     """Images of the splits `train` and `val` where they are held in memory, for all trials."""
     folder: Path
     time_budget_s: float | None = None
+    pulls: Messages | None = None
+    """Hear what the trials pull from object storage."""
 
 
 def run_trials(
@@ -122,6 +125,7 @@ def run_trials(
                 plan=trials.plan,
                 pixels=trials.pixels,
                 tracker=tracker_environment(trials.plan.base.run.logger),
+                pulls=trials.pulls,
             ),
             trials.resources.bundles(),
         ),

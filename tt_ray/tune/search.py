@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import tyro
 
+from tt_ray.cluster.messages import Messages, pulls_announced
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Pixels
 from tt_ray.io.files import new_file
@@ -198,8 +199,12 @@ class Search:
         past = self.journal.of("search")
         scheduler = search_scheduler(self.space, self.scheduler, self.options, epochs, past)
         began = time.monotonic()
-        with SearchTable(self.journal, "search", jobs.of, epochs, self.space, display) as table:
-            run_trials(self._trials(plan, pixels, budget), jobs.todo, scheduler, self.journal, table, stop)
+        with (
+            SearchTable(self.journal, "search", jobs.of, epochs, self.space, display) as table,
+            pulls_announced(display) as pulls,
+        ):
+            trials = self._trials(plan, pixels, pulls, budget)
+            run_trials(trials, jobs.todo, scheduler, self.journal, table, stop)
         unfinished = sum(not record.ended for record in self.journal.of("search"))
         if unfinished and budget and not stop.is_set() and time.monotonic() - began >= budget:
             self.notes.append(
@@ -214,16 +219,22 @@ class Search:
         from tt_ray.tune.runner import run_trials
 
         base, epochs = self._on(self.base), self.base.train.epochs
-        trials = self._trials(TrialPlan(base, (epochs,), self.store), self._pixels(base, display))
+        plan, pixels = TrialPlan(base, (epochs,), self.store), self._pixels(base, display)
         of = len(self.journal.of("final"))
-        with SearchTable(self.journal, "final", of, epochs, self.space, display) as table:
+        with (
+            SearchTable(self.journal, "final", of, epochs, self.space, display) as table,
+            pulls_announced(display) as pulls,
+        ):
+            trials = self._trials(plan, pixels, pulls)
             run_trials(trials, finals, FIFOScheduler(), self.journal, table, stop)
 
-    def _trials(self, plan: TrialPlan, pixels: dict[str, Pixels], budget: float | None = None) -> "Trials":
+    def _trials(
+        self, plan: TrialPlan, pixels: dict[str, Pixels], pulls: Messages, budget: float | None = None
+    ) -> "Trials":
         from tt_ray.tune.runner import Trials
 
         failures = self.base.run.max_failures
-        return Trials(plan, self.resources, self.slots, failures, pixels, self.out, budget)
+        return Trials(plan, self.resources, self.slots, failures, pixels, self.out, budget, pulls)
 
     def _fit(self) -> "tuple[TrialResources, int]":
         """Resources of each trial, and how many trials run at a time."""

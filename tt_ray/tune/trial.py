@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tt_ray.cluster.messages import Messages, send_pulls
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.terminal.errors import Interrupted, NonFiniteLoss, UserError, one_line
@@ -47,19 +48,26 @@ class TrialPlan:
 
 
 def run_trial(
-    config: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], tracker: Mapping[str, str] | None = None
+    config: dict[str, Any],
+    plan: TrialPlan,
+    pixels: Mapping[str, Pixels],
+    tracker: Mapping[str, str] | None = None,
+    pulls: Messages | None = None,
 ) -> None:
     """Trains as `config["job"]` says: the trial's name, values and seeds, and the epochs it has reported already.
 
     Reports the means over seeds after every validation. A failure is a last report with the reason under `failed`,
-    so that Ray does not try again. `tracker` has the command's environment variables for run.logger.
+    so that Ray does not try again. `tracker` has the command's environment variables for run.logger;
+    `pulls` hear what is pulled from object storage.
     """
     from ray import tune
 
     from tt_ray.training.tracker import take_environment
 
     take_environment(tracker or {})
-    trial = _Trial(config["job"], plan, pixels, tune.report)
+    if pulls is not None:
+        send_pulls(pulls)
+    trial = _Trial(config["job"], plan, pixels, tune.report, pulls)
     try:
         if checkpoint := tune.get_checkpoint():
             with checkpoint.as_directory() as folder:
@@ -81,10 +89,17 @@ def _reason(error: Exception) -> str:
 
 
 class _Trial:
-    def __init__(self, job: dict[str, Any], plan: TrialPlan, pixels: Mapping[str, Pixels], report: Callable[..., None]):
+    def __init__(
+        self,
+        job: dict[str, Any],
+        plan: TrialPlan,
+        pixels: Mapping[str, Pixels],
+        report: Callable[..., None],
+        pulls: Messages | None = None,
+    ) -> None:
         self.name, self.values, self.seeds = job["name"], job["values"], job["seeds"]
         self.reported: int = job["reported"]
-        self.plan, self.pixels, self.report = plan, pixels, report
+        self.plan, self.pixels, self.report, self.pulls = plan, pixels, report, pulls
         self.base = plan.base
         self.scores: dict[int, dict[int, dict[str, float]]] = {seed: {} for seed in self.seeds}
         self._began, self._spent = 0.0, 0.0
@@ -148,7 +163,6 @@ class _Trial:
     def _by_workers(self, seed: int, config: Config, until: int) -> dict[str, Any] | None:
         from tt_ray.cluster.connect import join_ray
         from tt_ray.cluster.launch import train_on_ray
-        from tt_ray.cluster.messages import Messages
 
         join_ray()
         messages = Messages()
@@ -157,6 +171,8 @@ class _Trial:
             answer = pool.submit(train_on_ray, config, store, messages, until)
             try:
                 while not wait([answer], timeout=_POLL_S).done:
+                    if self.pulls is not None and (news := messages.get("preparing")) is not None:
+                        self.pulls.send("pulling", news)
                     self._hear(seed, {int(epoch): row for epoch, row in (messages.get("validations") or {}).items()})
             finally:
                 if not answer.done():  # the trial is being ended: its workers must go, or the next one finds no room

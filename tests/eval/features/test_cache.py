@@ -23,8 +23,10 @@ from eval.features.backbone import Backbone, Preprocessing, build, timm_preproce
 from eval.features.cache import fill_cache, task_features
 from eval.features.cache import test_features as only_test_features
 from eval.features.extract import Decoder, extract, transform
+from eval.protocols.linear_sgd import Options, Views
 from eval.tasks.origins import ArrayImages, Place, Shapes
 from eval.tasks.registry import Task, tasks
+from tests.io.pulled_here import copy_of_one_file
 from tests.toy import FORKS
 from tt_ray.data.augment import normalize
 from tt_ray.data.sources.base import Source
@@ -71,6 +73,17 @@ def shapes(name: str = "shapes_count", label: Any = "count") -> Task:
 
 
 # Extraction
+
+
+def test_images_are_pulled_before_loader_processes_start(tmp_path: Path) -> None:
+    """Whose news nobody would see."""
+    for name, reader in {
+        "a": lambda source: Decoder(source, CENTER, [np.arange(3)], 1),
+        "b": lambda source: Views(source, 16, Options(), 0),
+    }.items():
+        copy = copy_of_one_file(tmp_path, name)
+        reader(dataclasses.replace(pictures(), copy=copy))
+        assert (copy.folder / name).exists()
 
 
 @pytest.mark.parametrize("preprocessing", [SQUASH, CENTER])

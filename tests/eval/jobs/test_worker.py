@@ -19,6 +19,7 @@ from eval.metrics import calibration_error
 from eval.protocols import knn
 from eval.protocols.registry import PROTOCOLS
 from tests.eval.toy_task import COLOURS, ToyTask, toy_backbone
+from tests.io.pulled_here import Sent, copy_of_one_file
 
 
 def request(folder: Path, name: str, **changes: Any) -> Request:
@@ -86,3 +87,10 @@ def test_an_extraction_serves_the_models_beside_it(tmp_path: Path, monkeypatch: 
     answer = work(replace(given, extraction=True, beside=(replace(given.job, model="other"),)))
     assert not answer.problem and answer.result is None and opened == ["toy", "other"]
     assert [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_what_a_job_pulls_is_sent_to_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, copy = Sent(monkeypatch), copy_of_one_file(tmp_path)
+    monkeypatch.setattr(knn, "evaluate", lambda *_: copy.pull())
+    work(request(tmp_path, "knn"), sent)  # type: ignore[arg-type]
+    sent.assert_pulled(tmp_path)

@@ -15,6 +15,7 @@ from eval.protocols.finetune import Options, Tuner, evaluate, model_config, star
 from eval.protocols.finetune_data import hold, joined, repeated
 from eval.protocols.finetune_recipes import RECIPES
 from tests.eval.toy_task import SIZE, ToyTask, coloured, toy_backbone
+from tests.io.pulled_here import copy_of_one_file
 from tt_ray.models.classifier import build_backbone
 from tt_ray.terminal.errors import UserError
 
@@ -148,6 +149,13 @@ def test_images_are_repeated_evenly(count: int) -> None:
     occurrences = np.unique(images.ids.to_pylist(), return_counts=True)[1]
     assert len(images) == count == occurrences.sum()
     assert occurrences.max() - (occurrences.min() if count >= 45 else 0) <= 1
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_joined_splits_are_pulled_together(behind: int, tmp_path: Path) -> None:
+    copies = [copy_of_one_file(tmp_path, name) if number < behind else None for number, name in enumerate("ab")]
+    joined(*(replace(coloured(5, 0), copy=copy) for copy in copies)).pull()
+    assert all((tmp_path / "cache" / name).exists() for name in "ab"[:behind])
 
 
 def test_splits_are_joined_and_held_unchanged() -> None:

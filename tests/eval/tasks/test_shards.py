@@ -53,6 +53,8 @@ def test_shards_of_a_task_of_the_table(tmp_path: Path) -> None:
     write(tmp_path / "imagenet1k-validation-00.tar", files)
     task = tasks(["imagenet"], {"imagenet": f"{tmp_path}/imagenet1k-*.tar"})["imagenet"]
     assert "must have 50,000 images, but 3 are there" in message(lambda: task.open("test"))
+    behind = tasks(["imagenet"], {"imagenet": f"file://{tmp_path}"}, local_cache=str(tmp_path / "cache"))["imagenet"]
+    assert f"OTHER_NAME=file://{tmp_path}" in message(lambda: behind.open("test")), "a URI stays one"
 
 
 def test_shards_that_lack_a_split(tmp_path: Path) -> None:

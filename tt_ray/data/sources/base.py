@@ -50,6 +50,14 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def pull(self) -> None:
+        """Pulls the images to this machine, where they lie in object storage.
+
+        Reading the first one does so too, but in a loader process, where nobody sees how far it is.
+        """
+        if self.copy is not None:
+            self.copy.pull()
+
     def select(self, rows: npt.NDArray[np.int64], **changes: Any) -> Self:
         """The split with these rows alone, in this order."""
         read, pixels, encoded = self.read, self.pixels, self.encoded

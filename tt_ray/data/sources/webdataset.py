@@ -60,12 +60,13 @@ class TarImages(ImageReader):
     def encoded(self, row: int) -> bytes:
         if self.copy is not None:
             self.copy.pull()
+        length = int(self.length[row])
         file = os.open(self.files[self.shard[row]], os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = os.pread(file, int(self.length[row]), int(self.offset[row]))
+            content = os.pread(file, length, int(self.offset[row]))
         finally:
             os.close(file)
-        if len(content) < self.length[row]:
+        if len(content) < length:
             raise OSError("the shard ends before the image does: it is not the one that was indexed")
         return content
 
