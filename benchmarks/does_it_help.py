@@ -40,10 +40,7 @@ _EMOJI = {
     "optim.warmup_epochs": 2.0,
 }
 DATA: dict[str, tuple[str, Overrides]] = {
-    "shapes": (
-        "shapes_textteacher",
-        {"data.shapes.train_size": 4096, "data.shapes.val_size": 2000, "train.epochs": 12, "data.label_noise": 0.0},
-    ),
+    "shapes": ("shapes_textteacher", {"data.label_noise": 0.0}),
     "emoji": ("shapes_textteacher", {**_EMOJI, "train.epochs": 8}),
     "clipart": ("clipart_textteacher", {"train.epochs": 20}),
     "joined": ("shapes_textteacher", {**_EMOJI, "data.label_column": "label_name", "train.epochs": 8}),
@@ -245,15 +242,20 @@ def _clipart(split: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         yield files[name.replace(".json", ".jpg")], json.loads(files[name])
 
 
-def table(rows: list[dict[str, Any]], settings: list[Setting]) -> str:
-    """Mean and standard deviation of top-1, and the paired difference to the baseline with its 95 % interval."""
+def table(rows: list[dict[str, Any]], settings: list[Setting], least: int = 1) -> str:
+    """Mean and standard deviation of top-1, and the paired difference to the baseline with its 95 % interval.
+
+    Of arms that have run with at least so many seeds, where these are several.
+    """
     lines = ["| data | setting | arm | seeds | top-1 | over the baseline |", f"|{' --- |' * 6}"]
     for setting in settings:
         own = [row for row in rows if (row["data"], row["setting"]) == (setting.data, setting.name)]
         base = {row["seed"]: row["top1"] for row in own if row["arm"] == "baseline"}
+        if sum(len([row for row in own if row["arm"] == arm]) >= least for arm in setting.arms) < 2:
+            continue
         for arm in setting.arms:
             top1 = {row["seed"]: row["top1"] for row in own if row["arm"] == arm}
-            if not top1:
+            if len(top1) < least:
                 continue
             found = f"{np.mean(list(top1.values())):.1f} ± {spread(list(top1.values())) or 0:.1f}"
             gains = [] if arm == "baseline" else paired_differences(top1, base)

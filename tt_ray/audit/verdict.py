@@ -145,11 +145,9 @@ def judge(known: Knowledge) -> Verdict:
     wrong = f"about {100 * known.noise.value:.0f} % of labels look wrong, and captions know better"
     only = f" {_CLASS}" if known.left < _LITTLE else ""
     if rule.expects_gain(known.knows, known.noise.low):
-        return Verdict("gain", f"Expect a gain: {wrong}.{only}", evidence)
+        return Verdict("gain", f"Expect a gain: {wrong}. {_BOTH}{only}", (*evidence, _CORRECTED))
     if known.noise.low >= _SOME:
-        return Verdict(
-            "some", f"Correct labels first: {wrong}. What a teacher adds to that was not measured.{only}", evidence
-        )
+        return Verdict("some", f"Correct labels first: {wrong}.{only}", (*evidence, _CORRECTED))
     if known.left < _LITTLE:
         return Verdict("class", f"Expect no gain: few labels look wrong.{only}", evidence)
     return Verdict("unclear", _UNCLEAR, evidence)
@@ -185,6 +183,13 @@ _LABELS = (
 _SPOILED = (
     "So captions may be made from the labels of the data. They know which of those data.label_noise has made wrong, "
     "and cannot show which are wrong in the data themselves."
+)
+_BOTH = "Correct labels (--data.labels) and train with text."
+# benchmarks.does_it_help, docs/results.md
+_CORRECTED = (
+    "Where half of the labels were wrong, text on corrected labels did best or as well as anything: 47, 6 and 6 points "
+    "over the baseline on shapes, emoji and clip art. Text on the wrong labels gained 38, 5 and 6, corrected labels "
+    "without text 37, 2 and 1."
 )
 _CLASS = "Captions tell the class and no more: a vector for each class would do as much."
 _UNCLEAR = (
