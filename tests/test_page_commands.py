@@ -107,7 +107,7 @@ NOT_RUN = {
     "benchmarks.tune": "a search beside its own trainings takes minutes; its sums are tested",
     "benchmarks.faults": "an hour; the faults one by one are in tests/test_train_command.py",
     "benchmarks.transfer": "fixed sizes; what it times is run by tests/eval/test_eval_command.py",
-    "benchmarks.long_runs": "minutes on a GPU; its clock and its runs are tested by tests/benchmarks/test_does_it_help.py",
+    "benchmarks.long_runs": "minutes on a GPU; its clock is tested by tests/benchmarks/test_does_it_help.py",
     "benchmarks.same_data": "fixed sizes of a million images",
 }
 

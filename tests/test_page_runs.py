@@ -122,7 +122,7 @@ READ = {
     "python benchmarks.what_text_buys": _STUDY,
     "python tt_ray.compare --arms plain=clipart": "a quarter of an hour; its arms are of recipes that run here",
     "python benchmarks.comparisons": _STUDY,
-    "python benchmarks.does_it_help": "takes hours; its arms and tables are tested by tests/benchmarks/test_does_it_help.py",
+    "python benchmarks.does_it_help": "takes hours; its parts: tests/benchmarks/test_does_it_help.py",
     "python benchmarks.published": "takes minutes; a small one runs in tests/benchmarks/test_published.py",
     "python benchmarks.step_cost": _MEASURES,
     "python benchmarks.end_to_end --model": _MEASURES,
