@@ -12,7 +12,8 @@ from tests.pages import ROOT
 def test_a_sample_is_counted_for_each_noise_whose_estimate_is_known() -> None:
     labels = np.arange(90) % 3
     eye = np.eye(3, dtype=np.float32)[labels]
-    rows = list(covered(Sample("x", 3, eye + 0.1 * np.random.default_rng(0).normal(size=(90, 3)), labels), 0))
+    noise = np.random.default_rng(0).standard_normal((90, 3), np.float32)
+    rows = list(covered(Sample("x", 3, eye + np.float32(0.1) * noise, labels), 0))
     (own, every) = coverage(rows)
     assert own["data"] == "x" and every == {**own, "data": "all"} and 2 <= own["cases"] <= 6
     assert 0 <= own["above"] <= 1 - own["inside"]

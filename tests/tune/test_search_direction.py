@@ -148,8 +148,8 @@ def test_the_margin_is_positive_where_the_winner_is_better(tmp_path: Path, space
     best = add(journal, "t000", space, [BEST[space.metric]])
     values = (BEST, WORST) if gain > 0 else (WORST, BEST)
     for seed in range(3):
-        for name, value in (("final-t000", values[0]), ("final-base", values[1])):
-            add(journal, f"{name}-{seed}", space, [value[space.metric] + seed / 1000], "final")
+        for name, value, step in (("final-t000", values[0], 1e-3), ("final-base", values[1], 2e-3)):
+            add(journal, f"{name}-{seed}", space, [value[space.metric] + step * seed], "final")
     found = margin(journal, space, best)
     assert found is not None and all(each * gain > 0 for each in found.gains)
     says = "is more than noise." if gain > 0 else "the best configuration is worse than the base recipe."
@@ -161,10 +161,20 @@ def test_a_small_margin_of_losses_has_figures(tmp_path: Path) -> None:
     space, journal = Space("mine", "?", WEIGHT, "val_loss"), Journal(tmp_path)
     best = add(journal, "t000", space, [0.5])
     for seed in range(2):
+        add(journal, f"final-t000-{seed}", space, [0.1234 + 2e-4 * seed], "final")
+        add(journal, f"final-base-{seed}", space, [0.1248 + 4e-4 * seed], "final")
+    found = margin(journal, space, best)
+    assert found is not None and "+0.0015 ± 0.0001" in found.sentence()
+
+
+def test_equal_gains_say_nothing_of_noise(tmp_path: Path) -> None:
+    space, journal = Space("mine", "?", WEIGHT, "val_loss"), Journal(tmp_path)
+    best = add(journal, "t000", space, [0.5])
+    for seed in range(2):
         add(journal, f"final-t000-{seed}", space, [0.1234], "final")
         add(journal, f"final-base-{seed}", space, [0.1248], "final")
     found = margin(journal, space, best)
-    assert found is not None and "+0.0014 ± 0.0000" in found.sentence()
+    assert found is not None and "+0.0014 with each of 2 seeds, which says nothing about noise" in found.sentence()
 
 
 def test_what_is_worse_is_judged_from_the_best(tmp_path: Path, space: Space) -> None:
