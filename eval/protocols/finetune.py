@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone, forward_pass
 from eval.features.corruptions import corrupt_all
-from eval.metrics import expected_calibration_error, score
+from eval.metrics import score
 from eval.protocols.finetune_data import hold, joined, repeated
 from eval.protocols.finetune_recipes import COMMON, RECIPES, Recipe
+from eval.protocols.likeliest import result_of
 from eval.tasks.registry import Task, split_rows
 from tt_ray.config import Config, ModelConfig
 from tt_ray.data.augment import VECTORISED, normalize
@@ -139,13 +140,7 @@ def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
         chosen["precision"] = "bf16"  # of the training
 
     def tested(corruption: Corruption | None) -> Result:
-        probs = tuned.predict(test, corruption)
-        predictions = probs.argmax(1)
-        metrics = score(task, test.labels, predictions)
-        metrics["ece"] = expected_calibration_error(probs, test.labels)
-        return Result(
-            metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen, probs.max(1)
-        )
+        return result_of(task, tuned.predict(test, corruption), test.labels, chosen)
 
     return tested
 

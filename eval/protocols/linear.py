@@ -32,7 +32,8 @@ from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.feature_metrics import effective_rank
 from eval.features.backbone import Backbone
 from eval.features.cache import task_features, test_features
-from eval.metrics import expected_calibration_error, score
+from eval.metrics import score
+from eval.protocols.likeliest import result_of
 from eval.tasks.registry import Task
 from tt_ray.logistic.design import Design, Matrix, Moments, Rows, moments
 from tt_ray.logistic.solver import MAX_ITERATIONS, TOLERANCE, Fit, Solver, predict
@@ -133,11 +134,7 @@ def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
             x, y = test_features(backbone, task, config, corruption)
         with threadpool_limits(config.threads):
             shares = selection.predict(x)
-        predictions = shares.argmax(1)
-        metrics = score(task, y, predictions)
-        metrics |= {"ece": expected_calibration_error(shares, y), "effective_rank": rank}
-        labels = np.asarray(y, np.int32)
-        return Result(metrics, len(labels), predictions.astype(np.int32), labels, describe(selection), shares.max(1))
+        return result_of(task, shares, y, describe(selection), effective_rank=rank)
 
     return test
 

@@ -28,8 +28,9 @@ from torchvision.transforms import InterpolationMode
 from eval.contract import Corruption, EvalConfig, Result, Test, Traits
 from eval.features.backbone import Backbone, Preprocessing, forward_pass
 from eval.features.extract import Decoder
-from eval.metrics import expected_calibration_error, score
+from eval.metrics import score
 from eval.protocols.finetune_data import joined
+from eval.protocols.likeliest import result_of
 from eval.tasks.registry import Task, split_rows
 from tt_ray.data.augment import normalize, seeded
 from tt_ray.data.loader import loader_processes
@@ -147,12 +148,7 @@ def fit(backbone: Backbone, task: Task, config: EvalConfig) -> Test:
     def tested(corruption: Corruption | None) -> Result:
         with _on_device(backbone, config.device):
             shares = predict(backbone, heads, test, options, config, best, corruption)[best]
-        predictions = shares.argmax(1)
-        metrics = score(task, test.labels, predictions)
-        metrics["ece"] = expected_calibration_error(shares, test.labels)
-        return Result(
-            metrics, len(test), predictions.astype(np.int32), test.labels.astype(np.int32), chosen, shares.max(1)
-        )
+        return result_of(task, shares, test.labels, chosen)
 
     return tested
 

@@ -198,10 +198,7 @@ WIDE: dict[str, tuple[int, dict[str, Any]]] = {
     "three, unlabelled": (3, {"data__unlabelled": 0.7, "data__cutmix": 1.0, "train__epochs": 9}),
     "two, unlabelled": (2, {"data__unlabelled": 0.3, "data__subset": 0.7, "train__max_batch_per_worker": 3, **WEIGHED}),
     "two, balanced": (2, {"data__sampling": "balanced", "data__cutmix": 1.0}),
-    "three, small loss, in parts": (
-        3,
-        {"optim__small_loss": 0.4, "data__cutmix": 1.0, "train__max_batch_per_worker": 3},
-    ),
+    "three, small loss": (3, {"optim__small_loss": 0.4, "data__cutmix": 1.0, "train__max_batch_per_worker": 3}),
     "four": (4, {"text__loss": "clip", "data__cutmix": 1.0, "train__epochs": 9}),
     "four, by node": (4, {"text__loss": "clip", "run__strategy": "hsdp", "train__ema": 0.9, "data__mixup": 0.8}),
     "two, computed again": (2, {"train__activation_checkpointing": True, "run__strategy": "fsdp"}),
