@@ -1,5 +1,7 @@
 """What is made of probabilities: predictions, both accuracies, calibration, and what comes with them."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from tests.eval.toy_task import ToyTask
 def test_the_likeliest_class_is_predicted_with_its_probability() -> None:
     probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], np.float32)
     labels = np.array([0, 1, 0])
-    found = result_of(ToyTask(), probs, labels, {"k": 3}, effective_rank=2.0)
+    found = result_of(cast(Any, ToyTask()), probs, labels, {"k": 3}, effective_rank=2.0)
     assert found.predictions is not None and found.predictions.tolist() == [0, 1, 2]
     assert found.labels is not None and found.labels.tolist() == [0, 1, 0]
     assert found.confidence is not None and found.confidence.tolist() == probs.max(1).tolist()
