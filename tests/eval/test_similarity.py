@@ -116,6 +116,13 @@ def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pyt
     assert len(shown) == 2 + len(tree["rows"]) and shown[0].startswith("| CKA | ")
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, said in ((tmp_path / "file" / "cka.json", "choose another --out"), (tmp_path, "give a JSON file")):
+        with pytest.raises(UserError, match=said):
+            main(["--models", "a=none", "--task", "none", "--out", str(out)])
+
+
 def test_the_folder_of_a_task_is_given_as_the_hint_says(tmp_path: Path) -> None:
     """Hints are those of python -m eval: --task-root NAME=DIR."""
     for root in (f"mine={tmp_path / 'none'}", str(tmp_path / "none")):
