@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from tt_ray.io.files import new_file
-from tt_ray.io.resumable import disk_problems
+from tt_ray.io.resumable import OTHERWISE, disk_problems, make_room
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.gpu import device_of
 from tt_ray.terminal.progress import Display
 
 _NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
-_OTHERWISE = "choose another --out"
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,13 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """Draws the picture, and prints how many images lie next to one of their class."""
     given = read_arguments(Arguments, arguments, program("eval.picture"))
-    if given.out.suffix.lower() != ".svg" or given.out.is_dir():
+    if given.out.suffix.lower() != ".svg":
         raise UserError(f"--out {given.out} must be an SVG file, such as picture.svg")
     if not given.models:
         raise UserError("--models is empty: give NAME=MODEL, as for python -m eval")
     if given.images < 1 or given.classes < 1 or given.seed < 0:
         raise UserError("--images and --classes must be at least 1, --seed at least 0")
-    with disk_problems(given.out, _OTHERWISE):  # known before anything is computed
-        given.out.parent.mkdir(parents=True, exist_ok=True)
+    make_room(given.out)
     # Only now: they bring torch and timm, which take seconds.
     import torch
 
@@ -90,7 +88,7 @@ def main(arguments: list[str]) -> None:
                 raise UserError(f"{name} on {task.name}: {error}") from None
             projected.append(Projected(name, places, neighbours_alike(places, labels)))
     title = f"{_NAMES[given.method]} of features of {len(rows):,} test images of {task.name}, coloured by class"
-    with disk_problems(given.out, _OTHERWISE), new_file(given.out, durable=False) as partial:
+    with disk_problems(given.out, OTHERWISE), new_file(given.out, durable=False) as partial:
         partial.write_text(draw(title, projected, labels, source.classes), encoding="utf-8")
     for each in projected:
         print(f"{each.model}: {each.alike:.1f} % of images lie next to one of their class in the picture")

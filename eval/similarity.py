@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tt_ray.io.files import new_file
-from tt_ray.io.resumable import disk_problems
+from tt_ray.io.resumable import OTHERWISE, disk_problems, make_room
 from tt_ray.terminal.command import program, read_arguments, run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.gpu import device_of
 
 if TYPE_CHECKING:
     from eval.features.cka import Grid
-
-_OTHERWISE = "choose another --out"
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,7 @@ def main(arguments: list[str]) -> None:
     if given.modules and not given.layers:
         raise UserError("--modules is about layers: pass --layers too")
     if given.out is not None:
-        if given.out.is_dir():
-            raise UserError(f"--out {given.out} is a folder: give a JSON file")
-        with disk_problems(given.out, _OTHERWISE):  # known before anything is computed
-            given.out.parent.mkdir(parents=True, exist_ok=True)
+        make_room(given.out)
     # Only now: they bring torch and timm, which take seconds.
     import numpy as np
     import torch
@@ -87,7 +82,7 @@ def main(arguments: list[str]) -> None:
     print(table(rows, columns, values))
     if given.out is not None:
         tree = {"task": task.name, "rows": rows, "columns": columns, "values": values.tolist()}
-        with disk_problems(given.out, _OTHERWISE), new_file(given.out, durable=False) as partial:
+        with disk_problems(given.out, OTHERWISE), new_file(given.out, durable=False) as partial:
             partial.write_text(json.dumps(tree, indent=2))
 
 

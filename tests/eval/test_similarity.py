@@ -118,7 +118,7 @@ def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pyt
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for out, said in ((tmp_path / "file" / "cka.json", "choose another --out"), (tmp_path, "give a JSON file")):
+    for out, said in ((tmp_path / "file" / "cka.json", "choose another --out"), (tmp_path, "is a folder: give a file")):
         with pytest.raises(UserError, match=said):
             main(["--models", "a=none", "--task", "none", "--out", str(out)])
 

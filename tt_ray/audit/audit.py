@@ -22,7 +22,7 @@ from tt_ray.audit.words import sections
 from tt_ray.config import Config
 from tt_ray.io.files import new_folder
 from tt_ray.io.one_writer import beside, one_writer
-from tt_ray.io.resumable import disk_problems
+from tt_ray.io.resumable import OTHERWISE, disk_problems
 from tt_ray.logistic.design import read_blocks
 from tt_ray.terminal.errors import UserError
 from tt_ray.terminal.progress import Display
@@ -138,7 +138,7 @@ def _write(out: Path, found: Found, options: Options) -> dict[str, Any]:
     figures = {"format_version": _FORMAT_VERSION, "tt_ray": tt_ray.__version__, "command": options.command}
     figures |= figures_of(found, listed, replaced, options.corrected)
     page = sections(found, figures, options)
-    with disk_problems(out, "choose another --out"), new_folder(out) as folder:
+    with disk_problems(out, OTHERWISE), new_folder(out) as folder:
         write_both(suspects_table(inputs, suspects, max(listed, min(len(suspects.rows), 100))), folder, "suspects")
         write_csv(corrected, folder / "corrected.csv")
         if found.pairs is not None:

@@ -18,6 +18,8 @@ from tt_ray.terminal.errors import UserError, reason
 _SHARD = re.compile(r"(\d{7})-([0-9a-f]{32})\.shard")
 _PLAN = "plan.json"
 _FORMAT_VERSION = 1
+OTHERWISE = "choose another --out"
+"""For `disk_problems`, of commands that cannot continue."""
 
 
 class Shards:
@@ -138,6 +140,20 @@ def disk_problems(path: Path, way: str = "fix this and run the same command to c
         yield
     except OSError as error:
         raise UserError(f"cannot write {error.filename or path}: {reason(error)}; {way}") from error
+
+
+def make_room(out: Path) -> None:
+    """Makes the folder of a file that a command is going to write, before it computes what to write.
+
+    Raises:
+        UserError: `out` is a folder, or its own cannot be made.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {reason(error)}; {OTHERWISE}") from None
 
 
 def digest_of(*columns: pa.StringArray) -> str:
