@@ -29,6 +29,7 @@ from tt_ray.data.prepare import open_data
 from tt_ray.terminal.command import run_command
 from tt_ray.terminal.errors import UserError
 from tt_ray.train import main as train_command
+from tt_ray.train import summary
 from tt_ray.training.context import LocalContext
 from tt_ray.training.metrics_log import read_rows
 from tt_ray.training.run_folder import read_result, start_run
@@ -149,6 +150,14 @@ def test_a_run_ends_with_a_summary(taught: Done) -> None:
     assert lines[-1].startswith("next: ") and "python -m tt_ray.train shapes_baseline" in lines[-1]
     paths = re.findall(rf"{taught.config.run_dir}[^\s']*", taught.out)
     assert len(paths) == 6 and all(Path(path).exists() for path in paths)
+
+
+def test_what_lies_behind_a_uri_is_exported_before_timm_can_load_it() -> None:
+    config = read_config(["shapes_baseline", "--run.storage", "gs://bucket/runs?scheme=http"], "train")
+    result = {"epochs": 1, "top1": 9.0, "val_images": 10, "train_seconds": 1.0, "notes": []}
+    *_, model, metrics, checkpoints = summary(config, result, 0).split("\n")
+    assert model.endswith("python -m tt_ray.export 'gs://bucket/runs/shapes_baseline?scheme=http' --out DIR")
+    assert all("gs://bucket/runs/shapes_baseline/" in line for line in (model, metrics, checkpoints))
 
 
 def test_the_run_folder_is_complete(taught: Done) -> None:

@@ -1,4 +1,4 @@
-"""Runs behind a URI: a real S3 server (moto's), and the local file system as one."""
+"""Runs behind a URI: servers of S3 (moto's) and of Google's storage (an emulator), and the local file system as one."""
 
 import errno
 import io
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,13 +54,27 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["s3", "file"])
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    """URI in an empty bucket."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    yield f"gs://anonymous@bucket/runs?scheme=http&endpoint_override=127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "gs", "file"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if request.param == "file":
         return f"file://{tmp_path}/there"
-    return request.getfixturevalue("s3").replace("/runs?", f"/{tmp_path.name}?")
+    return request.getfixturevalue(request.param).replace("/runs?", f"/{tmp_path.name}?")
 
 
 def test_files_go_there_and_come_back(uri: str) -> None:
@@ -103,6 +118,13 @@ def test_a_plain_folder_moves_nothing(tmp_path: Path) -> None:
 def test_other_uris_are_refused(uri: str) -> None:
     with pytest.raises(UserError, match="run.storage"):
         Storage.open(uri)
+
+
+def test_a_secret_in_a_uri_is_refused_and_not_shown() -> None:
+    for secret in ("hush", "hu/s:h"):  # their base64 has slashes
+        with pytest.raises(UserError, match=r"^run.storage holds a key .*: leave both out") as refused:
+            Storage.open(f"s3://key:{secret}@bucket/runs?region=us-east-1")
+        assert secret not in str(refused.value)
 
 
 def test_pruning_spares_what_is_in_use(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Remote:
     """A folder behind a URI. Can be pickled."""
 
     uri: str
-    """As errors show it: without the key and the secret that it may hold."""
+    """As errors show it: without the user and the options that it may hold."""
     system: fs.FileSystem
     base: str
 

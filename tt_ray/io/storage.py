@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pyarrow import ArrowException, fs
 from tt_ray.terminal.errors import UserError, one_line
 
 _LAST = ("manifest.json", "result.json")
+_SECRET = re.compile(r"^(s3|gs|gcs|abfss?)://[^/@?]*:[^@?]*@")
 
 
 def is_uri(storage: str) -> bool:
@@ -114,8 +116,10 @@ class Storage:
         """Names in a folder, there or here."""
         if self.remote is None:
             return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        selector = fs.FileSelector(self.there(folder), allow_not_found=True)
-        return [info.base_name for info in self.remote.get_file_info(selector)]
+        # All that is below: on gs:// a folder that another program has copied is no entry, but what is in it is.
+        there = self.there(folder)
+        found = self.remote.get_file_info(fs.FileSelector(there, recursive=True, allow_not_found=True))
+        return sorted({info.path[len(there) + 1 :].partition("/")[0] for info in found})
 
     def there(self, path: Path) -> str:
         """The path in `remote` of one below `root`."""
@@ -164,6 +168,11 @@ def fetch_data(uri: str) -> Path:
 
 def file_system(uri: str, field: str) -> tuple[fs.FileSystem, str]:
     """The file system of a URI and the path in it; raises UserError, starting with `field`, when there is none."""
+    if _SECRET.search(uri):
+        raise UserError(
+            f"{field} holds a key and its secret, which config.yaml would keep: leave both out of the URI, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     try:
         return fs.FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:
