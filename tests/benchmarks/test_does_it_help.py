@@ -12,7 +12,7 @@ from tests.pages import ROOT
 from tt_ray.config import Config
 
 _SETTINGS = [setting for part in does_it_help.PARTS.values() for setting in part]
-_MADE = {"corrected", "caption", "encoder"}
+_MADE = {"corrected", "caption", "encoder", "epochs times"}
 
 
 @pytest.mark.parametrize("setting", _SETTINGS, ids=lambda setting: f"{setting.data}, {setting.name}")
@@ -27,6 +27,7 @@ def test_an_arm_differs_from_text_teacher_by_what_it_says(
         "corrected": {"data.labels", *(["data.label_noise"] if ours.data.label_noise else [])},
         "caption": {"text.captions"},
         "encoder": {"text.embeddings"},
+        "epochs times": {"train.epochs", "train.eval_every"},
     }
     for arm, fields in setting.arms.items():
         config = does_it_help.configure(setting, arm, 0, roots, tmp_path)
