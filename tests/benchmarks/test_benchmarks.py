@@ -110,8 +110,8 @@ def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--images", "8", "--width", "80", "--height", "60", "--image-size", "28", "--batch-size", "4"]
     loading.main([*size, "--steps", "1", "--repeats", "2", "--out", str(out)])
     result = json.loads(out.read_text())
-    sides = {"before", "timm", "folders", "packed 28", "packed 32"}
-    sides |= {f"{name}, device" for name in ("folders", "packed 28", "packed 32")}
+    ours = {"folders", "packed 28", "packed 28, quality 85", "packed 32"}
+    sides = {"before", "timm"} | ours | {f"{name}, device" for name in ours}
     for preset in ("three_augment", "deit"):
         assert set(result[preset]) == sides
         for row in result[preset].values():
