@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -199,9 +199,61 @@ def twice(path: Path) -> None:
         tar.addfile(member, io.BytesIO(b"abc"))
 
 
+def links(path: Path) -> None:
+    """As tar writes the second name of a file that two folders share."""
+    write(path, {"a.jpg": jpeg(0), "a.cls": "0", "b.cls": "1"})
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("b.jpg")
+        member.type, member.linkname = tarfile.LNKTYPE, "a.jpg"
+        tar.addfile(member)
+
+
+def sparse(path: Path) -> None:
+    """An image with zeros after its end, of which the tar holds the rest alone, by GNU's fields of pax."""
+    content = jpeg(0)
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"GNU.sparse.map": f"0,{len(content)}", "GNU.sparse.size": str(len(content) + 4096)}
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+
+def of(*files: tuple[str, bytes | str]) -> Callable[[Path], None]:
+    """What writes a shard of these files; the same name may occur twice."""
+
+    def spoil(path: Path) -> None:
+        with tarfile.open(path, "w") as tar:
+            for name, content in files:
+                member, data = tarfile.TarInfo(name), content if isinstance(content, bytes) else content.encode()
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+    return spoil
+
+
+def corrected(path: Path) -> None:
+    """Of six images two have another number in .json than in .cls."""
+    pairs = [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (1, 0)]
+    files: dict[str, bytes | str] = {}
+    for number, (old, new) in enumerate(pairs):
+        files |= {f"{number}.jpg": jpeg(number), f"{number}.cls": str(old), f"{number}.json": f'{{"label": {new}}}'}
+    write(path, files)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (links, "b.jpg is a link"),
+        (sparse, "a.jpg is a link or a sparse file"),
+        (corrected, "contradict 'label' in .json: take those of .cls by --data.label_column cls"),
+        (of(("a.jpg", jpeg(0)), ("a.png", jpeg(1)), ("a.cls", "0")), r"sample a has 2 images, \.jpg, \.png"),
+        (of(("a.1.jpg", jpeg(0)), ("a.1.cls", "0"), ("a.2.jpg", jpeg(1)), ("a.2.cls", "1")), "sample a has 2 images"),
+        (of(("a.jpg", jpeg(0)), ("a.jpg", jpeg(1)), ("a.cls", "0")), "it has a.jpg twice"),
+        (of(("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("a.cls", "0"), ("b.cls", "1")), "2 samples are not next to each"),
+        (of(("a.jpg", jpeg(0)), ("a.cls", b"\xe9")), "a.cls is not UTF-8"),
+        (of(("a.jpg", jpeg(0)), ("a.json", "[" * 10**5)), "a.json is not JSON"),
+        (of(("a.jpg", jpeg(0)), ("a.json", '{"label": [1, 2]}')), "1 images have no label"),
+        (of(("a.jpg", jpeg(0)), ("a.json", '{"label": NaN}')), "1 images have no label"),
         (cut, "cannot read shard .*train.tar"),
         (without_end, "cannot read shard .*train.tar: unexpected end of data"),
         (put_together, "cannot read shard .*train.tar: more follows its end"),
@@ -219,6 +271,39 @@ def test_shards_that_would_be_read_wrongly_are_refused(spoil: object, words: str
     spoil(tmp_path / "train.tar")
     with pytest.raises(UserError, match=words):
         opened(tmp_path)
+
+
+def test_one_of_several_images_is_taken_by_its_name_not_by_its_place(tmp_path: Path) -> None:
+    """Masks lie before or after; hidden copies of a Mac, and files of no kind that is read, between."""
+    files = {"._a.jpg": b"fork", "a.mask.png": jpeg(9), "a.jpg": jpeg(0), "a.mp4": b"film", "a.cls": "0"}
+    write(tmp_path / "train.tar", {**files, "._b.jpg": b"fork", "b.jfif": jpeg(1), "b.a.png": jpeg(9), "b.cls": "1"})
+    source = opened(tmp_path)
+    assert source.labels.tolist() == [0, 1] and [source.encoded(row) for row in (0, 1)] == [jpeg(0), jpeg(1)]
+
+
+def test_labels_and_texts_that_are_written_in_several_ways(tmp_path: Path) -> None:
+    files = {
+        "a.jpg": jpeg(0),
+        "a.cls": "\ufeff3\n",
+        "b.jpg": jpeg(1),
+        "b.json": '{"label": 2.0, "caption": "x\\ud800"}',
+    }
+    write(tmp_path / "train.tar", {**files, "c.jpg": jpeg(2), "c.json": '{"label": [1], "caption": ["a", "b"]}'})
+    source = opened(tmp_path, captions=True)
+    assert source.labels.tolist() == [3, 2, 1] and len(source.classes) == 4
+    assert source.captions is not None and source.captions.to_pylist() == [None, "x\\ud800", "a"]
+
+
+def test_labels_of_one_kind_may_be_names_or_groups_of_the_other(tmp_path: Path) -> None:
+    """.cls numbers the fine classes; `.json` has their names, or coarser ones, and one image has none."""
+    for field, words in (("label", ("cat", "dog", "eel")), ("label", ("pet", "pet", "fish"))):
+        files: dict[str, bytes | str] = {"x.jpg": jpeg(7), "x.cls": "-1", "x.json": f'{{"label": "{words[0]}"}}'}
+        for number in range(6):
+            about = json.dumps({field: words[number % 3]})
+            files |= {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number % 3), f"{number}.json": about}
+        root = tmp_path / words[0]
+        write(root / "train.tar", files)
+        assert opened(root).classes == tuple(sorted(set(words)))
 
 
 def test_what_is_no_folder_of_shards_is_refused(tmp_path: Path) -> None:
