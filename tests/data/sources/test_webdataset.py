@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable, Mapping
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from tt_ray.config import DataConfig
+from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.registry import open_source, open_splits, open_unlabelled
 from tt_ray.data.sources.tar_index import INDEX, labels_are_numbers, read_index
+from tt_ray.data.sources.webdataset import of_split
 from tt_ray.terminal.errors import UserError
 
 
@@ -321,3 +324,58 @@ def test_a_shard_that_is_not_the_one_that_was_indexed_is_noticed(tmp_path: Path)
     write(tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
     with pytest.raises(UserError, match=r"b in .*train.tar"):
         source.read(1)
+
+
+def test_a_shard_of_as_many_bytes_is_not_taken_for_the_one_that_was_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other labels, then other places of images; noticed at the start, and by the image where it looks older."""
+    shard, old = tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": jpeg(1, (64, 64)), "b.cls": "1"}
+    write(shard, old)
+    opened(tmp_path)
+    for newer in ({**old, "b.cls": "0"}, dict(reversed(list(old.items())))):
+        write(shard, newer)
+        os.utime(shard, ns=(0, (tmp_path / INDEX).stat().st_mtime_ns + 10**9))
+        with pytest.raises(UserError, match="1 shards have changed since .*: train.tar; run .*--index-only"):
+            opened(tmp_path)
+    with monkeypatch.context() as context:
+        context.setattr(webdataset, "_HASHED", 0)
+        assert "1 shards are newer than" in opened(tmp_path).left_out[0]
+    os.utime(shard, ns=(0, 0))
+    source = opened(tmp_path)
+    for row in range(2):
+        with pytest.raises(UserError, match="has no such image there: it is not the one that was indexed"):
+            source.read(row)
+
+
+def test_copies_of_shards_that_look_newer_than_their_index_are_taken(tmp_path: Path) -> None:
+    write(tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    opened(tmp_path)
+    os.utime(tmp_path / "train.tar", ns=(0, (tmp_path / INDEX).stat().st_mtime_ns + 10**9))
+    assert opened(tmp_path).left_out == ()
+
+
+def test_a_shard_belongs_to_one_split(tmp_path: Path) -> None:
+    """The longer of two names where one has the other in it; none where a path names both."""
+    for number, name in enumerate(("train-0.tar", "train-val-0.tar")):
+        write(tmp_path / name, {f"{number}.jpg": jpeg(number), f"{number}.cls": "0"})
+    config = DataConfig(source="webdataset", root=str(tmp_path), val_split="train-val")
+    assert [source.ids.to_pylist() for source in open_splits(config, False)] == [["0"], ["1"]]
+    for split, other in (("train", "val"), ("val", "train")):
+        with pytest.raises(UserError, match="shard train-val-0.tar has the names of two splits"):
+            of_split("train-val-0.tar", split, other)
+    assert of_split("train-test/test-0.tar", "test", "train-test") is False
+
+
+@pytest.mark.parametrize(("labels", "words"), [(("-2", "3"), "label -2 is not a class number"), (("9" * 20, "3"), "")])
+def test_numbers_that_are_no_class_numbers(labels: tuple[str, str], words: str, tmp_path: Path) -> None:
+    """Negative ones are refused as elsewhere; ids of more digits than a number can have are names."""
+    files = {
+        f"{n}.{end}": jpeg(n) if end == "jpg" else label for n, label in enumerate(labels) for end in ("jpg", "cls")
+    }
+    write(tmp_path / "train.tar", files)
+    if words:
+        with pytest.raises(UserError, match=words):
+            opened(tmp_path)
+    else:
+        assert opened(tmp_path).classes == tuple(sorted(labels))
