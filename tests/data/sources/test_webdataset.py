@@ -135,6 +135,14 @@ def test_the_index_is_made_once_and_must_fit_the_shards(tmp_path: Path) -> None:
     (tmp_path / "train-0.tar").rename(tmp_path / "train-2.tar")
     with pytest.raises(UserError, match="does not have 1 shards"):
         opened(tmp_path)
+    (tmp_path / "train-2.tar").unlink()
+    write(tmp_path / "train-3.tar", {"c.jpg": jpeg(3), "c.cls": "0"})
+    (tmp_path / INDEX).unlink()
+    write(tmp_path / "train-4.tar", {"d.jpg": jpeg(4), "d.cls": "0"})
+    opened(tmp_path)
+    (tmp_path / "train-3.tar").unlink()
+    with pytest.raises(UserError, match="names 1 shards that are not there: train-3.tar"):
+        opened(tmp_path)
 
 
 def test_images_that_cannot_be_read_are_known_to_the_index(tmp_path: Path) -> None:

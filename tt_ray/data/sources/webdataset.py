@@ -172,8 +172,8 @@ def find_index(shards: ShardFiles, config: DataConfig) -> Path:
 def _names_of(config: DataConfig, split: Split, shards: ShardFiles, path: Path) -> list[str]:
     """Shards of a split. Raises UserError where there are none, or the index is not that of these shards."""
     name, known = split_name(config, split), shards_of(path)
-    other = "" if config.val_share else split_name(config, "val" if split == "train" else "train")
-    mine = [shard for shard in shards.sizes if of_split(shard, name, other)]
+    opposite = "" if config.val_share else split_name(config, "val" if split == "train" else "train")
+    mine = [shard for shard in shards.sizes if of_split(shard, name, opposite)]
     if not mine:
         words = {word for shard in shards.sizes for word in re.split(r"[/_.\-]", shard.removesuffix(".tar"))}
         named = [word for word in words if not word.isdecimal()]
@@ -187,7 +187,7 @@ def _names_of(config: DataConfig, split: Split, shards: ShardFiles, path: Path) 
             f"was indexed ({len(other)} such shards): fetch it again, or {again}"
         )
     if shards.whole and (
-        lost := [shard for shard in known if shard not in shards.sizes and of_split(shard, name, other)]
+        lost := [shard for shard in known if shard not in shards.sizes and of_split(shard, name, opposite)]
     ):
         raise UserError(
             f"{shards.index} names {len(lost)} shards that are not there: {some(lost)}; fetch them, or {again}"
