@@ -248,6 +248,16 @@ def test_killed_it_continues_and_nothing_is_lost_or_doubled(
         main(kept(images, out))
 
 
+def test_shards_of_others_are_not_overwritten(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "do_missing", do_here)
+    write(tmp_path / "out" / "train-00000.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    before = sha256(tmp_path / "out" / "train-00000.tar")
+    with pytest.raises(UserError, match="holds shards already, such as train-00000.tar"):
+        main(kept(images, tmp_path / "out"))
+    assert [sha256(path) for path in (tmp_path / "out").iterdir()] == [before]
+    assert not (tmp_path / "out.unfinished").exists()
+
+
 @pytest.mark.parametrize(("old", "new"), [('"label": "cat"', '"label": "dog"'), ("number 0", "number none")])
 def test_labels_and_captions_that_change_before_it_continues_are_not_mixed(
     old: str, new: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -152,8 +152,12 @@ def pack(given: Arguments, out: ShardFolder, display: Display) -> str:
     work |= {"images per shard": given.shard_size, "labels": not given.unlabelled, "groups": given.data.group_column}
     # The index has them of each shard as they were when it was written.
     work["labels, captions and groups"] = [_digest_of_texts(source) for source in splits]
-    if INDEX in out.sizes():
+    there = out.sizes()
+    if INDEX in there:
         raise UserError(f"{out.place} holds packed images already: delete it or choose another --out")
+    # Shards of this command alone may be written again.
+    if not out.unfinished.exists() and (tars := sorted(name for name in there if name.endswith(".tar"))):
+        raise UserError(f"{out.place} holds shards already, such as {tars[0]}: move them or choose another --out")
     with open_shards(out.unfinished, work, len(items)) as shards:
         if shards.done:
             shards.check(asdict(given.images))
