@@ -305,6 +305,16 @@ def test_labels_and_texts_that_are_written_in_several_ways(tmp_path: Path) -> No
     assert source.captions is not None and source.captions.to_pylist() == [None, "x\\ud800", "a"]
 
 
+def test_ids_are_keys_or_those_of_json_as_they_are(tmp_path: Path) -> None:
+    abouts = {"a b ": "{}", "c": '{"image_id": " d.jpg"}', "e": '{"image_id": 0}', "f\udce9": '{"image_id": ""}'}
+    files = {
+        f"{key}.{end}": jpeg(0) if end == "jpg" else about for key, about in abouts.items() for end in ("jpg", "json")
+    }
+    write(tmp_path / "train.tar", files)
+    found = open_unlabelled(DataConfig(source="webdataset", root=str(tmp_path)), "train")
+    assert found.ids.to_pylist() == ["a b ", " d.jpg", "0", "f\\udce9"]
+
+
 def test_labels_of_one_kind_may_be_names_or_groups_of_the_other(tmp_path: Path) -> None:
     """.cls numbers the fine classes; `.json` has their names, or coarser ones, and one image has none."""
     for field, words in (("label", ("cat", "dog", "eel")), ("label", ("pet", "pet", "fish"))):

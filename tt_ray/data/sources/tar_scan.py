@@ -117,7 +117,8 @@ def scan(
             if label is not None and own is not None:
                 labels.add((own, label))
             caption = found.get("txt", fields.get(caption_field))
-            row = {"image_id": _text(fields.get("image_id")) or _text(sample.key), "shard": name}
+            given = fields.get("image_id")
+            row = {"image_id": _unicode(sample.key if given in (None, "") else str(given)), "shard": name}
             row |= {"label": own if label is None else label, "caption": _text(caption) or None}
             row["group"] = _text(fields.get(group_field)) or None
             rows.append(row | _about(image))
@@ -240,10 +241,14 @@ def _label(value: object) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    """A label, a caption or a key as text; of several captions the first."""
+    """A label or a caption as text; of several captions the first."""
     if isinstance(value, list):
         value = value[0] if value else None
     if isinstance(value, bytes):
         return value.decode("utf-8-sig", "replace").strip()
-    # Halves of pairs, in names and JSON, are no text of Arrow's.
-    return None if value is None else str(value).strip().encode(errors="backslashreplace").decode()
+    return None if value is None else _unicode(str(value).strip())
+
+
+def _unicode(text: str) -> str:
+    """Text that Arrow takes: JSON may hold halves of pairs, and names of files bytes that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
