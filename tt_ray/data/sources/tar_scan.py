@@ -63,6 +63,15 @@ class _Hashed(io.RawIOBase):
         self.end = (self.end + block)[-tarfile.BLOCKSIZE :]
         return block
 
+    def check_end(self) -> None:
+        """Reads whatever follows the last file; raises ReadError where it is not the end of a tar."""
+        while self.read(_READ):
+            pass
+        if self.end.strip(b"\0") or not self.bytes:
+            raise tarfile.ReadError("unexpected end of data")
+        if self.filled > self.members:
+            raise tarfile.ReadError("more follows its end, as where tars were put together by cat")
+
 
 @dataclass(frozen=True)
 class _Encoded(ImageReader):
@@ -122,12 +131,7 @@ def scan(
             row |= {"label": own if label is None else label, "caption": _text(caption) or None}
             row["group"] = _text(fields.get(group_field)) or None
             rows.append(row | _about(image))
-        while hashed.read(_READ):
-            pass  # whatever follows the end mark
-        if hashed.end.strip(b"\0") or not hashed.bytes:
-            raise tarfile.ReadError("unexpected end of data")
-        if hashed.filled > hashed.members:
-            raise tarfile.ReadError("more follows its end, as where tars were put together by cat")
+        hashed.check_end()
     except tarfile.TarError as error:
         raise UserError(
             f"cannot read shard {place}: {one_line(error)}; fetch or write it again (compressed tars must be unpacked)"
@@ -137,13 +141,20 @@ def scan(
             f"{place}: files of {len(both)} samples are not next to each other, such as those of {min(both)}: write "
             "the shard again, sorted by name"
         )
-    # Names for numbers, and coarse classes for fine ones, map one to the other; labels that were corrected do not.
-    if all(len({pair[side] for pair in labels}) < len(labels) for side in (0, 1)):
+    _check_labels(labels, place, label_field)
+    return pa.Table.from_pylist(rows, schema=FIELDS), ShardFile(hashed.bytes, hashed.hash.hexdigest())
+
+
+def _check_labels(pairs: set[tuple[str, str]], place: str, label_field: str) -> None:
+    """Raises UserError where the different labels of images, in .cls and .json, do not map one to the other.
+
+    Names for numbers, and coarse classes for fine ones, do; labels of which one kind was corrected do not.
+    """
+    if all(len({pair[side] for pair in pairs}) < len(pairs) for side in (0, 1)):
         raise UserError(
             f"{place}: labels in .cls contradict {label_field!r} in .json: take those of .cls by --data.label_column "
             "cls, or correct one of the two"
         )
-    return pa.Table.from_pylist(rows, schema=FIELDS), ShardFile(hashed.bytes, hashed.hash.hexdigest())
 
 
 def _samples(stream: _Hashed, place: str) -> Iterator[Sample]:
