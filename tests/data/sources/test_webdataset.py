@@ -379,7 +379,7 @@ def test_a_shard_belongs_to_one_split(tmp_path: Path) -> None:
         write(tmp_path / name, {f"{number}.jpg": jpeg(number), f"{number}.cls": "0"})
     config = DataConfig(source="webdataset", root=str(tmp_path), val_split="train-val")
     assert [source.ids.to_pylist() for source in open_splits(config, False)] == [["0"], ["1"]]
-    for split, other in (("train", "val"), ("val", "train")):
+    for split, other in (("train", "val"), ("val", "train"), ("train", "Train"), ("Train", "train")):
         with pytest.raises(UserError, match="shard train-val-0.tar has the names of two splits"):
             of_split("train-val-0.tar", split, other)
     assert of_split("train-test/test-0.tar", "test", "train-test") is False

@@ -137,18 +137,19 @@ def of_split(shard: str, split: str, other: str) -> bool:
     """Whether a shard belongs to a split and not to the `other`: `train-val-0.tar` is of train-val, not of train.
 
     Raises:
-        UserError: Its path names both, and neither name has the other in it.
+        UserError: Its path names both, and neither name is a part of the other.
     """
     if not in_split(shard, split):
         return False
-    if other in ("", ".", split) or split == "." or not in_split(shard, other) or in_split(split, other):
+    if other in ("", ".", split) or split == "." or not in_split(shard, other):
         return True
-    if not in_split(other, split):
+    longer, shorter = in_split(split, other), in_split(other, split)
+    if longer == shorter:
         raise UserError(
             f"shard {shard} has the names of two splits in its path, {split} and {other}: rename it, or name the "
             "splits by more of their paths with --data.train_split and --data.val_split"
         )
-    return False
+    return longer
 
 
 def find_index(shards: ShardFiles, config: DataConfig) -> Path:
