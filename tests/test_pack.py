@@ -1,6 +1,7 @@
 """`python -m tt_ray.pack` as users run it: a packed set is the set itself, also where packing was killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,38 @@ def test_killed_it_continues_and_nothing_is_lost_or_doubled(
     assert_same_files(out, packed)
     with pytest.raises(UserError, match="holds packed images already"):
         main(kept(images, out))
+
+
+def test_shards_of_others_are_not_overwritten(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "do_missing", do_here)
+    write(tmp_path / "out" / "train-00000.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    before = sha256(tmp_path / "out" / "train-00000.tar")
+    with pytest.raises(UserError, match="holds shards already, such as train-00000.tar"):
+        main(kept(images, tmp_path / "out"))
+    assert [sha256(path) for path in (tmp_path / "out").iterdir()] == [before]
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [('"label": "cat"', '"label": "dog"'), ("number 0", "number none")])
+def test_labels_and_captions_that_change_before_it_continues_are_not_mixed(
+    old: str, new: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(images, root)
+
+    def one(shards: Shards, items: Sequence[Sequence[Any]], make: Callable[[Pool], Worker], *_: object) -> None:
+        worker = make(CPU)
+        shards.add(0, worker.about, worker(list(items[0])))
+        raise UserError("killed")
+
+    monkeypatch.setattr(pack, "do_missing", one)
+    with pytest.raises(UserError, match="killed"):
+        main(kept(root, out))
+    about = root / "train" / "metadata.jsonl"
+    about.write_text(about.read_text().replace(old, new, 1))
+    monkeypatch.setattr(pack, "do_missing", do_here)
+    with pytest.raises(UserError, match="was begun with other labels, captions and groups"):
+        main(kept(root, out))
 
 
 @pytest.mark.release

@@ -150,8 +150,14 @@ def pack(given: Arguments, out: ShardFolder, display: Display) -> str:
     items = [items for items, _ in parts(splits, given)]
     work = {"images": [digest_of(source.ids) for source in splits], "splits": names(given), "decoding": DECODING}
     work |= {"images per shard": given.shard_size, "labels": not given.unlabelled, "groups": given.data.group_column}
-    if INDEX in out.sizes():
+    # The index has them of each shard as they were when it was written.
+    work["labels, captions and groups"] = [_digest_of_texts(source) for source in splits]
+    there = out.sizes()
+    if INDEX in there:
         raise UserError(f"{out.place} holds packed images already: delete it or choose another --out")
+    # Shards of this command alone may be written again.
+    if not out.unfinished.exists() and (tars := sorted(name for name in there if name.endswith(".tar"))):
+        raise UserError(f"{out.place} holds shards already, such as {tars[0]}: move them or choose another --out")
     with open_shards(out.unfinished, work, len(items)) as shards:
         if shards.done:
             shards.check(asdict(given.images))
@@ -160,6 +166,12 @@ def pack(given: Arguments, out: ShardFolder, display: Display) -> str:
         sentence = _finish(shards, out, () if given.unlabelled else splits[0].classes)
         shards.remove()
     return sentence + _about_captions(splits[0].captions)
+
+
+def _digest_of_texts(source: Source) -> str:
+    numbers = pa.array(source.labels).cast(pa.string())
+    columns = [column.fill_null("") for column in (source.captions, source.groups) if column is not None]
+    return digest_of(pa.array(source.classes, pa.string()), numbers, *columns)
 
 
 def _about_captions(captions: pa.Array | pa.ChunkedArray | None) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.sources.test_webdataset import jpeg
 from tt_ray.config import DataConfig
-from tt_ray.data.shard_writer import ImageOptions, write_shard
+from tt_ray.data.shard_writer import ImageOptions, end_of, write_shard
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.registry import open_source
 from tt_ray.data.sources.tar_index import FIELDS, INDEX, ShardFile, index_table, write_index
@@ -96,6 +96,15 @@ def test_an_index_made_anew_from_the_shard_is_the_same(source: Source, tmp_path:
     with path.open("rb") as stream:
         table, file = scan(stream, str(path), path.name, "label", "caption")
     assert table.to_pylist() == rows and file == (path.stat().st_size, sha256(path))
+
+
+def test_all_formats_that_folders_are_read_in_are_found_in_shards() -> None:
+    """By the ends that `--keep` gives them: an index that is made anew would lack their images."""
+    from tt_ray.data.sources.file_listing import image_suffixes
+
+    suffixes = image_suffixes()
+    formats = {name for suffix, name in Image.registered_extensions().items() if suffix in suffixes}
+    assert not {name for name in formats if f".{end_of(name)}" not in suffixes} and end_of("MPO") == "jpg"
 
 
 def test_the_same_images_make_the_same_bytes(source: Source, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tt_ray.data.sources.tar_index import INDEX
 from tt_ray.terminal.errors import UserError
-from tt_ray.text.caption_table import CaptionTable, read_captions, write_captions
+from tt_ray.text.caption_table import CaptionTable, find_captions, read_captions, write_captions
 
 
 def _write(path: Path, text: str | bytes) -> Path:
@@ -329,3 +330,22 @@ def test_two_columns_that_are_no_files_and_captions_are_not_taken_for_them(tmp_p
     for name in ("c.tsv", "c.csv"):
         with pytest.raises(UserError, match="neither a header with image_id and caption nor lines of <image file>"):
             read_captions(_write(tmp_path / name, "name\twords\n1\tone\n2\ttwo\n"))
+
+
+@pytest.mark.parametrize(("other", "same"), [("a cat", True), ("a dog", False)])
+def test_an_index_in_which_an_id_has_captions_of_two_splits_is_refused(other: str, same: bool, tmp_path: Path) -> None:
+    """Which of them is the training image's does not show; where both are equal it does not matter."""
+    path = tmp_path / INDEX
+    rows = [
+        {"image_id": "0.jpg", "caption": caption, "shard": f"{split}-0.tar", "offset": 512}
+        for split, caption in (("test", other), ("train", "a cat"), ("more", None))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    if same:
+        assert read_captions(path).captions.to_pylist() == ["a cat"] and find_captions(path, ["0.jpg"])
+        return
+    for read in (lambda: read_captions(path), lambda: read_captions(path, several=True)):
+        with pytest.raises(UserError, match="1 images that have another caption in another split, such as 0.jpg"):
+            read()
+    with pytest.raises(UserError, match="--index-only --out DIR"):
+        find_captions(path, ["0.jpg"])

@@ -16,7 +16,8 @@ from tt_ray.data.sources.decoding import UnreadableImage
 from tt_ray.io.files import new_file
 from tt_ray.terminal.errors import UserError
 
-_ENDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+_ENDS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "FTEX": "ftc", "PIXAR": "pxr", "SUN": "ras"}
+"""Ends of names of Pillow's formats, where they are not the format in small letters. MPO is a JPEG of some phones."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -101,7 +102,7 @@ def encode(source: Source, row: int, options: ImageOptions) -> tuple[str, bytes,
         with Image.open(io.BytesIO(content)) as original:
             # JPEGs that need not be shrunk stay as they are: encoding them again would only lose.
             if options.keep or original.format == "JPEG":
-                return _ENDS.get(original.format or "", (original.format or "img").lower()), content, original.size
+                return end_of(original.format or "img"), content, original.size
     if options.keep:
         image.save(buffer, "PNG")
         return "png", buffer.getvalue(), image.size
@@ -109,6 +110,11 @@ def encode(source: Source, row: int, options: ImageOptions) -> tuple[str, bytes,
         width, height = (max(1, round(side * options.short_side / min(image.size))) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return "jpg", _jpeg(image, options.quality), image.size
+
+
+def end_of(kind: str) -> str:
+    """End of the names of files of one of Pillow's formats, one by which folders and shards are read."""
+    return _ENDS.get(kind, kind.lower())
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -149,9 +149,34 @@ def made_of(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def _check_index(path: Path) -> None:
+    """Raises UserError where a table is an index of shards in which an id stands for images of two splits.
+
+    Their captions differ, and the first one may be that of the validation image.
+    """
+    if path.suffix.lower() not in (".parquet", ".pq"):
+        return
+    try:
+        if not {"image_id", "caption", "shard", "offset"} <= set(pq.read_schema(path).names):
+            return
+        table = pq.read_table(path, columns=["image_id", "caption"])
+    except (OSError, pa.ArrowException):
+        return  # which reading the table reports
+    pairs = table.filter(table["caption"].is_valid()).group_by(["image_id", "caption"]).aggregate([])
+    counts = pairs.group_by("image_id").aggregate([([], "count_all")])
+    several = counts.filter(pa.array(counts["count_all"].to_numpy() > 1))
+    if len(several):
+        raise UserError(
+            f"{path} has {len(several)} images that have another caption in another split, such as "
+            f"{several['image_id'][0]}: write an index of the training split's shards alone, `python -m tt_ray.pack "
+            f"--data.root '{path.parent}/train-*.tar' --index-only --out DIR`, and pass DIR/index.parquet"
+        )
+
+
 def _files(path: Path) -> list[Path]:
     """The files of a table, in reading order; raises UserError, also when a shard is missing."""
     if path.is_file():
+        _check_index(path)
         return [path]
     if not path.is_dir():
         raise UserError(f"no caption table {path}")

@@ -2,9 +2,10 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from tt_ray.config import DataConfig
+from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.registry import open_source, open_splits, open_unlabelled
 from tt_ray.data.sources.tar_index import INDEX, labels_are_numbers, read_index
+from tt_ray.data.sources.webdataset import of_split
 from tt_ray.terminal.errors import UserError
 
 
@@ -132,6 +135,14 @@ def test_the_index_is_made_once_and_must_fit_the_shards(tmp_path: Path) -> None:
     (tmp_path / "train-0.tar").rename(tmp_path / "train-2.tar")
     with pytest.raises(UserError, match="does not have 1 shards"):
         opened(tmp_path)
+    (tmp_path / "train-2.tar").unlink()
+    write(tmp_path / "train-3.tar", {"c.jpg": jpeg(3), "c.cls": "0"})
+    (tmp_path / INDEX).unlink()
+    write(tmp_path / "train-4.tar", {"d.jpg": jpeg(4), "d.cls": "0"})
+    opened(tmp_path)
+    (tmp_path / "train-3.tar").unlink()
+    with pytest.raises(UserError, match="names 1 shards that are not there: train-3.tar"):
+        opened(tmp_path)
 
 
 def test_images_that_cannot_be_read_are_known_to_the_index(tmp_path: Path) -> None:
@@ -199,9 +210,61 @@ def twice(path: Path) -> None:
         tar.addfile(member, io.BytesIO(b"abc"))
 
 
+def links(path: Path) -> None:
+    """As tar writes the second name of a file that two folders share."""
+    write(path, {"a.jpg": jpeg(0), "a.cls": "0", "b.cls": "1"})
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("b.jpg")
+        member.type, member.linkname = tarfile.LNKTYPE, "a.jpg"
+        tar.addfile(member)
+
+
+def sparse(path: Path) -> None:
+    """An image with zeros after its end, of which the tar holds the rest alone, by GNU's fields of pax."""
+    content = jpeg(0)
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"GNU.sparse.map": f"0,{len(content)}", "GNU.sparse.size": str(len(content) + 4096)}
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+
+def of(*files: tuple[str, bytes | str]) -> Callable[[Path], None]:
+    """What writes a shard of these files; the same name may occur twice."""
+
+    def spoil(path: Path) -> None:
+        with tarfile.open(path, "w") as tar:
+            for name, content in files:
+                member, data = tarfile.TarInfo(name), content if isinstance(content, bytes) else content.encode()
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+    return spoil
+
+
+def corrected(path: Path) -> None:
+    """Of six images two have another number in .json than in .cls."""
+    pairs = [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (1, 0)]
+    files: dict[str, bytes | str] = {}
+    for number, (old, new) in enumerate(pairs):
+        files |= {f"{number}.jpg": jpeg(number), f"{number}.cls": str(old), f"{number}.json": f'{{"label": {new}}}'}
+    write(path, files)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (links, "b.jpg is a link"),
+        (sparse, "a.jpg is a link or a sparse file"),
+        (corrected, "contradict 'label' in .json: take those of .cls by --data.label_column cls"),
+        (of(("a.jpg", jpeg(0)), ("a.png", jpeg(1)), ("a.cls", "0")), r"sample a has 2 images, \.jpg, \.png"),
+        (of(("a.1.jpg", jpeg(0)), ("a.1.cls", "0"), ("a.2.jpg", jpeg(1)), ("a.2.cls", "1")), "sample a has 2 images"),
+        (of(("a.jpg", jpeg(0)), ("a.jpg", jpeg(1)), ("a.cls", "0")), "it has a.jpg twice"),
+        (of(("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("a.cls", "0"), ("b.cls", "1")), "2 samples are not next to each"),
+        (of(("a.jpg", jpeg(0)), ("a.cls", b"\xe9")), "a.cls is not UTF-8"),
+        (of(("a.jpg", jpeg(0)), ("a.json", "[" * 10**5)), "a.json is not JSON"),
+        (of(("a.jpg", jpeg(0)), ("a.json", '{"label": [1, 2]}')), "1 images have no label"),
+        (of(("a.jpg", jpeg(0)), ("a.json", '{"label": NaN}')), "1 images have no label"),
         (cut, "cannot read shard .*train.tar"),
         (without_end, "cannot read shard .*train.tar: unexpected end of data"),
         (put_together, "cannot read shard .*train.tar: more follows its end"),
@@ -221,6 +284,49 @@ def test_shards_that_would_be_read_wrongly_are_refused(spoil: object, words: str
         opened(tmp_path)
 
 
+def test_one_of_several_images_is_taken_by_its_name_not_by_its_place(tmp_path: Path) -> None:
+    """Masks lie before or after; hidden copies of a Mac, and files of no kind that is read, between."""
+    files = {"._a.jpg": b"fork", "a.mask.png": jpeg(9), "a.jpg": jpeg(0), "a.mp4": b"film", "a.cls": "0"}
+    write(tmp_path / "train.tar", {**files, "._b.jpg": b"fork", "b.jfif": jpeg(1), "b.a.png": jpeg(9), "b.cls": "1"})
+    source = opened(tmp_path)
+    assert source.labels.tolist() == [0, 1] and [source.encoded(row) for row in (0, 1)] == [jpeg(0), jpeg(1)]
+
+
+def test_labels_and_texts_that_are_written_in_several_ways(tmp_path: Path) -> None:
+    files = {
+        "a.jpg": jpeg(0),
+        "a.cls": "\ufeff3\n",
+        "b.jpg": jpeg(1),
+        "b.json": '{"label": 2.0, "caption": "x\\ud800"}',
+    }
+    write(tmp_path / "train.tar", {**files, "c.jpg": jpeg(2), "c.json": '{"label": [1], "caption": ["a", "b"]}'})
+    source = opened(tmp_path, captions=True)
+    assert source.labels.tolist() == [3, 2, 1] and len(source.classes) == 4
+    assert source.captions is not None and source.captions.to_pylist() == [None, "x\\ud800", "a"]
+
+
+def test_ids_are_keys_or_those_of_json_as_they_are(tmp_path: Path) -> None:
+    abouts = {"a b ": "{}", "c": '{"image_id": " d.jpg"}', "e": '{"image_id": 0}', "f\udce9": '{"image_id": ""}'}
+    files = {
+        f"{key}.{end}": jpeg(0) if end == "jpg" else about for key, about in abouts.items() for end in ("jpg", "json")
+    }
+    write(tmp_path / "train.tar", files)
+    found = open_unlabelled(DataConfig(source="webdataset", root=str(tmp_path)), "train")
+    assert found.ids.to_pylist() == ["a b ", " d.jpg", "0", "f\\udce9"]
+
+
+def test_labels_of_one_kind_may_be_names_or_groups_of_the_other(tmp_path: Path) -> None:
+    """.cls numbers the fine classes; `.json` has their names, or coarser ones, and one image has none."""
+    for field, words in (("label", ("cat", "dog", "eel")), ("label", ("pet", "pet", "fish"))):
+        files: dict[str, bytes | str] = {"x.jpg": jpeg(7), "x.cls": "-1", "x.json": f'{{"label": "{words[0]}"}}'}
+        for number in range(6):
+            about = json.dumps({field: words[number % 3]})
+            files |= {f"{number}.jpg": jpeg(number), f"{number}.cls": str(number % 3), f"{number}.json": about}
+        root = tmp_path / words[0]
+        write(root / "train.tar", files)
+        assert opened(root).classes == tuple(sorted(set(words)))
+
+
 def test_what_is_no_folder_of_shards_is_refused(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "none", tmp_path / "*.tar"):
         with pytest.raises(UserError, match=r"no folder of \.tar files"):
@@ -236,3 +342,58 @@ def test_a_shard_that_is_not_the_one_that_was_indexed_is_noticed(tmp_path: Path)
     write(tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
     with pytest.raises(UserError, match=r"b in .*train.tar"):
         source.read(1)
+
+
+def test_a_shard_of_as_many_bytes_is_not_taken_for_the_one_that_was_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other labels, then other places of images; noticed at the start, and by the image where it looks older."""
+    shard, old = tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0", "b.jpg": jpeg(1, (64, 64)), "b.cls": "1"}
+    write(shard, old)
+    opened(tmp_path)
+    for newer in ({**old, "b.cls": "0"}, dict(reversed(list(old.items())))):
+        write(shard, newer)
+        os.utime(shard, ns=(0, (tmp_path / INDEX).stat().st_mtime_ns + 10**9))
+        with pytest.raises(UserError, match="1 shards have changed since .*: train.tar; run .*--index-only"):
+            opened(tmp_path)
+    with monkeypatch.context() as context:
+        context.setattr(webdataset, "_HASHED", 0)
+        assert "1 shards are newer than" in opened(tmp_path).left_out[0]
+    os.utime(shard, ns=(0, 0))
+    source = opened(tmp_path)
+    for row in range(2):
+        with pytest.raises(UserError, match="has no such image there: it is not the one that was indexed"):
+            source.read(row)
+
+
+def test_copies_of_shards_that_look_newer_than_their_index_are_taken(tmp_path: Path) -> None:
+    write(tmp_path / "train.tar", {"a.jpg": jpeg(0), "a.cls": "0"})
+    opened(tmp_path)
+    os.utime(tmp_path / "train.tar", ns=(0, (tmp_path / INDEX).stat().st_mtime_ns + 10**9))
+    assert opened(tmp_path).left_out == ()
+
+
+def test_a_shard_belongs_to_one_split(tmp_path: Path) -> None:
+    """The longer of two names where one has the other in it; none where a path names both."""
+    for number, name in enumerate(("train-0.tar", "train-val-0.tar")):
+        write(tmp_path / name, {f"{number}.jpg": jpeg(number), f"{number}.cls": "0"})
+    config = DataConfig(source="webdataset", root=str(tmp_path), val_split="train-val")
+    assert [source.ids.to_pylist() for source in open_splits(config, False)] == [["0"], ["1"]]
+    for split, other in (("train", "val"), ("val", "train"), ("train", "Train"), ("Train", "train")):
+        with pytest.raises(UserError, match="shard train-val-0.tar has the names of two splits"):
+            of_split("train-val-0.tar", split, other)
+    assert of_split("train-test/test-0.tar", "test", "train-test") is False
+
+
+@pytest.mark.parametrize(("labels", "words"), [(("-2", "3"), "label -2 is not a class number"), (("9" * 20, "3"), "")])
+def test_numbers_that_are_no_class_numbers(labels: tuple[str, str], words: str, tmp_path: Path) -> None:
+    """Negative ones are refused as elsewhere; ids of more digits than a number can have are names."""
+    files = {
+        f"{n}.{end}": jpeg(n) if end == "jpg" else label for n, label in enumerate(labels) for end in ("jpg", "cls")
+    }
+    write(tmp_path / "train.tar", files)
+    if words:
+        with pytest.raises(UserError, match=words):
+            opened(tmp_path)
+    else:
+        assert opened(tmp_path).classes == tuple(sorted(labels))

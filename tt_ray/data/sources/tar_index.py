@@ -80,7 +80,7 @@ def index_table(rows: pa.Table, shards: Mapping[str, ShardFile], classes: Sequen
             first = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
             raise UserError(f"{count} images have the key of another one in their shard, such as {first}: rename them")
     labels = rows["label"].filter(pc.not_equal(rows["label"], ""))
-    numbers = bool(len(labels)) and not classes and pc.all(pc.match_substring_regex(labels, "^[0-9]+$")).as_py()
+    numbers = bool(len(labels)) and not classes and pc.all(pc.match_substring_regex(labels, "^-?[0-9]{1,18}$")).as_py()
     about = {_NUMBERS: str(numbers), CLASSES: json.dumps(list(classes or ()))}
     return rows.replace_schema_metadata(about | {_SHARDS: json.dumps(shards)})
 

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import re
+import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -28,12 +30,17 @@ from tt_ray.data.sources.labels import LabelPlace, Labels, match_numbers, number
 from tt_ray.data.sources.shard_files import ShardFiles, find_shards
 from tt_ray.data.sources.tar_index import CLASSES, ShardFile, index_table, labels_are_numbers, read_index, shards_of
 from tt_ray.data.sources.tar_scan import scan
+from tt_ray.io.files import sha256
 from tt_ray.io.local_copy import LocalCopy, Show
 from tt_ray.terminal.errors import UserError, absent, some
 
 pc: Any = pyarrow.compute
 _SMALL = 64 * 2**20
 """Bytes of shards that are read in less time than other processes take to start."""
+_HASHED = 256 * 2**20
+"""Bytes of shards that are hashed at each start: a fraction of a second."""
+_HEADER, _SIZE = tarfile.BLOCKSIZE, slice(124, 136)
+"""Bytes before each file of a tar, and those of them that hold its size, in octal digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,8 @@ class TarImages(ImageReader):
     offset: npt.NDArray[np.int64]
     length: npt.NDArray[np.int64]
     ids: pa.StringArray
+    notes: tuple[str, ...] = ()
+    """What may be wrong with the shards."""
 
     def open(self, row: int) -> Image.Image:
         return Image.open(io.BytesIO(self.encoded(row)))
@@ -63,11 +72,15 @@ class TarImages(ImageReader):
         length = int(self.length[row])
         file = os.open(self.files[self.shard[row]], os.O_RDONLY | os.O_CLOEXEC)
         try:
+            header = os.pread(file, _HEADER, max(int(self.offset[row]) - _HEADER, 0))
             content = os.pread(file, length, int(self.offset[row]))
         finally:
             os.close(file)
         if len(content) < length:
             raise OSError("the shard ends before the image does: it is not the one that was indexed")
+        # An image that lies in the midst of another shard's would be decoded as far as it goes.
+        if length and header[_SIZE].strip(b" \0").lstrip(b"0") != b"%o" % length:
+            raise OSError("the shard has no such image there: it is not the one that was indexed")
         return content
 
     def name(self, row: int) -> str:
@@ -120,6 +133,25 @@ def in_split(shard: str, split: str) -> bool:
     )
 
 
+def of_split(shard: str, split: str, other: str) -> bool:
+    """Whether a shard belongs to a split and not to the `other`: `train-val-0.tar` is of train-val, not of train.
+
+    Raises:
+        UserError: Its path names both, and neither name is a part of the other.
+    """
+    if not in_split(shard, split):
+        return False
+    if other in ("", ".", split) or split == "." or not in_split(shard, other):
+        return True
+    longer, shorter = in_split(split, other), in_split(other, split)
+    if longer == shorter:
+        raise UserError(
+            f"shard {shard} has the names of two splits in its path, {split} and {other}: rename it, or name the "
+            "splits by more of their paths with --data.train_split and --data.val_split"
+        )
+    return longer
+
+
 def find_index(shards: ShardFiles, config: DataConfig) -> Path:
     """The index of shards, on this machine; it is made where there is none, unless the shards lie behind a URI.
 
@@ -141,7 +173,8 @@ def find_index(shards: ShardFiles, config: DataConfig) -> Path:
 def _names_of(config: DataConfig, split: Split, shards: ShardFiles, path: Path) -> list[str]:
     """Shards of a split. Raises UserError where there are none, or the index is not that of these shards."""
     name, known = split_name(config, split), shards_of(path)
-    mine = [shard for shard in shards.sizes if in_split(shard, name)]
+    opposite = "" if config.val_share else split_name(config, "val" if split == "train" else "train")
+    mine = [shard for shard in shards.sizes if of_split(shard, name, opposite)]
     if not mine:
         words = {word for shard in shards.sizes for word in re.split(r"[/_.\-]", shard.removesuffix(".tar"))}
         named = [word for word in words if not word.isdecimal()]
@@ -154,11 +187,38 @@ def _names_of(config: DataConfig, split: Split, shards: ShardFiles, path: Path) 
             f"{shards.place}/{other[0]} has {shards.sizes[other[0]]:,} bytes, but {known[other[0]].bytes:,} when it "
             f"was indexed ({len(other)} such shards): fetch it again, or {again}"
         )
-    if shards.whole and (lost := [shard for shard in known if shard not in shards.sizes and in_split(shard, name)]):
+    if shards.whole and (
+        lost := [shard for shard in known if shard not in shards.sizes and of_split(shard, name, opposite)]
+    ):
         raise UserError(
             f"{shards.index} names {len(lost)} shards that are not there: {some(lost)}; fetch them, or {again}"
         )
     return mine
+
+
+def _check_newer(config: DataConfig, shards: ShardFiles, mine: Sequence[str], path: Path) -> tuple[str, ...]:
+    """A sentence on shards of a folder that were written after their index; few of them are compared with it.
+
+    They may be copies of what was indexed, or have other labels and captions in as many bytes. What lies behind a URI
+    is compared when it is pulled.
+
+    Raises:
+        UserError: A shard is not the one that was indexed.
+    """
+    if shards.remote is not None:
+        return ()
+    known, written = shards_of(path), path.stat().st_mtime_ns
+    newer = [shard for shard in mine if shards.path(shard).stat().st_mtime_ns > written]
+    again = f"run `python -m tt_ray.pack --data.root '{config.root}' --index-only{shards.out}` to write it again"
+    if sum(shards.sizes[shard] for shard in newer) > _HASHED:
+        return (f"{len(newer)} shards are newer than {shards.index}: if they are no mere copies, {again}",)
+    with shards.errors():
+        changed = [shard for shard in newer if sha256(shards.path(shard)) != known[shard].sha256]
+    if changed:
+        raise UserError(
+            f"{len(changed)} shards have changed since {shards.index} was written: {some(changed)}; {again}"
+        )
+    return ()
 
 
 def split_images(config: DataConfig, split: Split, bad: bool) -> tuple[pa.Table, pa.Table, TarImages]:
@@ -189,6 +249,7 @@ def split_images(config: DataConfig, split: Split, bad: bool) -> tuple[pa.Table,
         _one(rows["offset"]).to_numpy(),
         _one(rows["length"]).to_numpy(),
         _one(rows["image_id"]),
+        _check_newer(config, shards, mine, path),
     )
     return rows, unreadable, images
 
@@ -206,7 +267,7 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
             no label, or (if needed) none has a caption.
     """
     rows, unreadable, images = split_images(config, split, bad=False)
-    left_out: tuple[str, ...] = ()
+    left_out = images.notes
     if count := unreadable.num_rows:
         example = f"{unreadable['image_id'][0]} in {images.place}/{unreadable['shard'][0]} ({unreadable['bad'][0]})"
         if config.on_bad_image == "fail":
@@ -214,7 +275,7 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
                 f"cannot read image {example}: repair or remove it; training leaves such images out, {count} in all, "
                 "with --data.on_bad_image skip"
             )
-        left_out = (f"{count} images left out of {split_name(config, split)}, such as {example}",)
+        left_out += (f"{count} images left out of {split_name(config, split)}, such as {example}",)
     if need_captions and rows["caption"].null_count == rows.num_rows:
         raise UserError(
             f"no image in {images.place} has a caption (.txt, or {config.caption_column!r} in .json): set "
@@ -269,7 +330,7 @@ def _classes(rows: pa.Table, place: LabelPlace) -> tuple[Labels, tuple[str, ...]
 
 def _open_unlabelled(config: DataConfig, split: Split) -> Unlabelled:
     rows, _, images = split_images(config, split, bad=True)
-    return Unlabelled(images.ids, images.read, encoded=images.encoded, captions=_one(rows["caption"]))
+    return Unlabelled(images.ids, images.read, images.notes, encoded=images.encoded, captions=_one(rows["caption"]))
 
 
 SOURCE = DataSource(tar_source, _open_unlabelled, declares_classes=True, takes_uris=True, knows_unreadable=True)
