@@ -259,26 +259,43 @@ def table(rows: list[dict[str, Any]], settings: list[Setting], least: int = 1) -
     """
     lines = ["| data | setting | arm | seeds | top-1 | over the baseline |", f"|{' --- |' * 6}"]
     for setting in settings:
-        own = [row for row in rows if (row["data"], row["setting"]) == (setting.data, setting.name)]
-        base = {row["seed"]: row["top1"] for row in own if row["arm"] == "baseline"}
-        if sum(len([row for row in own if row["arm"] == arm]) >= least for arm in setting.arms) < 2:
-            continue
-        for arm in setting.arms:
-            top1 = {row["seed"]: row["top1"] for row in own if row["arm"] == arm}
-            if len(top1) < least:
-                continue
-            found = f"{np.mean(list(top1.values())):.1f} ± {spread(list(top1.values())) or 0:.1f}"
-            gains = [] if arm == "baseline" else paired_differences(top1, base)
+        found = {arm: scores for arm in setting.arms if len(scores := _scores(rows, setting, arm)) >= least}
+        for arm, top1 in found.items() if len(found) > 1 else ():
             first = (setting.data, setting.name) if arm == "baseline" else ("", "")
-            lines.append(f"| {' | '.join([*first, arm, str(len(top1)), found, _difference(gains)])} |")
+            gain = "" if arm == "baseline" else _gain(top1, found["baseline"])
+            lines.append(f"| {' | '.join([*first, arm, str(len(top1)), _mean(top1), gain])} |")
     return "\n".join(lines)
 
 
-def _difference(gains: list[float]) -> str:
-    if len(gains) < 2:
-        return "".join(f"{gain:+.1f}" for gain in gains)
-    low, high = t_interval(gains) or (float("nan"), float("nan"))
-    return f"{np.mean(gains):+.1f} ({low:+.1f} to {high:+.1f})"
+def wide(rows: list[dict[str, Any]], settings: list[Setting], least: int = 1) -> str:
+    """The same of settings with the same arms, a line for each; `seeds` are those of the arm that has fewest."""
+    arms = list(settings[0].arms)
+    lines = [f"| data | setting | seeds | {' | '.join(arms)} |", f"|{' --- |' * (3 + len(arms))}"]
+    for setting in settings:
+        base, *others = (_scores(rows, setting, arm) for arm in arms)
+        run = [len(each) for each in (base, *others) if len(each) >= least]
+        if len(base) >= least and len(run) > 1:
+            cells = [_gain(each, base) if len(each) >= least else "not run" for each in others]
+            lines.append(f"| {' | '.join([setting.data, setting.name, str(min(run)), _mean(base), *cells])} |")
+    return "\n".join(lines)
+
+
+def _scores(rows: list[dict[str, Any]], setting: Setting, arm: str) -> dict[int, float]:
+    """Top-1 by seed."""
+    key = {"data": setting.data, "setting": setting.name, "arm": arm}
+    return {row["seed"]: row["top1"] for row in rows if key.items() <= row.items()}
+
+
+def _mean(top1: dict[int, float]) -> str:
+    return f"{np.mean(list(top1.values())):.1f} ± {spread(list(top1.values())) or 0:.1f}"
+
+
+def _gain(own: dict[int, float], base: dict[int, float]) -> str:
+    gains = paired_differences(own, base)
+    if not any(gains):
+        return "none: equal in each seed"  # nothing to correct, say
+    interval = t_interval(gains)
+    return f"{np.mean(gains):+.1f}" + (f" ({interval[0]:+.1f} to {interval[1]:+.1f})" if interval else "")
 
 
 def main() -> None:

@@ -89,9 +89,10 @@ def opened(source: str, root: Path) -> Source:
     return open_source(DataConfig(source=source, root=str(root)), "train", False)
 
 
-def pack(source: Source, root: Path, options: ImageOptions) -> float:
+def pack(source: Source, root: Path, short_side: int, quality: int = 90) -> float:
     """Writes the images as one shard, as `tt_ray.pack` does; returns their mean size in kB."""
     root.mkdir()
+    options = ImageOptions(short_side=short_side, quality=quality)
     name = "train-000000.tar"
     rows = write_shard(root / name, name, source, range(len(source)), options)
     config = DataConfig(source="webdataset", root=str(root))
@@ -167,12 +168,12 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     folders = opened("imagefolder", folder / "images")
     packed = {}
     short, long = given.image_size, given.image_size * 8 // 7
-    for name, options in {
-        f"packed {short}": ImageOptions(short_side=short),
-        f"packed {short}, quality 85": ImageOptions(short_side=short, quality=85),
-        f"packed {long}": ImageOptions(short_side=long),
-    }.items():
-        sizes[name] = pack(folders, folder / name, options)
+    for name, short_side, quality in (
+        (f"packed {short}", short, 90),
+        (f"packed {short}, quality 85", short, 85),
+        (f"packed {long}", long, 90),
+    ):
+        sizes[name] = pack(folders, folder / name, short_side, quality)
         packed[name] = opened("webdataset", folder / name)
     results: dict[str, Any] = {"settings": _settings(given), "kB per image": sizes}
     for preset in given.presets:
