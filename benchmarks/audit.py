@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from benchmarks import does_it_help
 from benchmarks.what_text_buys import TUNING_SEED, read
 from tt_ray.audit.agreement import image_features, suspicion
 from tt_ray.audit.inputs import Inputs, read_inputs, taught
@@ -95,6 +97,11 @@ def helped(part: str, data: str, setting: str, arm: str = "TextTeacher") -> list
 _NOISE, _CLEAN = {"data.label_noise": 0.5}, {"data.label_noise": 0.0}
 _FEWER, _TENTH = {**_CLEAN, "data.subset": 0.25}, {**_CLEAN, "data.unlabelled": 0.9}
 _FULL, _CLASS = {"data.shapes.caption": "full"}, {"data.shapes.caption": "class"}
+_WRONG = {
+    "a fifth of the labels wrong": ("clipart", "emoji"),
+    "40 % of the labels the next class": ("clipart", "emoji", "shapes"),
+}
+_SUBSETS = (("clipart", "a tenth", 0.1), ("clipart", "a third", 0.333), ("emoji", "a tenth", 0.1))
 SETTINGS = (
     Setting("shapes", "half of the labels wrong, brief captions", _NOISE, lambda: study("shapes-noise", "textteacher")),
     Setting(
@@ -128,6 +135,18 @@ SETTINGS = (
     Setting(
         "clipart", "clean labels, captions shuffled", _CLEAN,
         lambda: helped("captions", "clipart", "20 epochs", "captions shuffled"), True,
+    ),
+    *(
+        Setting(data, name, does_it_help.NOISES[name], partial(helped, "labels", data, name))
+        for name, every in _WRONG.items()
+        for data in every
+    ),
+    *(
+        Setting(
+            data, f"{some} of the images", {**_CLEAN, "data.subset": share},
+            partial(helped, "captions", data, f"{some} of the images, as many steps"),
+        )
+        for data, some, share in _SUBSETS
     ),
 )  # fmt: skip
 
