@@ -72,6 +72,11 @@ def test_the_table_pairs_by_seed() -> None:
     ]
     *_, last = does_it_help.table(rows, [setting]).splitlines()
     assert last == "|  |  | TextTeacher | 3 | 44.7 ± 47.4 | +2.5 (-3.9 to +8.9) |"
+    *_, last = does_it_help.wide(rows, [setting]).splitlines()
+    assert last == "| clipart | s | 2 | 15.0 ± 7.1 | +2.5 (-3.9 to +8.9) |"
+    assert len(does_it_help.wide(rows, [setting], least=3).splitlines()) == 2, "the baseline has two"
+    equal = [{**row, "top1": 1.0} for row in rows]
+    assert "none: equal in each seed" in does_it_help.wide(equal, [setting])
 
 
 def test_no_long_run_is_started_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +105,8 @@ def test_figures_of_the_page_are_those_of_the_rows() -> None:
     text = (ROOT / "docs" / "results.md").read_text()
     for part, settings in does_it_help.PARTS.items():
         rows = does_it_help.read(does_it_help.RESULTS / f"does-it-help-{part}.jsonl")
-        for line in does_it_help.table(rows, settings, least=3).splitlines():
-            assert line in text
+        for setting in settings:
+            forms = (
+                form(rows, [setting], least=3).splitlines()[2:] for form in (does_it_help.table, does_it_help.wide)
+            )
+            assert any(all(line in text for line in lines) for lines in forms), setting.name
