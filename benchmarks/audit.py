@@ -98,7 +98,7 @@ _NOISE, _CLEAN = {"data.label_noise": 0.5}, {"data.label_noise": 0.0}
 _FEWER, _TENTH = {**_CLEAN, "data.subset": 0.25}, {**_CLEAN, "data.unlabelled": 0.9}
 _FULL, _CLASS = {"data.shapes.caption": "full"}, {"data.shapes.caption": "class"}
 _WRONG = {
-    "a fifth of the labels wrong": ("clipart", "emoji"),
+    "a fifth of the labels wrong": ("clipart", "emoji", "shapes"),
     "40 % of the labels the next class": ("clipart", "emoji", "shapes"),
 }
 _SUBSETS = (("clipart", "a tenth", 0.1), ("clipart", "a third", 0.333), ("emoji", "a tenth", 0.1))
