@@ -86,21 +86,15 @@ def comparison(name: str, setting: str) -> list[float]:
 
 def helped(part: str, data: str, setting: str, arm: str = "TextTeacher") -> list[float]:
     """Differences of `benchmarks.does_it_help`."""
-    rows = [row for row in read(RESULTS / f"does-it-help-{part}.jsonl") if row["data"] == data]
-    own, base = (
-        {row["seed"]: row["top1"] for row in rows if (row["setting"], row["arm"]) == (setting, each)}
-        for each in (arm, "baseline")
-    )
+    rows = read(RESULTS / f"does-it-help-{part}.jsonl")
+    own, base = (does_it_help.scores_of(rows, data, setting, each) for each in (arm, "baseline"))
     return paired_differences(own, base)
 
 
 _NOISE, _CLEAN = {"data.label_noise": 0.5}, {"data.label_noise": 0.0}
 _FEWER, _TENTH = {**_CLEAN, "data.subset": 0.25}, {**_CLEAN, "data.unlabelled": 0.9}
 _FULL, _CLASS = {"data.shapes.caption": "full"}, {"data.shapes.caption": "class"}
-_WRONG = {
-    "a fifth of the labels wrong": ("clipart", "emoji", "shapes"),
-    "40 % of the labels the next class": ("clipart", "emoji", "shapes"),
-}
+_WRONG = ("a fifth of the labels wrong", "40 % of the labels the next class")
 _SUBSETS = (("clipart", "a tenth", 0.1), ("clipart", "a third", 0.333), ("emoji", "a tenth", 0.1))
 SETTINGS = (
     Setting("shapes", "half of the labels wrong, brief captions", _NOISE, lambda: study("shapes-noise", "textteacher")),
@@ -138,8 +132,8 @@ SETTINGS = (
     ),
     *(
         Setting(data, name, does_it_help.NOISES[name], partial(helped, "labels", data, name))
-        for name, every in _WRONG.items()
-        for data in every
+        for name in _WRONG
+        for data in ("clipart", "emoji", "shapes")
     ),
     *(
         Setting(

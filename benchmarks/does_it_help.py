@@ -18,6 +18,7 @@ import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,7 +260,11 @@ def table(rows: list[dict[str, Any]], settings: list[Setting], least: int = 1) -
     """
     lines = ["| data | setting | arm | seeds | top-1 | over the baseline |", f"|{' --- |' * 6}"]
     for setting in settings:
-        found = {arm: scores for arm in setting.arms if len(scores := _scores(rows, setting, arm)) >= least}
+        found = {
+            arm: scores
+            for arm in setting.arms
+            if len(scores := scores_of(rows, setting.data, setting.name, arm)) >= least
+        }
         for arm, top1 in found.items() if len(found) > 1 else ():
             first = (setting.data, setting.name) if arm == "baseline" else ("", "")
             gain = "" if arm == "baseline" else _gain(top1, found["baseline"])
@@ -272,7 +277,7 @@ def wide(rows: list[dict[str, Any]], settings: list[Setting], least: int = 1) ->
     arms = list(settings[0].arms)
     lines = [f"| data | setting | seeds | {' | '.join(arms)} |", f"|{' --- |' * (3 + len(arms))}"]
     for setting in settings:
-        base, *others = (_scores(rows, setting, arm) for arm in arms)
+        base, *others = (scores_of(rows, setting.data, setting.name, arm) for arm in arms)
         run = [len(each) for each in (base, *others) if len(each) >= least]
         if len(base) >= least and len(run) > 1:
             cells = [_gain(each, base) if len(each) >= least else "not run" for each in others]
@@ -280,9 +285,9 @@ def wide(rows: list[dict[str, Any]], settings: list[Setting], least: int = 1) ->
     return "\n".join(lines)
 
 
-def _scores(rows: list[dict[str, Any]], setting: Setting, arm: str) -> dict[int, float]:
+def scores_of(rows: list[dict[str, Any]], data: str, setting: str, arm: str) -> dict[int, float]:
     """Top-1 by seed."""
-    key = {"data": setting.data, "setting": setting.name, "arm": arm}
+    key = {"data": data, "setting": setting, "arm": arm}
     return {row["seed"]: row["top1"] for row in rows if key.items() <= row.items()}
 
 
@@ -292,6 +297,8 @@ def _mean(top1: dict[int, float]) -> str:
 
 def _gain(own: dict[int, float], base: dict[int, float]) -> str:
     gains = paired_differences(own, base)
+    if not gains:  # no seed in common
+        return ""
     if not any(gains):
         return "none: equal in each seed"  # nothing to correct, say
     interval = t_interval(gains)
@@ -334,7 +341,10 @@ def main() -> None:
         jobs = [(configure(setting, key["arm"], key["seed"], roots, storage), key) for key in left]
         for _ in run_all(jobs, out, given.workers, probes=False):
             pass
-    print(table(read(out), settings))
+    rows = read(out)
+    print(table(rows, settings))
+    for _, alike in groupby(settings, lambda setting: list(setting.arms)):
+        print(f"\n{wide(rows, list(alike))}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def test_the_table_pairs_by_seed() -> None:
     *_, last = does_it_help.wide(rows, [setting]).splitlines()
     assert last == "| clipart | s | 2 | 15.0 ± 7.1 | +2.5 (-3.9 to +8.9) |"
     assert len(does_it_help.wide(rows, [setting], least=3).splitlines()) == 2, "the baseline has two"
+    apart = [{**row, "seed": row["seed"] + 9 * (row["arm"] == "TextTeacher")} for row in rows]
+    assert does_it_help.table(apart, [setting]).endswith("|  |"), "no seed in common, so no difference"
     equal = [{**row, "top1": 1.0} for row in rows]
     assert "none: equal in each seed" in does_it_help.wide(equal, [setting])
 
