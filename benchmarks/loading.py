@@ -18,6 +18,7 @@ The rows of deit (RandomResizedCrop, RandAugment) have no aim.
 import argparse
 import io
 import json
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,14 +30,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from timm.data import create_loader, create_transform
 from timm.data.auto_augment import AugmentOp, RandAugment
 from timm.data.dataset import ImageDataset
+from torchvision import transforms
 
 from benchmarks.step_cost import RESULTS, Side, compare
 from tt_ray.config import Config, DataConfig
-from tt_ray.data.augment import sample_seeds, seeded, train_transform
+from tt_ray.data.augment import sample_seeds
+from tt_ray.data.augment_draws import seeded
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.sampling import Order
 from tt_ray.data.shard_writer import ImageOptions, write_shard
@@ -103,7 +106,7 @@ def pack(source: Source, root: Path, short_side: int, quality: int = 90) -> floa
 
 def as_before(source: Source, config: Config) -> Prepare:
     """Batches as they were made image by image, all by Pillow."""
-    order, transform = Order(len(source), config.train.batch_size, 1, 0), train_transform(config.data)
+    order, transform = Order(len(source), config.train.batch_size, 1, 0), _as_it_was(config.data)
 
     def prepare(step: int) -> torch.Tensor:
         epoch, position = divmod(step, order.steps_per_epoch)
@@ -113,6 +116,42 @@ def as_before(source: Source, config: Config) -> Prepare:
         return torch.stack([seeded(transform, source.read(row), seed) for row, seed in samples])
 
     return prepare
+
+
+def _as_it_was(config: DataConfig) -> Callable[[Image.Image], torch.Tensor]:
+    """What was done to one image: 3-Augment by torchvision, which draws for itself, or timm's transform."""
+    if config.augment == "deit":
+        transform: Any = create_transform(
+            config.image_size,
+            is_training=True,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="bicubic",
+            re_prob=0.25,
+            re_mode="pixel",
+            mean=config.mean,
+            std=config.std,
+        )
+        spare_posterize(transform)
+        return transform
+    jitter = config.color_jitter
+    return transforms.Compose(
+        [
+            transforms.Resize(config.image_size, transforms.InterpolationMode.BICUBIC),
+            transforms.RandomCrop(config.image_size, padding=4, padding_mode="reflect"),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomChoice([transforms.Grayscale(3), _solarise, _blur]),
+            transforms.ColorJitter(jitter, jitter, jitter),
+            transforms.PILToTensor(),
+        ]
+    )
+
+
+def _solarise(image: Image.Image) -> Image.Image:
+    return ImageOps.solarize(image, 128)
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.2, 2.0)))
 
 
 def ours(source: Source, config: Config, on_device: bool = False) -> Prepare:

@@ -32,7 +32,8 @@ from eval.metrics import score
 from eval.protocols.finetune_data import joined
 from eval.protocols.likeliest import result_of
 from eval.tasks.registry import Task, split_rows
-from tt_ray.data.augment import normalize, seeded
+from tt_ray.data.augment import normalize
+from tt_ray.data.augment_draws import seeded
 from tt_ray.data.loader import loader_processes
 from tt_ray.data.loader_processes import prepared
 from tt_ray.data.sources.base import Source

@@ -1,20 +1,16 @@
 """Operations on batches against those of Pillow and timm: two grey levels apart at the most, narrow blurs three."""
 
 import random
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from timm.data import auto_augment
+from PIL import Image
 
 from tt_ray.data.augment_operations import OPERATIONS, WIDE_BLUR, Work, apply
+from tt_ray.data.pillow_operations import OPERATIONS as PILLOW
 
 FILL = (124, 116, 104)
-HOW: dict[str, Any] = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
-Pillow = Callable[[Image.Image, float], Image.Image]
 UNIFORM: dict[str, tuple[float, float]] = {
     "flip": (0, 0),
     "grey": (0, 0),
@@ -37,27 +33,6 @@ UNIFORM: dict[str, tuple[float, float]] = {
     "translate_y": (-0.45, 0.45),
 }
 WHOLE = ("solarise", "posterise", "solarise_add")
-PILLOW: dict[str, Pillow] = {
-    "flip": lambda image, _: ImageOps.mirror(image),
-    "grey": lambda image, _: image.convert("L").convert("RGB"),
-    "solarise": lambda image, value: ImageOps.solarize(image, int(value)),
-    "blur": lambda image, value: image.filter(ImageFilter.GaussianBlur(value)),
-    "wide_blur": lambda image, value: image.filter(ImageFilter.GaussianBlur(value)),
-    "brightness": lambda image, value: ImageEnhance.Brightness(image).enhance(value),
-    "contrast": lambda image, value: ImageEnhance.Contrast(image).enhance(value),
-    "colour": lambda image, value: ImageEnhance.Color(image).enhance(value),
-    "sharpness": lambda image, value: ImageEnhance.Sharpness(image).enhance(value),
-    "autocontrast": lambda image, _: ImageOps.autocontrast(image),
-    "equalise": lambda image, _: ImageOps.equalize(image),
-    "invert": lambda image, _: ImageOps.invert(image),
-    "posterise": lambda image, bits: ImageOps.posterize(image, int(bits)) if bits else Image.new("RGB", image.size),
-    "solarise_add": lambda image, value: auto_augment.solarize_add(image, int(value)),
-    "rotate": lambda image, value: auto_augment.rotate(image, value, **HOW),
-    "shear_x": lambda image, value: auto_augment.shear_x(image, value, **HOW),
-    "shear_y": lambda image, value: auto_augment.shear_y(image, value, **HOW),
-    "translate_x": lambda image, value: auto_augment.translate_x_rel(image, value, **HOW),
-    "translate_y": lambda image, value: auto_augment.translate_y_rel(image, value, **HOW),
-}
 # Of a narrow blur Pillow rounds each of six boxes, and we once: up to three levels, on noise, where the mean is 1.0.
 APART = {"blur": 3}
 MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -94,7 +69,7 @@ def test_every_operation_is_pillow_s(name: str, width: int, height: int) -> None
     images = [picture(width, height, seed) for seed in range(count)]
     found = OPERATIONS[name](tensor(images), torch.tensor(values, dtype=torch.float32), FILL)
     assert found.dtype == torch.float32 and (found == found.floor()).all() and 0 <= found.min() <= found.max() <= 255
-    expected = tensor([PILLOW[name](image, value) for image, value in zip(images, values, strict=True)])
+    expected = tensor([PILLOW[name](image, value, FILL) for image, value in zip(images, values, strict=True)])
     difference = (found - expected).abs()
     if name in MOVING:  # a place on the very edge may fall to either side of it
         assert (difference.amax(1) > 2).float().mean() < 2e-4
@@ -121,12 +96,8 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
 
 def test_work_is_done_in_order_on_its_rows_alone() -> None:
     images = tensor([picture(16, 16, seed) for seed in range(4)])
-    all_rows, some = torch.arange(4), torch.tensor([1, 3])
-    work = [
-        Work("invert", some, torch.zeros(2)),
-        Work("brightness", all_rows, torch.tensor([1.0, 0.5, 1.0, 2.0])),
-        Work("flip", torch.tensor([3]), torch.zeros(1)),
-    ]
+    rows, values = torch.tensor([1, 3, 0, 1, 2, 3, 3]), torch.tensor([0.0, 0.0, 1.0, 0.5, 1.0, 2.0, 0.0])
+    work = Work(("invert", "brightness", "flip"), (2, 4, 1), rows, values)
     found = apply(images.clone(), work, FILL)
     assert torch.equal(found[0], images[0]) and torch.equal(found[2], images[2])
     assert torch.equal(found[1], ((255 - images[1]) * 0.5).floor())

@@ -21,8 +21,8 @@ def images(count: int = 6) -> Tensor:
 
 def rest() -> Rest:
     rows, boxes = torch.tensor([1, 4]), torch.tensor([[2, 3, 10, 20], [0, 0, 24, 5]])
-    invert = Work("invert", torch.tensor([0, 1, 5]), torch.zeros(3))
-    return Rest((invert,), Erase(rows, boxes, torch.tensor([11, 2**32 - 1])))
+    invert = Work(("invert",), (3,), torch.tensor([0, 1, 5]), torch.zeros(3))
+    return Rest(invert, Erase(rows, boxes, torch.tensor([11, 2**32 - 1])))
 
 
 def test_without_anything_left_it_normalises_bit_for_bit() -> None:
@@ -57,7 +57,7 @@ def test_the_first_images_are_finished_as_in_the_whole_batch(count: int) -> None
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_first_images_of_which_none_has_the_operation_are_left_alone(name: str) -> None:
-    later = Rest((Work(name, torch.tensor([4, 5]), torch.full((2,), 0.5)),), rest().erase)
+    later = Rest(Work((name,), (2,), torch.tensor([4, 5]), torch.full((2,), 0.5)), rest().erase)
     assert torch.equal(finish(images()[:1], later.first(1), CONFIG), finish(images()[:1], Rest(), CONFIG))
 
 

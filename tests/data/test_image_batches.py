@@ -14,13 +14,15 @@ from PIL import Image
 
 from tests.data.sources.encoded import encode
 from tests.data.sources.test_jpeg import FOR_PILLOW, ORDINARY, photo
+from tests.data.test_augment_draws import square_of
 from tt_ray.config import Config, DataConfig
 from tt_ray.data import image_batches
-from tt_ray.data.augment import eval_transform, normalize, seeded, train_transform
+from tt_ray.data.augment import eval_transform
 from tt_ray.data.augment_draws import own_randomness, preset_of
-from tt_ray.data.finish import finish
+from tt_ray.data.finish import fill_of, finish
 from tt_ray.data.image_batches import AugmentedImages, eval_images
 from tt_ray.data.loader import EvalBatches, TrainBatches
+from tt_ray.data.pillow_operations import apply_steps
 from tt_ray.data.sampling import Order
 from tt_ray.data.sources import jpeg
 from tt_ray.data.sources.base import Source
@@ -70,18 +72,19 @@ def levels(images: torch.Tensor, data: DataConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("augment", ["three_augment", "deit"])
-def test_pillow_in_the_loader_is_the_transform_bit_for_bit(augment: str, source: Source) -> None:
+def test_what_is_drawn_for_a_sample_is_done_to_its_image(augment: str, source: Source) -> None:
+    """Images that Pillow reads among those that it does not, in one batch."""
     data = config(augment, decoder="pillow")
     images, rest = AugmentedImages(source, data, on_device=False)(ROWS, SEEDS)
-    assert images.dtype == torch.uint8 and rest.work == ()
-    transform = train_transform(data)
-    expected = torch.stack([seeded(transform, source.read(row), int(SEEDS[row])) for row in range(len(ROWS))])
-    if augment == "three_augment":
-        assert torch.equal(images, expected) and rest.erase is None
-    else:
-        kept = torch.ones(len(ROWS), dtype=torch.bool)
-        kept[rest.erase.rows if rest.erase else []] = False
-        assert torch.equal(normalize(images, data.mean, data.std)[kept], expected[kept]) and kept.sum() > 2
+    assert images.dtype == torch.uint8 and rest.work is None
+    with own_randomness():
+        drawn = preset_of(data).drawn(SEEDS)
+        for place, row in enumerate(ROWS.tolist()):
+            image = source.read(row)
+            square = Image.fromarray(square_of(image, drawn.cut(place, image.size), 48))
+            expected = np.asarray(apply_steps(square, drawn.steps(place), fill_of(data)))
+            assert (images[place].permute(1, 2, 0).numpy() == expected).all()
+    assert (rest.erase is None) == (augment == "three_augment")
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pillow"])
@@ -93,7 +96,7 @@ def test_loader_and_device_augment_alike(augment: str, decoder: str, source: Sou
         parts = [AugmentedImages(source, data, on_device)(ROWS, SEEDS + 1000 * number) for number in range(8)]
         found.append(torch.cat([levels(finish(*part, data), data) for part in parts]))
     difference = (found[0] - found[1]).abs().flatten(1)
-    assert difference.mean(1).max() < 1, "noise too is the same"
+    assert difference.mean(1).max() < 1.5, "noise too is the same"
     assert difference.mean() < 0.2
 
 
@@ -202,7 +205,7 @@ def test_batches_of_all_presets_are_uint8(source: Source) -> None:
         for on_device in (False, True):
             batch = TrainBatches(source, None, order, run, on_device)[0]
             assert batch.images.dtype == torch.uint8 and batch.images.shape == (4, 3, 48, 48)
-            assert bool(batch.rest.work) == (on_device and augment in ("three_augment", "deit"))
+            assert (batch.rest.work is not None) == (on_device and augment in ("three_augment", "deit"))
         assert EvalBatches(source, run, 0, 1)[0].images.dtype == torch.uint8
 
 
@@ -221,5 +224,6 @@ def test_presets_can_be_sent_to_loader_processes(augment: str) -> None:
     found = []
     for each in (preset, again):
         with own_randomness():
-            found.append(each.drawn(4, size))
+            drawn = each.drawn(SEEDS)
+            found.append(([drawn.steps(place) for place in ROWS], drawn.cut(4, size), drawn.boxes))
     assert found[0] == found[1]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.test_augment_operations import APART, FILL, PILLOW, drawn, picture, tensor
+from tests.data.test_augment_operations import APART, FILL, drawn, picture, tensor
 from tt_ray.data import augment_operations, pixel_operations
 from tt_ray.data.augment_draws import ThreeAugment
+from tt_ray.data.pillow_operations import OPERATIONS as PILLOW
 from tt_ray.data.pixel_operations import OPERATIONS, apply_steps
 
 
@@ -22,7 +23,7 @@ def test_every_operation_is_the_device_s_and_pillow_s(name: str, width: int, hei
     on_device = augment_operations.OPERATIONS[name](tensor(images), torch.tensor(values, dtype=torch.float32), FILL)
     difference = (levels - on_device).abs()
     assert difference.max() <= 2 and difference.mean() < 0.3
-    by_pillow = tensor([PILLOW[name](image, value) for image, value in zip(images, values, strict=True)])
+    by_pillow = tensor([PILLOW[name](image, value, FILL) for image, value in zip(images, values, strict=True)])
     difference = (levels - by_pillow).abs()
     assert difference.max() <= APART.get(name, 2) and difference.mean() < 0.5
 
@@ -32,9 +33,9 @@ def test_three_augment_is_done_by_opencv_and_its_image_stays() -> None:
     pixels = np.asarray(picture(30, 20, 1)).copy()
     before = pixels.copy()
     steps = [(name, value) for name in OPERATIONS for value in drawn(name, 3)]
-    found = apply_steps(pixels, [("", 0.0), *steps])
+    found = apply_steps(pixels, steps)
     assert (pixels == before).all() and not np.shares_memory(found, pixels)
-    assert apply_steps(pixels, [("", 0.0)]) is pixels
+    assert apply_steps(pixels, []) is pixels
     one_by_one = pixels
     for name, value in steps:
         one_by_one = OPERATIONS[name](one_by_one, value)

@@ -1,12 +1,12 @@
-"""The presets for one image at a time, in two halves: the part of the image to cut out, and what is then done to it.
+"""The presets for images that are decoded one by one: the part to cut out of each, and what is then done to it.
 
-What is drawn for a sample follows from its seed alone, in the order in which `train_transform` draws: whoever does the
-second half (Pillow in a loader, tensors in a loader, a GPU) gets the same numbers.
+What is drawn for a sample follows from its seed alone: whoever does it (Pillow or OpenCV in a loader, a GPU) gets the
+same numbers.
 """
 
+import itertools
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -16,25 +16,33 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision import transforms
 
 from tt_ray.config import DataConfig
-from tt_ray.data.augment import train_transform
-from tt_ray.data.augment_operations import WIDE_BLUR, Work
+from tt_ray.data.augment_operations import OPERATIONS, WIDE_BLUR, Work
 from tt_ray.data.sources.jpeg import Region
+from tt_ray.stateless_random import uniform
 
-NOTHING = ("", 0.0)
+NAMES = ("", *OPERATIONS)
+"""Names of operations by their codes; 0 stands for nothing."""
+CODES = {name: code for code, name in enumerate(NAMES)}
 Step = tuple[str, float]
 """An operation's name and its parameter."""
 Size = tuple[int, int]
+Box = tuple[int, int, int, int]
+"""Top, left, bottom and right of a rectangle."""
 
 _PAD = 4
-_THREE = ("grey", "solarise", "blur")
+_THREE = np.array([CODES[name] for name in ("grey", "solarise", "blur", "wide_blur")])
+_BLUR = 2
 _THRESHOLD = 128.0
-_JITTER = ("brightness", "contrast", "colour")
+_JITTER = np.array([CODES[name] for name in ("brightness", "contrast", "colour")])
+_ORDERS = np.array(list(itertools.permutations(range(len(_JITTER)))))
+_CUT = 1
+"""Keeps what is drawn for a cut apart from what is drawn for the steps."""
 _NAMES = {
     "AutoContrast": "autocontrast",
     "Equalize": "equalise",
@@ -53,11 +61,6 @@ _NAMES = {
     "TranslateYRel": "translate_y",
 }
 """Our names of RandAugment's operations."""
-
-
-_twister = np.random.MT19937()
-_seeds_twister = np.random.RandomState(_twister)
-_python = random.Random()
 
 
 class Cut(NamedTuple):
@@ -85,27 +88,32 @@ class Erase(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """All that is drawn for a sample."""
+    """All that is drawn for the samples of a batch."""
 
-    cut: Cut
-    steps: list[Step]
-    """What to do to the square, as many steps for each sample; NOTHING where there is nothing to do."""
-    erased: tuple[int, int, int, int] | None = None
-    """Top, left, bottom and right of the rectangle to erase."""
+    cut: Callable[[int, Size], Cut]
+    """The cut of a sample, by its place in the batch and its image's width and height."""
+    codes: npt.NDArray[np.int64]
+    """What to do to each square, in order, (n, steps): places in NAMES."""
+    values: npt.NDArray[np.float64]
+    """The operations' parameters, (n, steps)."""
+    boxes: Sequence[Box | None]
+    """The rectangle of each to erase."""
+
+    def steps(self, place: int) -> list[Step]:
+        """What to do to one square."""
+        each = zip(self.codes[place].tolist(), self.values[place].tolist(), strict=True)
+        return [(NAMES[code], value) for code, value in each if code]
 
 
 class Preset(Protocol):
-    """A preset; its methods move the global generators, and so are called within `own_randomness`."""
+    """A preset."""
 
     in_opencv: bool
-    """`pixel_operations` has all of its operations."""
+    """`pixel_operations` has all of its operations. If not, its methods move the global generators, and so are called
+    within `own_randomness`."""
 
-    def drawn(self, seed: int, size: Size) -> Drawn:
-        """What is drawn for a sample whose image has that width and height."""
-        ...
-
-    def by_pillow(self, square: Image.Image, seed: int, size: Size) -> Any:
-        """The same sample's steps done to its square, an RGB image, by `train_transform`'s own means."""
+    def drawn(self, seeds: npt.NDArray[np.int64]) -> Drawn:
+        """What is drawn for samples with these seeds, (n,)."""
         ...
 
 
@@ -115,93 +123,95 @@ def preset_of(config: DataConfig) -> Preset:
 
 
 class ThreeAugment:
-    """3-Augment; see `augment.train_transform`."""
+    """3-Augment of DeiT III (Touvron, Cord and Jegou, 2022, arXiv 2204.07118).
+
+    The short side is resized to the square's, 4 pixels are added around by reflection and the square is cut out at
+    random; then come a flip, one of grey, solarise and blur, and brightness, contrast and colour in random order.
+    """
 
     in_opencv = True
 
     def __init__(self, config: DataConfig) -> None:
-        self._size = config.image_size
-        _, _, *rest, _ = _steps_of(config)
-        self._rest: Callable[[Any], Any] = transforms.Compose(rest)
-        strength: tuple[float, float] | None = rest[-1].brightness
-        # In 32 bits, as torch has them.
-        low, high = np.array(strength or (1, 1), np.float32)
-        self._jitter = None if strength is None else (float(low), float(high - low))
+        self._size, self._jitter = config.image_size, config.color_jitter
+        self._darkest = max(0.0, 1 - self._jitter)
 
-    def drawn(self, seed: int, size: Size) -> Drawn:
-        """The resized image, padded by 4 pixels, has the square at a random place.
+    def drawn(self, seeds: npt.NDArray[np.int64]) -> Drawn:
+        numbers = uniform(seeds, 9)
+        places, kinds = numbers[:, :2].tolist(), (numbers[:, 3] * 3).astype(np.int64)
+        codes = np.empty((len(seeds), 5 if self._jitter else 2), np.int64)
+        values = np.zeros(codes.shape)
+        codes[:, 0] = (numbers[:, 2] < 0.5) * CODES["flip"]
+        blurs, deviations = kinds == _BLUR, 0.2 + 1.8 * numbers[:, 4]
+        codes[:, 1] = _THREE[kinds + (blurs & (deviations >= WIDE_BLUR))]
+        values[:, 1] = np.where(blurs, deviations, _THRESHOLD)
+        if self._jitter:
+            order = _ORDERS[(numbers[:, 5] * len(_ORDERS)).astype(np.int64)]
+            factors = self._darkest + (1 + self._jitter - self._darkest) * numbers[:, 6:]
+            codes[:, 2:], values[:, 2:] = _JITTER[order], factors[np.arange(len(seeds))[:, None], order]
+        return Drawn(lambda place, size: self._cut(places[place], size), codes, values, [None] * len(seeds))
 
-        Then flip, one of three, and the three parts of the jitter in random order.
-        """
-        _python.seed(seed)
-        down, right, *bits = torch_bits(seed, 9)
-        lines, columns = self._resized(size)
-        top, left = down % self._places(lines) - _PAD, right % self._places(columns) - _PAD
-        flip = ("flip", 0.0) if _uniform(bits[0]) < 0.5 else NOTHING
-        kind = _THREE[int(_python.random() * len(_THREE))]  # what random.choices does
-        value = _python.uniform(0.2, 2.0) if kind == "blur" else _THRESHOLD
-        steps = [flip, ("wide_blur" if kind == "blur" and value >= WIDE_BLUR else kind, value)]
-        if self._jitter is not None:
-            low, span = self._jitter
-            factors = [low + span * _uniform(each) for each in bits[4:]]
-            order = _permutation(bits[1:4])  # ColorJitter draws a place for the hue as well
-            steps += [(_JITTER[place], factors[place]) for place in order if place < len(_JITTER)]
-        return Drawn(Cut((0, 0, size[1], size[0]), lines, columns, top, left), steps)
-
-    def by_pillow(self, square: Image.Image, seed: int, size: Size) -> Any:
-        seed_sample(seed)
-        for side in self._resized(size):  # the two numbers of the cut
-            torch.randint(self._places(side), (1,))
-        return self._rest(square)
-
-    def _resized(self, size: Size) -> Size:
-        """Height and width of the resized image."""
+    def _cut(self, numbers: Sequence[float], size: Size) -> Cut:
         width, height = size
+        # Sizes are cut off as torchvision does.
+        lines, columns = self._size, self._size
         if width < height:
-            return int(self._size * height / width), self._size
-        return self._size, int(self._size * width / height)
-
-    def _places(self, side: int) -> int:
-        """In how many places the square may begin along a side."""
-        return side + 2 * _PAD - self._size + 1
+            lines = int(self._size * height / width)
+        else:
+            columns = int(self._size * width / height)
+        top, left = (
+            int(number * (side + 2 * _PAD - self._size + 1)) - _PAD
+            for number, side in zip(numbers, (lines, columns), strict=True)
+        )
+        return Cut((0, 0, height, width), lines, columns, top, left)
 
 
 class Deit:
-    """DeiT's augmentation; see `augment.train_transform`."""
+    """The augmentation of DeiT (Touvron et al., 2021, arXiv 2012.12877), with timm's draws: rand-m9-mstd0.5-inc1."""
 
     in_opencv = False  # which rotates with another kernel than Pillow's
 
     def __init__(self, config: DataConfig) -> None:
         self._size = config.image_size
-        steps = _steps_of(config)
-        kinds = (RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip, RandAugment, RandomErasing)
-        found: list[Any] = [next(step for step in steps if isinstance(step, kind)) for kind in kinds]
-        self._crop, _, self._randaugment, self._erasing = found
-        self._rest: Callable[[Any], Any] = transforms.Compose(found[1:3])
+        transform: Any = create_transform(
+            config.image_size,
+            is_training=True,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="bicubic",
+            re_prob=0.25,
+            re_mode="pixel",
+            mean=config.mean,
+            std=config.std,
+        )
+        kinds = (RandomResizedCropAndInterpolation, RandAugment, RandomErasing)
+        found: list[Any] = [next(step for step in transform.transforms if isinstance(step, kind)) for kind in kinds]
+        self._crop, self._randaugment, self._erasing = found
 
-    def drawn(self, seed: int, size: Size) -> Drawn:
-        seed_sample(seed)
-        return Drawn(self._cut(size), self._steps(), self._erased())
+    def drawn(self, seeds: npt.NDArray[np.int64]) -> Drawn:
+        codes = np.zeros((len(seeds), 1 + self._randaugment.num_layers), np.int64)
+        values, boxes = np.zeros(codes.shape), list[Box | None]()
+        for place, seed in enumerate(seeds.tolist()):
+            seed_sample(seed)
+            for number, (name, value) in enumerate(self._steps()):
+                codes[place, number], values[place, number] = CODES[name], value
+            boxes.append(self._erased())
+        others = (uniform(seeds, 1, _CUT)[:, 0] * 2**32).astype(np.int64).tolist()
+        return Drawn(lambda place, size: self._cut(others[place], size), codes, values, boxes)
 
-    def by_pillow(self, square: Image.Image, seed: int, size: Size) -> Any:
-        seed_sample(seed)
-        self._cut(size)
-        return self._rest(square)
-
-    def _cut(self, size: Size) -> Cut:
+    def _cut(self, seed: int, size: Size) -> Cut:
         """A part of random size and proportions, resized to the square."""
+        random.seed(seed)
         image = torch.empty(3, size[1], size[0], device="meta")  # of which the size alone is asked
         region = self._crop.get_params(image, self._crop.scale, self._crop.ratio)
         return Cut(region, self._size, self._size)
 
     def _steps(self) -> list[Step]:
         """Flip, and RandAugment's operations."""
-        flip = ("flip", 0.0) if torch.rand(1).item() < 0.5 else NOTHING
+        flip = "flip" if torch.rand(1).item() < 0.5 else ""
         augment: RandAugment = self._randaugment
         chosen = np.random.choice(len(augment.ops), augment.num_layers)
-        return [flip, *(_randaugment_step(augment.ops[number]) for number in chosen)]
+        return [(flip, 0.0), *(_randaugment_step(augment.ops[number]) for number in chosen)]
 
-    def _erased(self) -> tuple[int, int, int, int] | None:
+    def _erased(self) -> Box | None:
         """As timm's RandomErasing draws it, whose noise is drawn elsewhere."""
         erasing: RandomErasing = self._erasing
         if random.random() > erasing.probability:
@@ -216,16 +226,11 @@ class Deit:
         return None
 
 
-def _steps_of(config: DataConfig) -> list[Any]:
-    transform: Any = train_transform(config)
-    return transform.transforms
-
-
 def _randaugment_step(operation: AugmentOp) -> Step:
     """What timm's operation draws when it is called."""
     deviation: Any = operation.magnitude_std
     if operation.prob < 1 and random.random() > operation.prob:
-        return NOTHING
+        return "", 0.0
     magnitude = min(max(random.gauss(operation.magnitude, deviation), 0.0), 10.0)
     arguments = operation.level_fn(magnitude, operation.hparams) if operation.level_fn else (0.0,)
     return _NAMES[operation.name], float(arguments[0])
@@ -251,49 +256,33 @@ def seed_sample(seed: int) -> None:
     random.seed(seed)
 
 
-def torch_bits(seed: int, count: int) -> list[int]:
-    """The first numbers of 32 bits that torch's generator gives once it is seeded.
+def seeded(transform: Callable[[Image.Image], torch.Tensor], image: Image.Image, seed: int) -> torch.Tensor:
+    """`transform(image)` with all of its random numbers drawn from `seed` (0 to 2**32 - 1, see `sample_seeds`)."""
+    with own_randomness():
+        seed_sample(seed)
+        return transform(image)
 
-    Both it and numpy's are the Mersenne Twister; numpy hands out all in less time than torch the first.
+
+def gathered(codes: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Work | None:
+    """The steps of a batch, both (n, steps), joined: each operation once for all samples that have it at that place.
+
+    None where there is nothing to do.
     """
-    _seeds_twister.seed(seed)
-    return _twister.random_raw(count).tolist()
+    count, places = codes.shape
+    keys = (np.arange(places)[:, None] * len(NAMES) + codes.T).ravel()
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    something = keys % len(NAMES) > 0
+    order, keys = order[something], keys[something]
+    if not len(order):
+        return None
+    ends = np.append(np.flatnonzero(np.diff(keys)), len(keys) - 1)
+    names = [NAMES[code] for code in (keys[ends] % len(NAMES)).tolist()]
+    rows, parameters = order % count, values.T.ravel()[order].astype(np.float32)
+    return Work(names, np.diff(ends, prepend=-1).tolist(), torch.from_numpy(rows), torch.from_numpy(parameters))
 
 
-def _uniform(bits: int) -> float:
-    """What `torch.rand` makes of them."""
-    return (bits & 0xFFFFFF) * 2.0**-24
-
-
-def _permutation(bits: Sequence[int]) -> list[int]:
-    """What `torch.randperm(len(bits) + 1)` makes of them."""
-    order = list(range(len(bits) + 1))
-    for place, number in enumerate(bits):
-        other = place + number % (len(order) - place)
-        order[place], order[other] = order[other], order[place]
-    return order
-
-
-def gathered(steps: Sequence[list[Step]]) -> tuple[Work, ...]:
-    """The steps of a batch's samples, joined: each operation once for all samples that have it at that place."""
-    found = defaultdict[tuple[int, str], list[tuple[int, float]]](list)
-    for row, each in enumerate(steps):
-        for place, (name, value) in enumerate(each):
-            if name:
-                found[place, name].append((row, value))
-    if not found:
-        return ()
-    keys = sorted(found)
-    # Parts of two tensors, which travel between processes as two.
-    rows, values = zip(*(pair for key in keys for pair in found[key]), strict=True)
-    sizes = [len(found[key]) for key in keys]
-    # By way of numpy, which reads lists in less time.
-    joined = torch.from_numpy(np.array(rows)), torch.from_numpy(np.array(values, np.float32))
-    parts = zip(*(part.split(sizes) for part in joined), strict=True)
-    return tuple(Work(name, *part) for (_, name), part in zip(keys, parts, strict=True))
-
-
-def erasures(boxes: Sequence[tuple[int, int, int, int] | None], seeds: npt.NDArray[np.int64]) -> Erase | None:
+def erasures(boxes: Sequence[Box | None], seeds: npt.NDArray[np.int64]) -> Erase | None:
     """The rectangles of a batch; None where there are none."""
     rows = [row for row, box in enumerate(boxes) if box is not None]
     if not rows:

@@ -23,19 +23,31 @@ WIDE_BLUR = 2**0.5
 
 
 class Work(NamedTuple):
-    """One operation on some images of a batch."""
+    """Operations on a batch, one after the other, each on some of its images."""
 
-    operation: str
-    """A name in OPERATIONS."""
+    operations: Sequence[str]
+    """Names in OPERATIONS."""
+    counts: Sequence[int]
+    """How many images each is for; none is for none."""
     rows: Tensor
-    """Positions in the batch, ascending, (n,)."""
+    """Positions in the batch, of one operation's images after the other's, ascending for each, (n,).
+
+    One tensor, like the next: each travels by itself, between processes and to the device."""
     values: Tensor
     """A parameter for each, (n,) float32."""
 
+    def first(self, count: int) -> "Work":
+        """What there is to do to the batch's first images."""
+        kept = self.rows < count
+        counts = [int(part.sum()) for part in kept.split(list(self.counts))]
+        some = [(name, number) for name, number in zip(self.operations, counts, strict=True) if number]
+        return Work([name for name, _ in some], [number for _, number in some], self.rows[kept], self.values[kept])
 
-def apply(images: Tensor, work: Sequence[Work], fill: Fill) -> Tensor:
+
+def apply(images: Tensor, work: Work, fill: Fill) -> Tensor:
     """Does one operation after the other: float32 (B, 3, H, W), which may be overwritten, to the same shape."""
-    for name, rows, values in work:
+    parts = (part.split(list(work.counts)) for part in (work.rows, work.values))
+    for name, rows, values in zip(work.operations, *parts, strict=True):
         if len(rows) == len(images):
             images = OPERATIONS[name](images, values, fill)
         else:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tt_ray.config import DataConfig
 from tt_ray.data.augment import channels_on, normalize
 from tt_ray.data.augment_draws import Erase
-from tt_ray.data.augment_operations import Work, apply
+from tt_ray.data.augment_operations import Fill, Work, apply
 
 _GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 """SplitMix64's constants as signed integers."""
@@ -18,15 +18,14 @@ _GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644
 class Rest(NamedTuple):
     """The part of a batch's augmentation that its loader left to the device."""
 
-    work: tuple[Work, ...] = ()
+    work: Work | None = None
     erase: Erase | None = None
 
     def first(self, count: int) -> "Rest":
         """What is left to do to the batch's first images."""
-        work = [Work(name, rows[rows < count], values[rows < count]) for name, rows, values in self.work]
         erase = None if self.erase is None else Erase(*(part[self.erase.rows < count] for part in self.erase))
-        # Operations expect that there is something to do.
-        return Rest(tuple(each for each in work if len(each.rows)), erase if erase and len(erase.rows) else None)
+        # `erase` expects that there is something to do.
+        return Rest(self.work and self.work.first(count), erase if erase and len(erase.rows) else None)
 
 
 def finish(images: Tensor, rest: Rest, config: DataConfig) -> Tensor:
@@ -37,10 +36,10 @@ def finish(images: Tensor, rest: Rest, config: DataConfig) -> Tensor:
     if images.dtype != torch.uint8:
         return images
     device = images.device
-    if rest.work:
-        work = [Work(name, *(part.to(device, non_blocking=True) for part in parts)) for name, *parts in rest.work]
-        red, green, blue = (min(255, round(255 * value)) for value in config.mean)
-        images = apply(images.contiguous().float(), work, (red, green, blue))
+    if rest.work is not None:
+        rows, values = (part.to(device, non_blocking=True) for part in (rest.work.rows, rest.work.values))
+        work = rest.work._replace(rows=rows, values=values)
+        images = apply(images.contiguous().float(), work, fill_of(config))
         images.div_(255).sub_(channels_on(config.mean, device)).div_(channels_on(config.std, device))
     else:
         images = normalize(images, config.mean, config.std)
@@ -48,6 +47,12 @@ def finish(images: Tensor, rest: Rest, config: DataConfig) -> Tensor:
         rows, boxes, seeds = (part.to(device, non_blocking=True) for part in rest.erase)
         images.index_copy_(0, rows, erase(images.index_select(0, rows), boxes, seeds))
     return images
+
+
+def fill_of(config: DataConfig) -> Fill:
+    """The colour of what a moved image leaves behind: the mean, as timm has it."""
+    red, green, blue = (min(255, round(255 * value)) for value in config.mean)
+    return red, green, blue
 
 
 def erase(images: Tensor, boxes: Tensor, seeds: Tensor) -> Tensor:

@@ -9,18 +9,19 @@ from PIL import Image
 from torch import Tensor
 
 from tt_ray.config import DataConfig
+from tt_ray.data import pillow_operations, pixel_operations
 from tt_ray.data.augment import Transform
 from tt_ray.data.augment_draws import (
     Cut,
     Drawn,
+    Step,
     crop_into,
     erasures,
     gathered,
     own_randomness,
     preset_of,
 )
-from tt_ray.data.finish import Rest
-from tt_ray.data.pixel_operations import apply_steps
+from tt_ray.data.finish import Rest, fill_of
 from tt_ray.data.sources.base import Pixels, Source
 from tt_ray.data.sources.jpeg import Jpeg, NotFast
 
@@ -39,7 +40,7 @@ class AugmentedImages:
 
     def __init__(self, source: Source, config: DataConfig, on_device: bool) -> None:
         self.source, self.config, self.on_device = source, config, on_device
-        self._preset = preset_of(config)
+        self._preset, self._fill = preset_of(config), fill_of(config)
         self._in_opencv = self._preset.in_opencv and config.decoder != "pillow"
 
     def __call__(self, rows: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> tuple[Tensor, Rest]:
@@ -47,45 +48,35 @@ class AugmentedImages:
         size = self.config.image_size
         # In the order in which they are made: to change it takes as long as half of the operations.
         out = np.empty((len(rows), size, size, 3), np.uint8)
-        samples = list(zip(rows.tolist(), seeds.tolist(), out, strict=True))
-        # What OpenCV does needs no global generator.
-        with nullcontext() if self._in_opencv else own_randomness():
-            found = [
-                each for start in range(0, len(rows), _TOGETHER) for each in self._fill(samples[start:][:_TOGETHER])
-            ]
-        work = gathered([each.steps for each in found] if self.on_device else [])
-        return channels_second(out), Rest(work, erasures([each.erased for each in found], seeds))
+        with nullcontext() if self._preset.in_opencv else own_randomness():
+            # Draws come first: what a decoder leaves in the processor's caches makes Python take twice as long.
+            drawn = self._preset.drawn(seeds)
+            work = gathered(drawn.codes, drawn.values) if self.on_device else None
+            for start in range(0, len(rows), _TOGETHER):
+                self._fill_in(out, rows, range(start, min(start + _TOGETHER, len(rows))), drawn)
+        return channels_second(out), Rest(work, erasures(drawn.boxes, seeds))
 
-    def _fill(self, samples: list[tuple[int, int, Pixels]]) -> list[Drawn]:
-        """Fills in the squares of samples (row, seed, square), and returns what was drawn for each.
-
-        First all are opened, then all is drawn, and then all are decoded: what a decoder leaves in the processor's
-        caches makes the draws that follow it take twice as long.
-        """
-        opened = [opened_or_none(self.source, row, self.config) for row, _, _ in samples]
-        found = [
-            None if jpeg is None else self._preset.drawn(seed, jpeg.size)
-            for jpeg, (_, seed, _) in zip(opened, samples, strict=True)
+    def _fill_in(self, out: Pixels, rows: npt.NDArray[np.int64], places: range, drawn: Drawn) -> None:
+        """Fills in the squares at some places of a batch. All are opened before the first is decoded, as above."""
+        opened = [opened_or_none(self.source, row, self.config) for row in rows[places.start : places.stop].tolist()]
+        cuts = [
+            None if jpeg is None else drawn.cut(place, jpeg.size) for place, jpeg in zip(places, opened, strict=True)
         ]
-        return [self._finish(*each) for each in zip(samples, opened, found, strict=True)]
+        for place, jpeg, cut in zip(places, opened, cuts, strict=True):
+            pixels = None if jpeg is None or cut is None else _resized_fast(jpeg, cut)
+            if pixels is None or cut is None:
+                image = self.source.read(int(rows[place]))
+                cut = drawn.cut(place, image.size)
+                pixels = _resized(image, cut)
+            crop_into(out[place], pixels, cut)
+            if not self.on_device:
+                self._augment(out[place], drawn.steps(place))
 
-    def _finish(self, sample: tuple[int, int, Pixels], jpeg: Jpeg | None, draws: Drawn | None) -> Drawn:
-        row, seed, square = sample
-        size, pixels = (0, 0), None
-        if jpeg is not None and draws is not None:
-            size, pixels = jpeg.size, _resized_fast(jpeg, draws.cut)
-        if pixels is None or draws is None:
-            image = self.source.read(row)
-            size, draws = image.size, self._preset.drawn(seed, image.size)
-            pixels = _resized(image, draws.cut)
-        crop_into(square, pixels, draws.cut)
-        if self.on_device:
-            return draws
+    def _augment(self, square: Pixels, steps: list[Step]) -> None:
         if self._in_opencv:
-            square[:] = apply_steps(square, draws.steps)
+            square[:] = pixel_operations.apply_steps(square, steps)
         else:
-            square[:] = np.asarray(self._preset.by_pillow(Image.fromarray(square), seed, size))
-        return draws
+            square[:] = np.asarray(pillow_operations.apply_steps(Image.fromarray(square), steps, self._fill))
 
 
 def eval_images(source: Source, rows: npt.NDArray[np.int64], config: DataConfig, transform: Transform) -> Tensor:

@@ -27,8 +27,7 @@ _LEVELS = np.arange(256)
 def apply_steps(pixels: Pixels, steps: Sequence[tuple[str, float]]) -> Pixels:
     """Does the steps of one sample in order; `pixels` itself where there are none, and never changed."""
     for name, value in steps:
-        if name:
-            pixels = OPERATIONS[name](pixels, value)
+        pixels = OPERATIONS[name](pixels, value)
     return pixels
 
 

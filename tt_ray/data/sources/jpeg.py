@@ -35,8 +35,8 @@ _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 
 _FRAMES, _SCAN = (0xC0, 0xC1, 0xC2), 0xDA
 """Markers of the frame (baseline, extended, progressive) and of the first scan."""
-_SEGMENT, _FRAME = struct.Struct(">BBH"), struct.Struct(">BHHB")
-"""What a segment begins with (0xFF, marker, length), and then a frame (precision, height, width, components)."""
+_FRAME = struct.Struct(">BHHB")
+"""What follows a frame's marker and length: precision, height, width, components."""
 _BARE = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)
 """Markers that may come before a scan and say nothing of how the image is to be shown: tables, JFIF, comments."""
 _BLOCK = 8
@@ -157,21 +157,21 @@ def _header(content: bytes) -> tuple[tuple[int, int], int]:
 
 def _bare_header(content: bytes) -> tuple[tuple[int, int], int] | None:
     """The same in a tenth of the time, for files without metadata, as packed ones are; None for all others."""
-    place, size = 2, None
-    while place + 19 < len(content):
-        start, marker, length = _SEGMENT.unpack_from(content, place)
-        if start != 0xFF:
+    place, end, size = 2, len(content) - _FRAME.size - 4, None
+    while place < end:
+        marker = content[place + 1]
+        if content[place] != 0xFF:
             return None
+        if marker == _SCAN:
+            return size and (size, 1)
         if marker in _FRAMES:
             precision, height, width, components = _FRAME.unpack_from(content, place + 4)
             if precision != 8 or components not in (1, 3) or not (width and height):
                 return None
             size = width, height
-        elif marker == _SCAN:
-            return size and (size, 1)
         elif marker not in _BARE:
             return None
-        place += 2 + length
+        place += 2 + (content[place + 2] << 8) + content[place + 3]
     return None
 
 

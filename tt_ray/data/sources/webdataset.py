@@ -69,13 +69,14 @@ class TarImages(ImageReader):
     def encoded(self, row: int) -> bytes:
         if self.copy is not None:
             self.copy.pull()
-        length = int(self.length[row])
+        length, offset = int(self.length[row]), int(self.offset[row])
         file = os.open(self.files[self.shard[row]], os.O_RDONLY | os.O_CLOEXEC)
         try:
-            header = os.pread(file, _HEADER, max(int(self.offset[row]) - _HEADER, 0))
-            content = os.pread(file, length, int(self.offset[row]))
+            # Together with its header: to copy what is read costs less than to read twice.
+            whole = os.pread(file, _HEADER + length, offset - _HEADER)
         finally:
             os.close(file)
+        header, content = whole[:_HEADER], whole[_HEADER:]
         if len(content) < length:
             raise OSError("the shard ends before the image does: it is not the one that was indexed")
         # An image that lies in the midst of another shard's would be decoded as far as it goes.
