@@ -38,7 +38,7 @@ class Arguments:
     """Recipe or config.yaml with text."""
     until: tuple[int, ...] = ()
     """Epochs after which the text loss stops; empty takes 0, 1, quarters of the recipe's epochs, and all."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds (train.seed)."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = ()
     """Changes of the recipe, such as train.epochs=10."""

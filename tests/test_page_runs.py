@@ -85,7 +85,7 @@ RUN = {
     "python eval.why runs/base runs/taught": "--images 16 --batches 1",
     "python eval.why RUN1": "--images 16 --batches 1",
     "python eval.efficiency": "--models a=RUN b=random:test_vit --batch-sizes 1",
-    "python eval.text_until": "--seeds 0",
+    "python eval.text_until --out": "--seeds 0",
     "python tt_ray.compare --out compare": "--seeds 0 --tasks none",
     "python tt_ray.compare --seeds": "--seeds 0 --tasks none",
     "python tt_ray.compare --arms base=": "--seeds 0 --out compare-mine",
@@ -105,6 +105,7 @@ _MEASURES = "measures for minutes; smaller ones run in tests/benchmarks/"
 _IMAGENET = "needs ImageNet, or a bucket; tests/test_pack.py and tests/io/test_local_copy.py have smaller ones"
 _STUDY = "takes hours; its rows and tables are tested by tests/test_page_figures.py"
 READ = {
+    "python eval.text_until --seeds": "the same command as without seeds",
     "ray tt_ray.train": _CLUSTER,
     "sbatch tt_ray.train": _CLUSTER,
     "torchrun tt_ray.train": "two processes of torchrun: tests/test_train_command.py::test_torchrun_runs_the_same_loop",
