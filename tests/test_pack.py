@@ -24,7 +24,9 @@ from tt_ray.cluster.actor_pool import Pool, Worker
 from tt_ray.config import DataConfig
 from tt_ray.data.sources import webdataset
 from tt_ray.data.sources.registry import open_source, open_splits
+from tt_ray.data.sources.shard_files import find_shards
 from tt_ray.data.sources.tar_index import INDEX
+from tt_ray.data.sources.webdataset import make_index
 from tt_ray.embeddings.build import write_store
 from tt_ray.io.files import sha256
 from tt_ray.io.resumable import Shards
@@ -165,6 +167,28 @@ def test_an_existing_set_gets_an_index(
     write(tmp_path / "train-0.tar", {"0.jpg": jpeg(0), "0.cls": "0", "0.txt": "a cat"})
     main(["--data.root", str(tmp_path), "--index-only"])
     assert capsys.readouterr().out == f"{tmp_path / INDEX}: 1 images in 1 shards, 0 cannot be read\n"
+
+
+@pytest.mark.parametrize("names", [("cat", "10", "2"), ("7", "3")])
+def test_an_index_that_is_written_again_keeps_the_order_of_classes(
+    names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of the trained model's outputs: numbers would be class numbers, and words would be sorted."""
+    config = DataConfig(source="webdataset", root=str(tmp_path))
+    for number, name in enumerate(names):
+        write(tmp_path / f"train-{number}.tar", {f"{number}.jpg": jpeg(number), f"{number}.cls": name})
+    shards = find_shards(config)
+    shards.write_index(make_index(shards, config, classes=names))
+    before = open_source(config, "train", False)
+    assert before.classes == names and before.labels.tolist() == list(range(len(names)))
+    main(["--data.root", str(tmp_path), "--index-only"])
+    again = open_source(config, "train", False)
+    assert again.classes == names and again.labels.tolist() == before.labels.tolist()
+    assert "classes" not in capsys.readouterr().out
+    write(tmp_path / "train-9.tar", {"9.jpg": jpeg(9), "9.cls": "dog"})
+    main(["--data.root", str(tmp_path), "--index-only"])
+    assert f"none of the {len(names)} classes of the index before" in capsys.readouterr().out
+    assert open_source(config, "train", False).classes == tuple(sorted((*names, "dog")))
 
 
 @pytest.mark.parametrize("captions", [None, pa.array([None, None], pa.string()), pa.array([None, "a cat"])])

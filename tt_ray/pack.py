@@ -16,8 +16,8 @@ from tt_ray.data.shard_writer import ImageOptions, write_shard
 from tt_ray.data.sources.base import Source
 from tt_ray.data.sources.decoding import VERSION as DECODING
 from tt_ray.data.sources.registry import open_source, open_splits, without_labels
-from tt_ray.data.sources.shard_files import find_shards
-from tt_ray.data.sources.tar_index import FIELDS, INDEX, ShardFile, index_table
+from tt_ray.data.sources.shard_files import ShardFiles, find_shards
+from tt_ray.data.sources.tar_index import FIELDS, INDEX, ShardFile, classes_in, classes_of, index_table
 from tt_ray.data.sources.webdataset import make_index
 from tt_ray.io.files import sha256
 from tt_ray.io.local_copy import Show
@@ -210,11 +210,26 @@ def index(given: Arguments, show: Show) -> str:
     data = replace(given.data, index=given.out or given.data.index)
     config = DataConfig(**asdict(data))
     shards = find_shards(config)
-    table = make_index(shards, config, show)
+    # Of the index that this one replaces: a trained model's outputs are in that order.
+    classes = _declared(shards)
+    table = make_index(shards, config, show, classes)
     shards.write_index(table)
     bad = table.num_rows - table["bad"].null_count
     found = f"{table.num_rows} images in {len(shards.sizes)} shards, {bad} cannot be read"
+    if classes and not classes_of(table.schema):
+        found += (
+            f"; labels are others than the {len(classes)} classes of the index before, so that classes are counted anew"
+        )
     return f"{shards.index}: {found}{_about_captions(table['caption'])}"
+
+
+def _declared(shards: ShardFiles) -> list[str]:
+    """The classes of the index that is there; none where there is no index, or one that cannot be read."""
+    try:
+        path = shards.fetch_index()
+        return [] if path is None else classes_in(path)
+    except UserError:
+        return []
 
 
 def main(arguments: list[str]) -> None:

@@ -38,7 +38,7 @@ FIELDS = pa.schema(
 """Columns of an index; `group` (`data.group_column`) may be lacking. `shard` is a path in the folder of the shards;
 `offset` and `length` are bytes in it, `width` and `height` pixels, 0 where unknown; `label` is null where an image has
 none, `bad` says why it cannot be read."""
-CLASSES = b"classes"
+_CLASSES = b"classes"
 """Metadata of an index: names of the classes in their order, as JSON; an empty list where they follow from labels."""
 _SHARDS = b"shards"
 _NUMBERS = b"labels are numbers"
@@ -81,7 +81,7 @@ def index_table(rows: pa.Table, shards: Mapping[str, ShardFile], classes: Sequen
             raise UserError(f"{count} images have the key of another one in their shard, such as {first}: rename them")
     labels = rows["label"].filter(pc.not_equal(rows["label"], ""))
     numbers = bool(len(labels)) and not classes and pc.all(pc.match_substring_regex(labels, "^-?[0-9]{1,18}$")).as_py()
-    about = {_NUMBERS: str(numbers), CLASSES: json.dumps(list(classes or ()))}
+    about = {_NUMBERS: str(numbers), _CLASSES: json.dumps(list(classes or ()))}
     return rows.replace_schema_metadata(about | {_SHARDS: json.dumps(shards)})
 
 
@@ -102,6 +102,12 @@ def shards_of(path: Path) -> dict[str, ShardFile]:
     with _opened(path) as file:
         about = json.loads((file.schema_arrow.metadata or {}).get(_SHARDS, b"{}"))
     return {name: ShardFile(*each) for name, each in about.items()}
+
+
+def classes_in(path: Path) -> list[str]:
+    """`classes_of` an index file. Raises UserError when it cannot be read."""
+    with _opened(path) as file:
+        return classes_of(file.schema_arrow)
 
 
 @contextmanager
@@ -197,6 +203,11 @@ def _texts(file: pq.ParquetFile, name: str, keep: npt.NDArray[np.bool_]) -> pa.S
         )
     bitmap = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.StringArray.from_buffers(count, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data), bitmap)
+
+
+def classes_of(schema: pa.Schema) -> list[str]:
+    """The classes that an index declares, in their order; none where it follows from the labels."""
+    return json.loads((schema.metadata or {}).get(_CLASSES, b"[]"))
 
 
 def labels_are_numbers(index: pa.Table) -> bool:

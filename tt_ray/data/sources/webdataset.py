@@ -6,7 +6,6 @@ to data.local_cache when the first image is read, or before by `Source.copy`.
 
 import dataclasses
 import io
-import json
 import os
 import re
 import tarfile
@@ -28,7 +27,14 @@ from tt_ray.data.sources.base import NOBODY, DataSource, Source, Split, Unlabell
 from tt_ray.data.sources.decoding import ImageReader
 from tt_ray.data.sources.labels import LabelPlace, Labels, match_numbers, number_classes, text_labels
 from tt_ray.data.sources.shard_files import ShardFiles, find_shards
-from tt_ray.data.sources.tar_index import CLASSES, ShardFile, index_table, labels_are_numbers, read_index, shards_of
+from tt_ray.data.sources.tar_index import (
+    ShardFile,
+    classes_of,
+    index_table,
+    labels_are_numbers,
+    read_index,
+    shards_of,
+)
 from tt_ray.data.sources.tar_scan import scan
 from tt_ray.io.files import sha256
 from tt_ray.io.local_copy import LocalCopy, Show
@@ -88,13 +94,16 @@ class TarImages(ImageReader):
         return f"{self.ids[row].as_py()} in {self.place}/{self.names[self.shard[row]]}"
 
 
-def make_index(shards: ShardFiles, config: DataConfig, show: Show | None = None) -> pa.Table:
+def make_index(
+    shards: ShardFiles, config: DataConfig, show: Show | None = None, classes: Sequence[str] = ()
+) -> pa.Table:
     """Reads all shards once, on all CPUs, and returns their index.
 
     Args:
         shards: The shards.
         config: Names the fields of `.json` that hold label, caption and (`group` where it names none) group.
         show: Called with the megabytes read, and all of them.
+        classes: Names of the classes in their order, for the index to declare, if the shards have no others.
 
     Raises:
         UserError: A shard cannot be read.
@@ -115,7 +124,10 @@ def make_index(shards: ShardFiles, config: DataConfig, show: Show | None = None)
             done += file.bytes
             if show is not None:
                 show("MB of shards read", done // 10**6, max(of // 10**6, 1))
-    return index_table(pa.concat_tables(tables), about)
+    rows = pa.concat_tables(tables)
+    labels = rows["label"].filter(pc.not_equal(rows["label"], ""))
+    known = pc.all(pc.is_in(labels, value_set=pa.array(classes, pa.string())), min_count=0).as_py()
+    return index_table(rows, about, classes if known else None)
 
 
 def _scan(call: tuple[ShardFiles, str, tuple[str, str, str]]) -> tuple[pa.Table, ShardFile]:
@@ -319,7 +331,7 @@ def _classes(rows: pa.Table, place: LabelPlace) -> tuple[Labels, tuple[str, ...]
     if texts.null_count:
         place.refuse_missing(np.isin(codes, used[np.asarray(texts.is_null())]))
     by_label = dataclasses.replace(place, row=lambda number: place.row(int(np.argmax(codes == used[number]))))
-    if declared := json.loads((rows.schema.metadata or {}).get(CLASSES, b"[]")):
+    if declared := classes_of(rows.schema):
         found = pc.index_in(texts, value_set=pa.array(declared))
         numbers, classes = match_numbers(found, [declared], np.zeros(len(found), np.int64), by_label)
     else:
