@@ -217,9 +217,7 @@ def index(given: Arguments, show: Show) -> str:
     bad = table.num_rows - table["bad"].null_count
     found = f"{table.num_rows} images in {len(shards.sizes)} shards, {bad} cannot be read"
     if classes and not classes_of(table.schema):
-        found += (
-            f"; labels are others than the {len(classes)} classes of the index before, so that classes are counted anew"
-        )
+        found += f"; labels are not all of the {len(classes)} classes of the index before: classes are numbered anew"
     return f"{shards.index}: {found}{_about_captions(table['caption'])}"
 
 
