@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from math import hypot, sqrt
+from math import hypot, isfinite, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple, TypeVar
 
@@ -37,8 +37,10 @@ class Figure(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Sample standard deviation; None for one value, which has no spread."""
-    return stdev(values) if len(values) > 1 else None
+    """Sample standard deviation; None for one value, which has no spread, and NaN where one is no finite number."""
+    if len(values) < 2:
+        return None
+    return stdev(values) if all(map(isfinite, values)) else nan
 
 
 def paired_differences(values: Mapping[Key, float], baseline: Mapping[Key, float]) -> list[float]:
@@ -56,9 +58,12 @@ def figure(values: Mapping[Key, float], baseline: Mapping[Key, float] | None = N
 
 
 def _noise(gains: Sequence[float]) -> float | None:
-    """Standard deviation of differences; None where they are equal but for rounding: a test would be sure of all."""
+    """Standard deviation of differences; None where they are equal but for rounding: a test would be sure of all.
+
+    None too where one is no finite number, of which a test can say nothing.
+    """
     sd = spread(gains)
-    return None if sd is None or sd <= _ROUNDING * max(map(abs, gains)) else sd
+    return sd if sd is not None and sd > _ROUNDING * max(map(abs, gains)) else None
 
 
 def t_interval(gains: Sequence[float]) -> tuple[float, float] | None:

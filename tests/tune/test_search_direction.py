@@ -244,6 +244,19 @@ def test_what_a_search_leaves_behind_is_about_the_winner(tmp_path: Path, space: 
     assert best.last(space.metric) == BEST[space.metric]
 
 
+def test_a_seed_that_diverged_is_in_the_summary_and_makes_no_margin(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    best = add(journal, "best", space, [BEST[space.metric], BEST[space.metric] + 1e-3])
+    add(journal, "half", space, [WORST[space.metric], math.nan], weight=0.2)
+    for seed, value in enumerate((BEST[space.metric], math.nan)):
+        add(journal, f"final-best-{seed}", space, [value], "final")
+        add(journal, f"final-base-{seed}", space, [WORST[space.metric]], "final")
+    printed = write_results(tmp_path, space, toy_config(tmp_path), journal, winner(journal.of("search"), space), [])
+    assert f"There is no margin: a final training ended with {space.metric} that is no finite number." in printed
+    assert "nan ± nan |" in (tmp_path / "summary.md").read_text()
+    assert margin(journal, space, best) is not None
+
+
 def test_nan_survives_the_journal(tmp_path: Path) -> None:
     space, journal = Space("mine", "?", WEIGHT, "top1"), Journal(tmp_path)
     add(journal, "nan", space, [math.nan])

@@ -39,6 +39,8 @@ class Margin:
     def sentence(self) -> str:
         """Whether the margin is more than noise, in words."""
         gain = mean(self.gains)
+        if not math.isfinite(gain):
+            return f"There is no margin: a final training ended with {self.space.metric} that is no finite number."
         of = f"The margin (base - best, as lower {self.space.metric} is better)"
         of = "The margin" if self.space.mode == "max" else of
         if (ends := t_interval(self.gains)) is None:
