@@ -109,10 +109,19 @@ def notes_on_idle_fields(config: Config) -> list[str]:
         found = [path for path in Config.paths() if path in config.named and _is_of(path, idle) and path not in said]
         said.update(found)
         if found:
-            value = config.get(idle.due_to)
             verb = "does" if len(found) == 1 else "do"
-            notes.append(f"{', '.join(found)} {verb} nothing with {idle.due_to} {value if value != '' else 'empty'}")
+            notes.append(f"{', '.join(found)} {verb} nothing with {_cause(idle, config)}")
     return notes
+
+
+def why_idle(path: str, config: Config) -> str:
+    """The field and its value with which the one at `path` does nothing; empty where it does something."""
+    return next((_cause(idle, config) for idle in IDLE if _is_of(path, idle) and idle.when(config)), "")
+
+
+def _cause(idle: Idle, config: Config) -> str:
+    value = config.get(idle.due_to)
+    return f"{idle.due_to} {value if value != '' else 'empty'}"
 
 
 def _is_of(path: str, idle: Idle) -> bool:
