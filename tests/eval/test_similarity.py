@@ -88,6 +88,21 @@ def test_a_model_without_attention_and_mlp_is_refused() -> None:
         main(["--models", "a=random:test_resnet", "--task", "digits", "--modules"])
 
 
+@pytest.mark.parametrize(
+    ("models", "options", "said"),
+    [
+        ("a b", ["--images", "8"], "--images is about layers: pass --layers too"),
+        ("a b", ["--images", "-3", "--layers"], "--images is -3, but must be at least 0"),
+        ("a b c", ["--layers"], "--layers compares two models, but --models has 3"),
+        ("", [], "--models is empty"),
+    ],
+)
+def test_what_would_not_be_looked_at_is_refused(models: str, options: list[str], said: str) -> None:
+    specs = [f"{name}=random:test_vit" for name in models.split()]
+    with pytest.raises(UserError, match=said):
+        main(["--models", *specs, "--task", "digits", *options])
+
+
 def test_models_are_compared_by_pooled_features(tmp_path: Path) -> None:
     task: Any = ToyTask()
     backbones = [toy_backbone(), toy_backbone(depth=3)]
