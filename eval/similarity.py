@@ -46,7 +46,7 @@ class Arguments:
     cache: Path = Path("features")
     """Folder of extracted features, such as OUT/features of python -m eval."""
     out: Path | None = None
-    """JSON file to write: rows, columns and values."""
+    """JSON file to write: rows, columns and values, null where features of all images are alike."""
     device: str = "cpu"
     """cpu or cuda."""
 
@@ -90,8 +90,11 @@ def main(arguments: list[str]) -> None:
         values = between_models(backbones, task, config)
         rows = columns = [backbone.name for backbone in backbones]
     print(table(rows, columns, values))
+    if not np.isfinite(values).all():
+        print("nan: features of all images are alike there, so that there is nothing to compare")
     if given.out is not None:
-        tree = {"task": task.name, "rows": rows, "columns": columns, "values": values.tolist()}
+        known = [[value if np.isfinite(value) else None for value in row] for row in values.tolist()]
+        tree = {"task": task.name, "rows": rows, "columns": columns, "values": known}
         with disk_problems(given.out, OTHERWISE), new_file(given.out, durable=False) as partial:
             partial.write_text(json.dumps(tree, indent=2))
 
