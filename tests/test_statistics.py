@@ -57,6 +57,12 @@ def test_equal_differences_show_no_noise_and_no_certainty(gains: list[float]) ->
     assert t_interval([*gains, gains[0] + 0.01]) is not None
 
 
+@pytest.mark.parametrize("first", [[50.0, 50.0], [0.1 + 0.2, 0.3], [0.0, 0.0]])
+def test_configurations_whose_seeds_agree_cannot_be_called_worse(first: list[float]) -> None:
+    assert noise_of_best([first, [-1.0, -1.0]], 12) is None
+    assert noise_of_best([first, [-1.0, -1.1]], 12) is not None
+
+
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
 def test_what_is_no_number_has_no_spread_no_interval_and_no_p(lost: float) -> None:
     """A training that diverged has a loss of NaN, and is in a table all the same."""

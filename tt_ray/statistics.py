@@ -118,13 +118,14 @@ def noise_of_best(values: Sequence[Sequence[float]], among: int) -> list[float] 
         among: Number of configurations that were tried, at least `len(values)`.
 
     Returns:
-        One distance for each of `values`, in its order; None where no configuration has two seeds.
+        One distance for each of `values`, in its order; None where no configuration has two seeds, or where the seeds
+        of each agree but for rounding: they show no noise, and the test would be sure of every difference.
     """
     freedom = sum(len(each) - 1 for each in values)
-    if not freedom:
-        return None
     means = [fmean(each) for each in values]
     squares = sum((value - mean) ** 2 for each, mean in zip(values, means, strict=True) for value in each)
+    if not freedom or sqrt(squares / freedom) <= _ROUNDING * max(map(abs, means)):
+        return None
     # Two configurations at least: the range of one is 0.
     width = _studentized_range(max(among, 2), freedom)
     first = len(values[0])

@@ -216,6 +216,17 @@ def test_with_one_seed_nothing_can_be_said(tmp_path: Path, space: Space) -> None
     assert "Nothing can be said about which trials differ" in (tmp_path / "summary.md").read_text()
 
 
+def test_seeds_that_agree_show_no_noise_and_make_no_trial_worse(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    for name, value in (("best", BEST), ("worst", WORST)):
+        add(journal, name, space, [value[space.metric]] * 3, weight=value["top1"] / 100)
+    records = journal.of("search")
+    assert no_worse(records, space) is None
+    assert which_are_worse(records, space).startswith("nothing can be said about which trials differ: all seeds of ea")
+    write_results(tmp_path, space, toy_config(tmp_path), journal, winner(records, space), [])
+    assert "all seeds of each are equal, which shows no noise" in (tmp_path / "summary.md").read_text()
+
+
 def test_before_a_trial_has_finished_nothing_can_be_said(tmp_path: Path, space: Space) -> None:
     journal = Journal(tmp_path)
     add(journal, "early", space, [1.0, 2.0])
