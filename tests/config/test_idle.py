@@ -100,6 +100,7 @@ def test_a_recipe_alone_says_nothing(name: str) -> None:
 def test_a_command_that_is_made_its_own_baseline_says_nothing() -> None:
     words = ["shapes_textteacher", "--text.captions", "t.csv", "--head.freeze", "True", "--text.weight", "0"]
     assert not notes_on_idle_fields(read_config(words, "prog"))
+    assert not notes_on_idle_fields(read_config([*words, "--text.schedule", "vl2"], "prog")), "0 turns vl2 off"
     words[0] = "shapes_baseline"
     assert notes_on_idle_fields(read_config(words[:-2], "prog")) == [
         "text.captions, head.freeze do nothing with text.weight 0.0"

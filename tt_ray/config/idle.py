@@ -52,7 +52,7 @@ IDLE = (
     Idle(("head.",), "teacher.target", lambda config: config.teaches and not config.has_text_head),
     Idle(("text.negatives", "text.temperature"), "teacher.target", lambda c: c.teaches and not c.has_text_head),
     Idle(_OF_TEXT, "teacher.model", lambda config: config.teaches and not config.reads_text),
-    Idle(("text.weight",), "text.schedule", lambda config: config.text.schedule == VL2),
+    Idle(("text.weight",), "text.schedule", lambda config: config.teaches and config.text.schedule == VL2),
     Idle(("text.mixed_class",), "data.cutmix", lambda config: not _mixes(config)),
     Idle(("text.loss_precision",), "train.precision", _in_single_precision),
     Idle(("text.scope",), "text.weight", lambda config: not config.teaches and not _mixes(config)),
