@@ -40,6 +40,8 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """Counts and measures what each model costs, and prints the table."""
     given = read_arguments(Arguments, arguments, program("eval.efficiency"))
+    if not given.models:
+        raise UserError("--models is empty: give NAME=MODEL, as for python -m eval")
     if min(given.batch_sizes, default=0) < 1:
         raise UserError(f"--batch-sizes are {given.batch_sizes}, but there must be some, all at least 1")
     # Only now: they bring torch and timm, which take seconds.

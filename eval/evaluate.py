@@ -224,6 +224,8 @@ def check(given: Arguments) -> None:
             raise UserError(f"--{name} is empty")
         if len(set(values)) < len(values):
             raise UserError(f"--{name} has something twice: {' '.join(map(str, values))}")
+    if given.severities != Arguments.severities and not given.corruptions:
+        raise UserError("--severities is about --corruptions: name kinds, or all")
 
 
 def open_evaluation(given: Arguments) -> "Evaluation":

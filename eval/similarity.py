@@ -21,6 +21,9 @@ from tt_ray.terminal.gpu import device_of
 if TYPE_CHECKING:
     from eval.features.cka import Grid
 
+_IMAGES = 1024
+"""Images whose layers are compared, where nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -34,8 +37,8 @@ class Arguments:
     """Compare the layers of the first two models (of the first with itself, if it is alone) instead of the features."""
     modules: bool = False
     """layers: the outputs of every attention and MLP, as in the paper's analysis, in place of those of blocks."""
-    images: int = 1024
-    """layers: test images to use, drawn at random."""
+    images: int = 0
+    """layers: test images to use, drawn at random; 0 takes 1,024, or all where there are fewer."""
     data_root: Path = Path("data")
     """Folder that holds the files of tasks."""
     task_root: str = ""
@@ -43,7 +46,7 @@ class Arguments:
     cache: Path = Path("features")
     """Folder of extracted features, such as OUT/features of python -m eval."""
     out: Path | None = None
-    """JSON file to write: rows, columns and values."""
+    """JSON file to write: rows, columns and values, null where features of all images are alike."""
     device: str = "cpu"
     """cpu or cuda."""
 
@@ -51,8 +54,15 @@ class Arguments:
 def main(arguments: list[str]) -> None:
     """Compares models' features, or the layers of two models, and prints the table."""
     given = read_arguments(Arguments, arguments, program("eval.similarity"))
-    if given.modules and not given.layers:
-        raise UserError("--modules is about layers: pass --layers too")
+    if not given.models:
+        raise UserError("--models is empty: give NAME=MODEL, as for python -m eval")
+    for option, used in (("--modules", given.modules), ("--images", given.images)):
+        if used and not given.layers:
+            raise UserError(f"{option} is about layers: pass --layers too")
+    if given.images < 0:
+        raise UserError(f"--images is {given.images}, but must be at least 0")
+    if given.layers and len(given.models) > 2:
+        raise UserError(f"--layers compares two models, but --models has {len(given.models)}: leave some out")
     if given.out is not None:
         make_room(given.out)
     # Only now: they bring torch and timm, which take seconds.
@@ -71,7 +81,7 @@ def main(arguments: list[str]) -> None:
     config = EvalConfig(None, given.cache, device=given.device, threads=torch.get_num_threads())
     if given.layers:
         source = task.open("test")
-        chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: given.images])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: given.images or _IMAGES])
         first, second = backbones[0], backbones[min(1, len(backbones) - 1)]
         kind = "modules" if given.modules else "blocks"
         rows, columns = ([f"{each.name} {name}" for name in layer_names(each, kind)] for each in (first, second))
@@ -80,8 +90,11 @@ def main(arguments: list[str]) -> None:
         values = between_models(backbones, task, config)
         rows = columns = [backbone.name for backbone in backbones]
     print(table(rows, columns, values))
+    if not np.isfinite(values).all():
+        print("nan: features of all images are alike there, so that there is nothing to compare")
     if given.out is not None:
-        tree = {"task": task.name, "rows": rows, "columns": columns, "values": values.tolist()}
+        known = [[value if np.isfinite(value) else None for value in row] for row in values.tolist()]
+        tree = {"task": task.name, "rows": rows, "columns": columns, "values": known}
         with disk_problems(given.out, OTHERWISE), new_file(given.out, durable=False) as partial:
             partial.write_text(json.dumps(tree, indent=2))
 

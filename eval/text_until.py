@@ -18,8 +18,8 @@ from typing import Annotated
 import tyro
 
 from eval.why.figures import Curve, draw_curves, to_csv, write
-from tt_ray.cli import read_config
-from tt_ray.compare.arms import Arm, as_words, check
+from tt_ray.cli import read_config, refuse_own
+from tt_ray.compare.arms import OWN, Arm, as_words, check
 from tt_ray.compare.runs import train_arms
 from tt_ray.compare.table import FinishedRun, arm_figure, show
 from tt_ray.config import Config
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
     given = read_arguments(Arguments, arguments, program("eval.text_until"))
     words = [word for change in given.set for word in as_words(change)]
     config = read_config([given.recipe, *words], "--recipe")
+    refuse_own(config, OWN, "python -m eval.text_until")
     arms = stopped_arms(config, given.until or default_stops(config.train.epochs))
     check(arms, given.seeds)
     out = given.out.expanduser()
@@ -63,10 +64,15 @@ def default_stops(epochs: int) -> tuple[int, ...]:
 
 
 def stopped_arms(config: Config, until: Sequence[int]) -> list[Arm]:
-    """One arm for each number of epochs with text; raises UserError on those that the run does not have."""
+    """One arm for each number of epochs with text.
+
+    Raises UserError on those that the run does not have, and where it has a schedule of its own.
+    """
     epochs = config.train.epochs
     if not config.teaches:
         raise UserError("text.weight is 0: choose a --recipe with text")
+    if config.text.schedule != "const":
+        raise UserError(f"text.schedule is {config.text.schedule}, which --until would replace: leave it const")
     if wrong := [k for k in until if not 0 <= k <= epochs]:
         raise UserError(f"--until {wrong[0]} is not between 0 and the recipe's {epochs} epochs")
     arms: list[Arm] = []

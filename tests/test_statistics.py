@@ -1,5 +1,6 @@
 """Means, spreads and differences that are paired by seed."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_equal_differences_show_no_noise_and_no_certainty(gains: list[float]) ->
     """An interval without width and a p of 0 would claim what two seeds cannot know."""
     assert t_interval(gains) is None and t_test(gains) is None
     assert t_interval([*gains, gains[0] + 0.01]) is not None
+
+
+@pytest.mark.parametrize("first", [[50.0, 50.0], [0.1 + 0.2, 0.3], [0.0, 0.0]])
+def test_configurations_whose_seeds_agree_cannot_be_called_worse(first: list[float]) -> None:
+    assert noise_of_best([first, [-1.0, -1.0]], 12) is None
+    assert noise_of_best([first, [-1.0, -1.1]], 12) is not None
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_what_is_no_number_has_no_spread_no_interval_and_no_p(lost: float) -> None:
+    """A training that diverged has a loss of NaN, and is in a table all the same."""
+    for values in ([lost, 1.0], [1.0, 2.0, lost], [lost, lost]):
+        assert math.isnan(spread(values) or 0.0) and plus_minus(values, ".1f").endswith(" ± nan")
+        assert t_interval(values) is None and t_test(values) is None
+        found = figure(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+        assert (found.difference_low, found.difference_p, found.pairs) == (None, None, len(values))
 
 
 def test_p_values_are_corrected_as_holm_s_paper_says() -> None:

@@ -221,11 +221,21 @@ def _check(given: Arguments) -> None:
             "choose either a captioner with --model, or --template for captions made of class names, or both with "
             f"{_CAPTION} in the template"
         )
+    for options, prefix in ((given.captioner, "--"), (given.llm, "--llm.")):
+        changed = [name for name, value in asdict(options).items() if value != getattr(type(options), name)]
+        if changed and not options.model:
+            raise UserError(
+                f"{prefix}{changed[0]} is about {prefix}model, which is not given: leave it out, or name one"
+            )
+    if given.class_names and not llm and LABEL not in template:
+        raise UserError(f"--class_names names classes for --llm.model, or for {LABEL} in --template: leave it out")
     if template and LABEL not in template and not model:
         raise UserError(f'--template {template!r} has no {LABEL}: write, for instance, "a photo of a {LABEL}"')
     known = (LABEL, _CAPTION) if model else (LABEL,)
     if unknown := [word for word in re.findall(r"\{.*?\}", template) if word not in known]:
-        raise UserError(f"--template {template!r} has {unknown[0]}, which nothing replaces: use {LABEL} alone")
+        raise UserError(
+            f"--template {template!r} has {unknown[0]}, which nothing replaces: use {' and '.join(known)} alone"
+        )
     if Path(given.out).suffix.lower() in _OTHER_FORMATS:
         raise UserError(f"--out {given.out} would be Parquet under another name: choose one that ends in .parquet")
     if model:

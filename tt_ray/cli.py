@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,19 @@ def read_config(arguments: list[str], prog: str) -> Config:
         _raise_wrong_value(base, rest)
         raise UserError(str(complaint)) from None
     return read.naming([*base.named, *(word[2:].replace("-", "_") for word in rest if word.startswith("--"))])
+
+
+def refuse_own(config: Config, own: Mapping[str, str], what: str) -> None:
+    """Raises UserError where a user has set a field that a command sets by itself, which would do nothing.
+
+    Args:
+        config: As `read_config` returns it.
+        own: What to set instead, by the field's path; empty where nothing does it.
+        what: The command, as "a search".
+    """
+    for path, instead in own.items():
+        if path in config.named:
+            raise UserError(f"{what} sets {path} itself: {f'choose {instead}' if instead else f'leave --{path} out'}")
 
 
 def as_words(config: Config) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from math import hypot, sqrt
+from math import hypot, isfinite, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple, TypeVar
 
@@ -37,8 +37,10 @@ class Figure(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Sample standard deviation; None for one value, which has no spread."""
-    return stdev(values) if len(values) > 1 else None
+    """Sample standard deviation; None for one value, which has no spread, and NaN where one is no finite number."""
+    if len(values) < 2:
+        return None
+    return stdev(values) if all(map(isfinite, values)) else nan
 
 
 def paired_differences(values: Mapping[Key, float], baseline: Mapping[Key, float]) -> list[float]:
@@ -56,9 +58,12 @@ def figure(values: Mapping[Key, float], baseline: Mapping[Key, float] | None = N
 
 
 def _noise(gains: Sequence[float]) -> float | None:
-    """Standard deviation of differences; None where they are equal but for rounding: a test would be sure of all."""
+    """Standard deviation of differences; None where they are equal but for rounding: a test would be sure of all.
+
+    None too where one is no finite number, of which a test can say nothing.
+    """
     sd = spread(gains)
-    return None if sd is None or sd <= _ROUNDING * max(map(abs, gains)) else sd
+    return sd if sd is not None and sd > _ROUNDING * max(map(abs, gains)) else None
 
 
 def t_interval(gains: Sequence[float]) -> tuple[float, float] | None:
@@ -113,13 +118,14 @@ def noise_of_best(values: Sequence[Sequence[float]], among: int) -> list[float] 
         among: Number of configurations that were tried, at least `len(values)`.
 
     Returns:
-        One distance for each of `values`, in its order; None where no configuration has two seeds.
+        One distance for each of `values`, in its order; None where no configuration has two seeds, or where the seeds
+        of each agree but for rounding: they show no noise, and the test would be sure of every difference.
     """
     freedom = sum(len(each) - 1 for each in values)
-    if not freedom:
-        return None
     means = [fmean(each) for each in values]
     squares = sum((value - mean) ** 2 for each, mean in zip(values, means, strict=True) for value in each)
+    if not freedom or sqrt(squares / freedom) <= _ROUNDING * max(map(abs, means)):
+        return None
     # Two configurations at least: the range of one is 0.
     width = _studentized_range(max(among, 2), freedom)
     first = len(values[0])

@@ -140,6 +140,10 @@ def _watching(modules: Mapping[str, nn.Module], put: Callable[[str, Any], None])
 
 
 def _gram(output: Any, images: int) -> Tensor:
-    """(B, B) from activations of B images; the first of several outputs. Windows of an image lie side by side."""
+    """(B, B) from activations of B images; the first of several outputs. Windows of an image lie side by side.
+
+    Without their mean, which HSIC_1 does not see: in single precision a large one rounds away what images differ in.
+    """
     flat = (output[0] if isinstance(output, tuple) else output).reshape(images, -1)
+    flat = flat - flat.mean(0)
     return flat @ flat.T

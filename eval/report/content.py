@@ -98,10 +98,14 @@ class Section:
         found = [group_means({task: self.cells[task, model].mean for task in self.common}) for model in self.models]
         return {label: [each[label] for each in found] for label in found[0]}
 
-    def marks(self, model: str) -> tuple[int, int]:
-        """Numbers of tasks on which the model is significantly better and worse than the baseline."""
-        found = [cell.difference.mark for (_, name), cell in self.cells.items() if name == model and cell.difference]
-        return found.count(1), found.count(-1)
+    def marks(self, model: str) -> tuple[int, int] | None:
+        """Numbers of tasks on which the model is significantly better and worse than the baseline.
+
+        None where no task has an interval, as for the baseline itself, or beside a baseline without results.
+        """
+        own = [cell.difference for (_, name), cell in self.cells.items() if name == model and cell.difference]
+        found = [difference.mark for difference in own if difference.interval is not None]
+        return (found.count(1), found.count(-1)) if found else None
 
     def best(self, task: str) -> float | None:
         """The highest mean of the task."""

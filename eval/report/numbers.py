@@ -196,12 +196,18 @@ def _order_models(index: _Index, baseline: str | None) -> tuple[str, ...]:
     rows = sorted([*index.rows, *index.failed], key=lambda row: (row.created, row.job))
     commands = list(dict.fromkeys(row.command for row in rows))
     names: dict[str, tuple[int, int, str]] = {}
-    for label, name in {index.model(row): row.model for row in rows}.items():
+    of = {index.model(row): row.model for row in rows}
+    for label, name in of.items():
         places = [(number, command.find(f" {name}=")) for number, command in enumerate(commands)]
         first = min((place for place in places if place[1] >= 0), default=(len(commands), 0))
         names[label] = (first[0], first[1], label)
     ordered = sorted(names, key=lambda label: names[label])
-    wanted = next((name for name in BASELINES if name in ordered), ordered[0]) if baseline is None else baseline
+    known = (label for name in BASELINES for label in ordered if of[label] == name)
+    wanted = next(known, ordered[0]) if baseline is None else baseline
+    if len(same := [label for label in ordered if of[label] == wanted]) > 1 and wanted not in ordered:
+        raise UserError(
+            f"{wanted!r} is the name of {len(same)} models, whose weights differ: choose {' or '.join(same)}"
+        )
     if wanted not in ordered:
         raise UserError(f"no results of a model {wanted!r} to compare with; {nearest(wanted, ordered)}")
     return (wanted, *(label for label in ordered if label != wanted))

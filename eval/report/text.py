@@ -247,8 +247,7 @@ def summary(report: Report, section: Section) -> list[list[str]]:
     """One row a model: protocol, model, average, average rank, tasks they are over, tasks better and worse."""
     rows = []
     for model in section.models:
-        better, worse = section.marks(model)
-        counts = [DASH, DASH] if model == report.baseline else [str(better), str(worse)]
+        counts = [DASH, DASH] if (marks := section.marks(model)) is None else [*map(str, marks)]
         averages = [number(section.mean(model)), number(section.rank(model))]
         rows.append([section.label, model, *averages, f"{len(section.common)} of {len(section.tasks)}", *counts])
     return rows

@@ -325,6 +325,8 @@ def _own(name: str, origin: Files | Hub | Shards, place: Place, entry: Entry) ->
     if empty:
         raise UserError(f"task {name}: {_where(origin, place)} has no images in {' and '.join(empty)}")
     classes = entry.classes or len(sources["train"].classes)
+    if classes < 2:
+        raise UserError(f"task {name}: {_where(origin, place)} has one class alone: there is nothing to tell apart")
     digest = hashlib.sha256(f"decoding {DECODING} ".encode())
     for each in opened.values():
         digest.update(images_fingerprint(each).encode() + each.source.labels.tobytes())

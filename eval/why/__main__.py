@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> None:
     given = read_arguments(Arguments, arguments, program("eval.why"))
     if not 1 <= len(given.runs) <= _MOST_RUNS or len(set(given.runs)) < len(given.runs):
         raise UserError(f"pass one run, or two different ones, not {' '.join(map(str, given.runs)) or 'none'}")
+    if min(given.images, given.batches) < 1:
+        raise UserError(f"--images is {given.images} and --batches is {given.batches}, but both must be at least 1")
     _analyse(given)
 
 

@@ -183,9 +183,9 @@ def test_transfer_has_intervals_where_predictions_are_at_hand(tmp_path: Path) ->
 def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     toy_config(tmp_path, "shapes_baseline").to_yaml(path)
-    texts = [f"own={path}+train.seed=7", "clip=shapes_textteacher+text.encoder=a/clip+projection+text.loss=cos"]
+    texts = [f"own={path}+optim.lr=0.5", "clip=shapes_textteacher+text.encoder=a/clip+projection+text.loss=cos"]
     own, clip = read_arms(texts, ["train.epochs=9", "data.mean=0.1 0.2 0.3"])
-    assert (own.name, own.config.train.seed, own.config.train.epochs) == ("own", 7, 9)
+    assert (own.name, own.config.optim.lr, own.config.train.epochs) == ("own", 0.5, 9)
     assert clip.config.text.encoder == "a/clip+projection" and clip.config.text.loss == "cos"
     assert clip.config.data.mean == (0.1, 0.2, 0.3)
     run = configure(clip, 3, 5, tmp_path)
@@ -203,6 +203,13 @@ def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:
         ([SHAPES, SHAPES], [0], "something twice"),
         ([SHAPES, "x=shapes_textteacher"], [], "--seeds"),
         ([SHAPES, "x=shapes_distilled"], [0], "learns from runs/shapes_vision_teacher, which does not exist: train it"),
+        ([SHAPES, "x=shapes_textteacher+train.seed=7"], [0], "a comparison sets train.seed itself: choose --seeds"),
+        ([SHAPES, "x=shapes_textteacher+run.name=x"], [0], "a comparison sets run.name itself: choose --out"),
+        (
+            [SHAPES, "x=shapes_textteacher+data.shapes.label=colour"],
+            [0],
+            "arm x has data.shapes.label colour, but base",
+        ),
         ([SHAPES, "x=shapes_textteacher+train.epochs=3"], [0], "arm x has train.epochs 3, but baseline has 14"),
     ],
 )

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.text.toy_encoders import bert
 from tests.toy import DIM, toy_config
@@ -131,3 +132,12 @@ def test_no_label_at_all_is_refused(tmp_path: Path) -> None:
     config = toy_config(tmp_path, data__unlabelled=0.99)
     with pytest.raises(UserError, match="data.unlabelled 0.99 leaves none of 48 images a label"):
         open_data(config, Path(config.text.embeddings))
+
+
+def test_one_class_alone_is_refused_rather_than_learned_to_100_per_cent(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / split / "cat" / "0.png")
+    config = toy_config(tmp_path, data__source="imagefolder", data__root=str(tmp_path), text__weight=0.0)
+    with pytest.raises(UserError, match=f"imagefolder {tmp_path} has one class alone, cat: there is nothing to tell"):
+        open_images(config)

@@ -110,3 +110,8 @@ def test_an_evaluation_counts_its_models_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("tt_ray.models.flops.count", None)
     again = open_evaluation(given)
     assert (again.jobs, again.costs) == (jobs, {})
+
+
+def test_no_model_is_no_empty_table() -> None:
+    with pytest.raises(UserError, match="--models is empty"):
+        main(["--models"])

@@ -130,6 +130,7 @@ def check_rows(out: Path) -> None:
         (["--tasks", "digitz"], "no task 'digitz'; did you mean digits"),
         (["--protocols", "linaer"], "no protocol 'linaer'; did you mean linear"),
         (["--seeds", "0", "0"], "--seeds has something twice"),
+        (["--severities", "3"], "--severities is about --corruptions: name kinds, or all"),
         (["--task-root", "digits"], "--task-root 'digits' must be NAME=DIR"),
         (["--gpus-per-job", "2"], "--gpus-per-job is 2.0"),
         (["--gpus-per-job", "-0.5"], "--gpus-per-job is -0.5: choose 1, or a fraction"),

@@ -10,7 +10,8 @@ import torch
 
 from eval.contract import EvalConfig
 from eval.feature_metrics import unbiased_cka
-from eval.features.cka import between_layers, between_models, layer_names
+from eval.features import cka
+from eval.features.cka import _gram, between_layers, between_models, cka_of_grams, layer_names
 from eval.similarity import main
 from tests.eval.toy_task import SIZE, ToyTask, coloured, tensor, toy_backbone
 from tt_ray.terminal.errors import UserError
@@ -36,6 +37,19 @@ def test_layers_equal_those_taken_by_hand() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert layer_names(first) == ["blocks.0", "blocks.1", "pooled"] and found.shape == (3, 4)
     assert not any(module._forward_hooks for module in first.model.modules())
+
+
+def test_what_all_images_share_rounds_nothing_away() -> None:
+    """Activations of a large mean, as transformers' are in some dimensions; CKA does not depend on it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 32)).astype(np.float32)
+    y = x[:, :20] + rng.normal(size=(64, 20)).astype(np.float32)
+    found = []
+    for mean in (0, 4096):  # of which these numbers keep 11 binary places, far more than is compared
+        moved = [(np.round(each * 2048) / 2048 + mean).astype(np.float32) for each in (x, y)]
+        layers = [[_gram(torch.from_numpy(each), 64).double().numpy()] for each in moved]
+        found += [cka_of_grams([layers])[0, 0], unbiased_cka(moved[0], moved[1])]
+    assert found == pytest.approx([found[0]] * 4, abs=1e-5) and 0.3 < found[0] < 0.9
 
 
 def test_a_model_is_like_itself_in_batches_too() -> None:
@@ -88,6 +102,21 @@ def test_a_model_without_attention_and_mlp_is_refused() -> None:
         main(["--models", "a=random:test_resnet", "--task", "digits", "--modules"])
 
 
+@pytest.mark.parametrize(
+    ("models", "options", "said"),
+    [
+        ("a b", ["--images", "8"], "--images is about layers: pass --layers too"),
+        ("a b", ["--images", "-3", "--layers"], "--images is -3, but must be at least 0"),
+        ("a b c", ["--layers"], "--layers compares two models, but --models has 3"),
+        ("", [], "--models is empty"),
+    ],
+)
+def test_what_would_not_be_looked_at_is_refused(models: str, options: list[str], said: str) -> None:
+    specs = [f"{name}=random:test_vit" for name in models.split()]
+    with pytest.raises(UserError, match=said):
+        main(["--models", *specs, "--task", "digits", *options])
+
+
 def test_models_are_compared_by_pooled_features(tmp_path: Path) -> None:
     task: Any = ToyTask()
     backbones = [toy_backbone(), toy_backbone(depth=3)]
@@ -114,6 +143,16 @@ def test_the_command_prints_and_writes(layers: bool, tmp_path: Path, capsys: pyt
     assert np.shape(tree["values"]) == (len(tree["rows"]), len(tree["columns"]))
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2 + len(tree["rows"]) and shown[0].startswith("| CKA | ")
+
+
+def test_features_that_are_all_alike_are_named_and_the_file_is_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cka, "test_features", lambda *_: (np.full((360, 4), 0.1, np.float32), None))
+    out = tmp_path / "cka.json"
+    main(["--models", "a=random:test_vit", "--task", "digits", "--out", str(out)])
+    assert "nan: features of all images are alike" in capsys.readouterr().out
+    assert json.loads(out.read_text(), parse_constant=pytest.fail)["values"] == [[None]]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path: Path) -> None:

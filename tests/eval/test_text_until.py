@@ -35,6 +35,10 @@ def test_stops_are_within_the_epochs(tmp_path: Path) -> None:
         stopped_arms(toy_config(tmp_path), [0, 9])
     with pytest.raises(UserError, match="a --recipe with text"):
         stopped_arms(toy_config(tmp_path, "shapes_baseline"), [0])
+    with pytest.raises(UserError, match="text.schedule is cos, which --until would replace: leave it const"):
+        stopped_arms(toy_config(tmp_path, text__schedule="cos"), [0, 1])
+    with pytest.raises(UserError, match="sets train.seed itself: choose --seeds"):
+        main(["--set", "train.seed=3", "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from tt_ray.tune.space import (
     Values,
     apply,
     check_space,
+    drawn_in_vain,
     find_space,
     grid_points,
     identity,
@@ -151,12 +152,41 @@ def test_a_command_searches_negatives_with_several_workers_alone() -> None:
         assert ("'clip'" in search.settings["space"].get("text.negatives", "")) == there
 
 
+def test_what_is_drawn_where_it_does_nothing_is_noted(tmp_path: Path) -> None:
+    space, base = find_space(write(tmp_path, HEADS.partition("WHEN")[0])), Config()
+    notes = drawn_in_vain(space, base)
+    assert [note.partition(" ")[0] for note in notes] == ["head.depth", "head.hidden_dim"]
+    assert all("does nothing with head.kind linear, and is drawn all the same (" in note for note in notes)
+    assert not drawn_in_vain(heads(tmp_path), base), "WHEN says so"
+    weights = find_space(
+        write(tmp_path, "SPACE = {'text.weight': tune.choice([0, 0.5]), 'text.loss': tune.choice(['clip', 'cos'])}")
+    )
+    assert [note.partition(", and")[0] for note in drawn_in_vain(weights, base)] == [
+        "text.loss does nothing with text.weight 0.0"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("SPACE = {'head.depth': tune.choice([2, 3])}", {}),
+        ("SPACE = {'text.loss': tune.choice(['clip', 'cos'])}", {"text.weight": 0.0}),
+    ],
+)
+def test_a_search_of_one_configuration_is_refused(tmp_path: Path, text: str, changes: dict[str, Any]) -> None:
+    name = write(tmp_path, text)
+    search = Search(Arguments(name), Config().override(changes), find_space(name))
+    with pytest.raises(UserError, match="search space mine: no dimension does anything: .* does nothing with"):
+        search.check()
+
+
 @pytest.mark.parametrize("name", SPACES)
 def test_the_spaces_draw_what_the_configuration_takes(name: str) -> None:
     base = RECIPES["shapes_textteacher"]()
     space, _ = find_space(name).on(base)
     for values in random_points(space, 60):
         apply(base, values)
+    assert not drawn_in_vain(space, base), "WHEN says what does nothing"
 
 
 def test_a_population_has_no_conditions(tmp_path: Path) -> None:

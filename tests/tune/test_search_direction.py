@@ -216,6 +216,17 @@ def test_with_one_seed_nothing_can_be_said(tmp_path: Path, space: Space) -> None
     assert "Nothing can be said about which trials differ" in (tmp_path / "summary.md").read_text()
 
 
+def test_seeds_that_agree_show_no_noise_and_make_no_trial_worse(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    for name, value in (("best", BEST), ("worst", WORST)):
+        add(journal, name, space, [value[space.metric]] * 3, weight=value["top1"] / 100)
+    records = journal.of("search")
+    assert no_worse(records, space) is None
+    assert which_are_worse(records, space).startswith("nothing can be said about which trials differ: all seeds of ea")
+    write_results(tmp_path, space, toy_config(tmp_path), journal, winner(records, space), [])
+    assert "all seeds of each are equal, which shows no noise" in (tmp_path / "summary.md").read_text()
+
+
 def test_before_a_trial_has_finished_nothing_can_be_said(tmp_path: Path, space: Space) -> None:
     journal = Journal(tmp_path)
     add(journal, "early", space, [1.0, 2.0])
@@ -242,6 +253,19 @@ def test_what_a_search_leaves_behind_is_about_the_winner(tmp_path: Path, space: 
     assert rows.index("| best") < rows.index("| worst") < rows.index("| nan")
     assert ("lower is better" in summary) == (space.metric == "val_loss")
     assert best.last(space.metric) == BEST[space.metric]
+
+
+def test_a_seed_that_diverged_is_in_the_summary_and_makes_no_margin(tmp_path: Path, space: Space) -> None:
+    journal = Journal(tmp_path)
+    best = add(journal, "best", space, [BEST[space.metric], BEST[space.metric] + 1e-3])
+    add(journal, "half", space, [WORST[space.metric], math.nan], weight=0.2)
+    for seed, value in enumerate((BEST[space.metric], math.nan)):
+        add(journal, f"final-best-{seed}", space, [value], "final")
+        add(journal, f"final-base-{seed}", space, [WORST[space.metric]], "final")
+    printed = write_results(tmp_path, space, toy_config(tmp_path), journal, winner(journal.of("search"), space), [])
+    assert f"There is no margin: a final training ended with {space.metric} that is no finite number." in printed
+    assert "nan ± nan |" in (tmp_path / "summary.md").read_text()
+    assert margin(journal, space, best) is not None
 
 
 def test_nan_survives_the_journal(tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tt_ray.cli import read_config
+from tt_ray.cli import read_config, refuse_own
 from tt_ray.config import Config
 from tt_ray.terminal.errors import UserError
 
 _NAME_SIGNS = "letters, digits, _, . and -"
 _SAME = (
-    *("train.epochs", "train.batch_size", "data.source", "data.root", "data.name", "data.val_split"),
-    *("data.shapes.seed", "data.shapes.val_size"),
+    *("train.epochs", "train.batch_size", "data.source", "data.root", "data.name", "data.val_split", "data.val_share"),
+    *("data.label_column", "data.shapes.label", "data.shapes.seed", "data.shapes.val_size"),
 )
-"""Fields that must agree for a comparison to be one."""
+"""Fields that must agree for a comparison to be one: of another split, or other labels, top-1 is another figure."""
+OWN = {"train.seed": "--seeds", "run.name": "--out", "run.storage": "--out", "run.overwrite": "another --out"}
+"""Fields that a run has of the comparison, see `configure`, and the option that sets each."""
 _SOME_CLASSES = 10
 """Classes that models are tried with before the data are open: their number makes no difference to that."""
 
@@ -36,7 +38,9 @@ def read_arms(texts: Sequence[str], common: Sequence[str] = ()) -> list[Arm]:
         # A plus may be part of a value, as in text.encoder=MODEL+projection.
         base, *changes = _split_changes(rest)
         words = [word for change in [*common, *changes] for word in as_words(change)]
-        arms.append(Arm(name, read_config([base, *words], f"--arms {name}")))
+        config = read_config([base, *words], f"--arms {name}")
+        refuse_own(config, OWN, "a comparison")
+        arms.append(Arm(name, config))
     return arms
 
 

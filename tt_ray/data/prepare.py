@@ -48,10 +48,18 @@ def open_data(config: Config, store_path: Path | None, show: Show | None = None)
 
 
 def open_images(config: Config, show: Show | None = None) -> tuple[Source, Source, list[str]]:
-    """Both splits, training sub-sampled, its labels corrected, without unreadable images; notes on what is left out."""
+    """Both splits, training sub-sampled, its labels corrected, without unreadable images; notes on what is left out.
+
+    Raises UserError where they cannot be opened, or have one class alone.
+    """
     data = config.data
     own_captions = config.reads_text and not (config.text.captions or config.text.embeddings)
     train, val = open_splits(data, need_captions=own_captions)
+    if len(train.classes) < 2:
+        raise UserError(
+            f"{data.source} {data.root or data.name} has one class alone, {', '.join(train.classes)}: there is nothing "
+            "to tell apart; each class is a folder, or a value of --data.label_column"
+        )
     notes: list[str] = []
     every = train.ids
     if data.subset < 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from tt_ray.config import Config
-from tt_ray.config.idle import notes_on_idle_fields
+from tt_ray.config.idle import note_on_warm_up, notes_on_idle_fields
 from tt_ray.io.storage import Storage
 from tt_ray.terminal.progress import Display
 from tt_ray.training.run_folder import has_checkpoint, start_run, starts_over
@@ -29,7 +29,7 @@ class Prepared:
     record: pa.Table
     """The record of the run's data, as `record_data` returns it."""
     notes: list[str]
-    """Notes for the start, once nothing more can be refused: data that are not used, an average that is too slow."""
+    """Notes for the start, once nothing more can be refused: fields and data that do nothing, what is too short."""
 
     def check(self, config: Config, resumes: bool) -> list[str]:
         """Compares the data with those that a resumed run was begun on.
@@ -77,8 +77,8 @@ def prepare(config: Config, display: Display | None = None, embed: "Embed | None
     data = join(config, train, val, None if store is None else open_store(store), notes)
     order = train_order(config, len(data.train), 0, config.workers[1])
     said = [*notes_on_idle_fields(config), *left_out(config, train, val)]
-    if average := average_note(config.train.ema, config.train.epochs * order.steps_per_epoch):
-        said.append(average)
+    short = (note_on_warm_up(config), average_note(config.train.ema, config.train.epochs * order.steps_per_epoch))
+    said += [note for note in short if note]
     return Prepared(len(train.classes), store, record_data(config, data), said)
 
 

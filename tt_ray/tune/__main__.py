@@ -10,7 +10,7 @@ not used, since a winner of many owes something to the luck of its seeds.
 import signal
 import threading
 
-from tt_ray.cli import read_config, split_fields
+from tt_ray.cli import read_config, refuse_own, split_fields
 from tt_ray.cluster.connect import join_ray, keep_ray_quiet
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
@@ -22,6 +22,17 @@ from tt_ray.tune.search import Arguments, Search
 from tt_ray.tune.space import find_space
 
 MODULE = "tt_ray.tune"
+_OWN = {
+    "train.seed": "--seeds and --final-seeds",
+    "run.num_workers": "--workers-per-trial",
+    "run.use_gpu": "--gpus-per-trial",
+    "run.name": "--out",
+    "run.overwrite": "another --out",
+    "run.async_validation": "",
+    "run.checkpoint_every": "",
+    "run.keep_checkpoints": "",
+}
+"""Fields that trials have of the search, whatever their base has, and the option that sets each."""
 
 
 def main(arguments: list[str]) -> None:
@@ -60,7 +71,9 @@ def read(arguments: list[str]) -> tuple[Arguments, Config]:
     """Returns the command's own options, and the base configuration with the --dotted.path changes."""
     own, fields = split_fields(Arguments, arguments)
     given = read_arguments(Arguments, own, program(MODULE))
-    return given, read_config([given.base, *fields], program(MODULE))
+    base = read_config([given.base, *fields], program(MODULE))
+    refuse_own(base, _OWN, "a search")
+    return given, base
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Margin:
     def sentence(self) -> str:
         """Whether the margin is more than noise, in words."""
         gain = mean(self.gains)
+        if not math.isfinite(gain):
+            return f"There is no margin: a final training ended with {self.space.metric} that is no finite number."
         of = f"The margin (base - best, as lower {self.space.metric} is better)"
         of = "The margin" if self.space.mode == "max" else of
         if (ends := t_interval(self.gains)) is None:
@@ -226,7 +228,7 @@ class NoWorse(NamedTuple):
 
 
 def no_worse(records: Sequence[Record], space: Space) -> NoWorse | None:
-    """Which trials may be as good as the best; None where nothing shows the noise, as with one seed for each trial.
+    """Which trials may be as good as the best; None where nothing shows the noise: one seed each, or all seeds alike.
 
     Only finished trials are compared, as others have trained for less, but what is noise depends on the number of all
     configurations that were tried: see `noise_of_best`. A configuration that was trained twice counts once.
@@ -258,12 +260,17 @@ def which_are_worse(records: Sequence[Record], space: Space) -> str:
     found = no_worse(records, space)
     if found is not None:
         return found.told()
-    if any(len(record.seeds) > 1 for record in records):
-        return "nothing can be said about which trials differ before one has finished"
-    return (
-        "nothing can be said about which trials differ: with one seed each, nothing shows how far a configuration is "
-        "from itself (pass at least two --seeds)"
-    )
+    nothing = "nothing can be said about which trials differ"
+    if all(len(record.seeds) < 2 for record in records):
+        return (
+            f"{nothing}: with one seed each, nothing shows how far a configuration is from itself (pass at least two "
+            "--seeds)"
+        )
+    if not any(
+        record.status == "done" and math.isfinite(_value(record, space)) for record in best_first([*records], space)
+    ):
+        return f"{nothing} before one has finished"
+    return f"{nothing}: all seeds of each are equal, which shows no noise (are there enough images to validate on?)"
 
 
 def _range_lines(space: Space, records: Sequence[Record]) -> list[str]:

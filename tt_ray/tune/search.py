@@ -23,7 +23,16 @@ from tt_ray.training.run_folder import differences
 from tt_ray.training.same_data import check_data, keep_data
 from tt_ray.tune.journal import Journal, Record
 from tt_ray.tune.live_table import SearchTable, winner
-from tt_ray.tune.space import SEARCHERS, TOP5_CLASSES, Space, check_space, grid_points, identity, random_points
+from tt_ray.tune.space import (
+    SEARCHERS,
+    TOP5_CLASSES,
+    Space,
+    check_space,
+    drawn_in_vain,
+    grid_points,
+    identity,
+    random_points,
+)
 from tt_ray.tune.trial import TrialPlan
 
 if TYPE_CHECKING:
@@ -110,8 +119,9 @@ class Search:
         if self.scheduler == "pbt" and (self.searcher != "random" or given.max_concurrent):
             raise UserError("--scheduler pbt draws values and runs trials itself: no --searcher, --max-concurrent")
         check_space(self.space, self.base)
-        self.space, idle = self.space.on(self._on(self.base))
-        self.notes += idle
+        base = self._on(self.base)
+        self.space, idle = self.space.on(base)
+        self.notes += [*idle, *drawn_in_vain(self.space, base)]
         self.options = options_of(self.space, self.scheduler, self.base.train.epochs)
         self.settings = self._settings()
         if self.out.exists() and not self.out.is_dir():

@@ -7,6 +7,7 @@ import json
 import math
 import pkgutil
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from tt_ray.config import Config
+from tt_ray.config.idle import why_idle
 from tt_ray.terminal.errors import UserError, nearest, one_line
 from tt_ray.tune.conditions import When, active, check_when, example, idle_on, read_when
 
@@ -265,6 +267,33 @@ def check_space(space: Space, base: Config) -> None:
                 base.override({**beside, path: value})
     except UserError as error:
         raise UserError(f"search space {space.name}: {error}") from None
+
+
+def drawn_in_vain(space: Space, base: Config) -> list[str]:
+    """A note on each dimension that is drawn where it does nothing, of which WHEN says nothing.
+
+    Raises UserError where no dimension does anything: all trials would be of one configuration.
+    """
+    idle: dict[str, list[str]] = {path: [] for path in space.domains}
+    points = random_points(space, _DRAWS, distinct=False)
+    for values in points:
+        try:
+            config = apply(base, values)
+        except UserError:  # a trial says why it cannot be
+            continue
+        for path in values:
+            if why := why_idle(path, config):
+                idle[path].append(why)
+    drawn = Counter(path for values in points for path in values)
+    notes = [
+        f"{path} does nothing with {Counter(whys).most_common(1)[0][0]}, and is drawn all the same "
+        f"({len(whys)} of {drawn[path]} draws): trials that differ in it alone are equal; say so in WHEN"
+        for path, whys in idle.items()
+        if whys
+    ]
+    if all(len(whys) == drawn[path] for path, whys in idle.items()):
+        raise UserError(f"search space {space.name}: no dimension does anything: {'; '.join(notes)}")
+    return notes
 
 
 def at(domain: Any, share: float) -> Any:

@@ -13,9 +13,10 @@ import pytest
 from eval.jobs.results import write_result
 from eval.report.__main__ import write_report
 from eval.report.numbers import doubts
-from eval.report.text import to_csv, to_latex, to_markdown
+from eval.report.text import summary, to_csv, to_latex, to_markdown
 from tests.eval.sample_results import LABELS, Job, build, fail, finish, score, wrong
 from tt_ray.compare.table import arm_figure
+from tt_ray.terminal.errors import UserError
 
 
 def test_values_are_those_of_plain_loops(tmp_path: Path) -> None:
@@ -90,6 +91,8 @@ def test_a_baseline_without_a_result_leaves_the_others_without_difference(tmp_pa
     assert linear.cells["a", "mine"].difference is not None and linear.cells["b", "mine"].difference is None
     assert knn.models == ("mine",) and knn.cells["a", "mine"].difference is None
     write_report(tmp_path)
+    rows = [row[:2] + row[-2:] for row in summary(build(tmp_path), knn)]
+    assert rows == [["knn", "mine", "—", "—"]], "nothing was compared, so that none is better and none is worse"
 
 
 def test_default_baseline_and_order_are_the_commands(tmp_path: Path) -> None:
@@ -108,6 +111,10 @@ def test_one_name_for_several_things_is_taken_apart(tmp_path: Path) -> None:
     finish(tmp_path, Job("other", task_version=2, protocol_hash="cccccccc3"), LABELS, LABELS)
     report = build(tmp_path)
     assert report.models == ("base (aaaaaaaa)", "base (bbbbbbbb)", "other")
+    with pytest.raises(UserError, match=r"'base' is the name of 2 models, .*: choose base \(aaaaaaaa\) or base \(bbbb"):
+        build(tmp_path, "base")
+    finish(tmp_path, Job("aaa", command="python -m eval --models aaa=a base=b"), LABELS, LABELS)
+    assert build(tmp_path).baseline == "base (aaaaaaaa)", "whichever model commands name first"
     assert [section.label for section in report.sections] == ["linear (7f2fe580)", "linear (cccccccc)"]
     assert report.sections[1].tasks == ("digits (version 2)",)
 

@@ -341,6 +341,13 @@ def test_own_mistakes(tmp_path: Path) -> None:
     assert "'dog'" in message(lambda: tasks(["mine"], roots={"mine": tmp_path / "data"}))
 
 
+def test_one_class_alone_is_no_task(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        picture(tmp_path / split / "cat" / "0.png")
+    assert "task mine: " in (text := message(lambda: tasks(["mine"], roots={"mine": tmp_path})))
+    assert "has one class alone: there is nothing to tell apart" in text
+
+
 def test_a_class_that_only_the_test_split_has_is_told_as_that(tmp_path: Path) -> None:
     root = own_folder(tmp_path / "own")
     picture(root / "test" / "stray" / "0.png")

@@ -97,5 +97,8 @@ def test_mistakes_are_told(runs: list[Config], tmp_path: Path) -> None:
         main([run, run, "--out", str(tmp_path)])
     with pytest.raises(UserError, match="cannot read"):
         main([str(tmp_path), "--out", str(tmp_path / "out")])
+    for option in (["--images", "-3"], ["--batches", "0"]):
+        with pytest.raises(UserError, match="but both must be at least 1"):
+            main([run, "--out", str(tmp_path / "out"), *option])
     with pytest.raises(UserError, match="at least 4 images"):
         main([run, "--out", str(tmp_path / "out"), "--images", "2"])
