@@ -49,11 +49,8 @@ def unbiased_cka(x: Floats, y: Floats, batch: int = 256) -> float:
         raise UserError(f"CKA without bias needs at least {SMALLEST_BATCH} images a batch, but there are {len(x)}")
     terms = np.zeros(3)
     for rows in shuffled_batches(len(x), batch):
-        part_x, part_y = (np.asarray(part[rows], np.float64) for part in (x, y))
-        part_x, part_y = (
-            part_x - part_x.mean(0),
-            part_y - part_y.mean(0),
-        )  # which HSIC_1 does not see, but rounding does
+        parts = (np.asarray(part[rows], np.float64) for part in (x, y))
+        part_x, part_y = (part - part.mean(0) for part in parts)  # the mean HSIC_1 does not see, but rounding does
         gram_x, gram_y = part_x @ part_x.T, part_y @ part_y.T
         terms += [hsic1(gram_x, gram_y), hsic1(gram_x, gram_x), hsic1(gram_y, gram_y)]
     scale = float(np.sqrt(max(terms[1], 0) * max(terms[2], 0)))
