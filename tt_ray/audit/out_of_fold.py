@@ -110,7 +110,9 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
         if not len(inside):  # a class has fewer images than there are folds
             continue
         scaling = moments(data.table, data.rows[fit])
-        some = draw(data.labels, inside, _TO_CHOOSE)
+        # Images of a class that the model has not seen would choose the strongest penalty, which doubts every class.
+        seen = np.bincount(data.labels[fit], minlength=data.classes) > 0
+        some = draw(data.labels, inside[seen[data.labels[inside]]], _TO_CHOOSE)
         rows = data.rows[np.concatenate([fit, some]) if not number else fit]
         solver = Solver(
             Design(data.table, rows, scaling, len(fit)), data.labels[fit], data.classes, _TOLERANCE, _ITERATIONS, _ABOVE
