@@ -121,6 +121,28 @@ def test_a_corrected_table_holds_the_noise_of_an_experiment_too(place: Path) -> 
     assert again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_corrected_table_keeps_labels_of_images_that_no_caption_judges(
+    noise: float, place: Path, tmp_path: Path
+) -> None:
+    """Of images without an embedding: those of data.labels, and those that data.label_noise made wrong."""
+    own = open_images(config_of(place))[0]
+    known = own.ids.slice(20)
+    rows = np.random.default_rng(0).normal(size=(len(known), 8)).astype(np.float32)
+    write_store(tmp_path / "store", known, [rows], 8, "float32", {"id": "x", "revision": "0"})
+    given = {name: NAMES[1 - NAMES.index(name.partition("/")[0])] for name in own.ids[:3].to_pylist()} | {
+        own.ids[3].as_py(): ""
+    }
+    lines = "".join(f"{name},{label}\n" for name, label in given.items())
+    (tmp_path / "mine.csv").write_text(f"image_id,label\n{lines}")
+    changes = {"data__labels": str(tmp_path / "mine.csv"), "data__label_noise": noise}
+    config = config_of(place, text__embeddings=str(tmp_path / "store"), **changes)
+    tt_ray.audit(config, tmp_path / "out", corrected=1)
+    seen = open_data(config_of(place, **changes), None).train
+    again = open_data(config_of(place, data__labels=str(tmp_path / "out" / "corrected.csv")), None).train
+    assert len(seen) == len(own) - 1 and again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
+
+
 def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Path, tmp_path: Path) -> None:
     config = config_of(place, text__embeddings=str(place / "store"))
     found = tt_ray.audit(config, tmp_path / "out")

@@ -11,7 +11,7 @@ import pyarrow.compute
 
 from tt_ray.audit.out_of_fold import Embedded
 from tt_ray.config import Config
-from tt_ray.data.prepare import find_store, join, open_images
+from tt_ray.data.prepare import find_store, join, open_images, spoil_labels
 from tt_ray.data.sources.base import NOBODY, Source
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.terminal.errors import UserError
@@ -29,9 +29,11 @@ class Inputs:
     """Training images with their captions."""
 
     every: Source
-    """All training images, with the labels of the data and of data.labels."""
+    """All training images, with the labels of the data and of data.labels; of those without a caption, too."""
     original: Source
     """The training images with the labels of the data alone, without data.labels and data.label_noise."""
+    seen: npt.NDArray[np.int64]
+    """Labels of `every` that training would see, (N,); of those that data.unlabelled hides, what they are."""
     captions: pa.StringArray | None
     """Their captions, null where there is none; None where only embeddings are known."""
     images: Source
@@ -83,7 +85,9 @@ def read_inputs(config: Config, display: Display) -> Inputs:
     original = open_images(config.override("data.labels", ""), display.show)[0] if config.data.labels else every
     own = original.labels[pc.index_in(images.ids, value_set=original.ids).to_numpy()]
     spoiled = config.data.label_noise > 0
-    return Inputs(every, original, captions, images, texts, store, data, own, spoiled, joined.notes)
+    seen = spoil_labels(config, every, []).labels if spoiled else every.labels
+    seen = np.where(seen == NOBODY, every.labels, seen)
+    return Inputs(every, original, seen, captions, images, texts, store, data, own, spoiled, joined.notes)
 
 
 def labels_of_data(inputs: Inputs) -> npt.NDArray[np.int64]:
