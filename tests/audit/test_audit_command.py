@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,28 @@ def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Pat
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         tt_ray.audit(config, tmp_path / "thesis", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("suspects.csv", lambda path: path.write_text(path.read_text().replace("cat", "dog"))),
+        ("corrected.csv", lambda path: path.write_text("image_id,label\n")),
+        ("mine.csv", lambda path: path.write_text("image_id,label\n")),
+        ("more", lambda path: path.mkdir()),
+        ("audit.json", lambda path: path.write_text("{")),
+    ],
+)
+def test_replacing_an_audit_deletes_nothing_that_somebody_has_edited(
+    name: str, change: Callable[[Path], object], done: Path, place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done, tmp_path / "out")
+    change(tmp_path / "out" / name)
+    before = listing(tmp_path / "out")
+    config = config_of(place, text__embeddings=str(place / "store"))
+    with pytest.raises(UserError, match="changed or added since the audit") as refused:
+        tt_ray.audit(config, tmp_path / "out", overwrite=True)
+    assert (name in str(refused.value)) is (name != "audit.json") and listing(tmp_path / "out") == before
 
 
 def write_made_of_labels(root: Path) -> None:

@@ -20,11 +20,11 @@ from tt_ray.audit.tables import corrected_table, pairs_table, suspects_table, wr
 from tt_ray.audit.verdict import judge
 from tt_ray.audit.words import sections
 from tt_ray.config import Config
-from tt_ray.io.files import new_folder
+from tt_ray.io.files import new_folder, sha256
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import OTHERWISE, disk_problems
 from tt_ray.logistic.design import read_blocks
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.python_calls import from_python
 
@@ -102,6 +102,21 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists, and holds something else than an audit: choose another --out")
     if not overwrite:
         raise UserError(f"{out} holds an audit: choose another --out, or --overwrite to replace it")
+    if changed := _changed(out):
+        raise UserError(
+            f"{out} holds files that were changed or added since the audit, and --overwrite would delete them: "
+            f"{some(changed)}; move them, or choose another --out"
+        )
+
+
+def _changed(out: Path) -> list[str]:
+    """What is in the folder of an audit, such as labels that somebody has edited, and is not what the audit wrote."""
+    try:
+        written = json.loads((out / FIGURES).read_bytes()).get("files", {})
+    except (OSError, ValueError, AttributeError):
+        written = {}
+    others = sorted(path for path in out.iterdir() if path.name != FIGURES)
+    return [path.name for path in others if not path.is_file() or sha256(path) != written.get(path.name)]
 
 
 def measure(config: Config, options: Options, display: Display) -> Found:
@@ -147,6 +162,7 @@ def _write(out: Path, found: Found, options: Options) -> dict[str, Any]:
             (folder / "suspects.html").write_text(_thumbnails(found, options.thumbnails), encoding="utf-8")
         (folder / "audit.html").write_text(to_html(page), encoding="utf-8")
         (folder / "audit.md").write_text(to_markdown(page), encoding="utf-8")
+        figures["files"] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         (folder / FIGURES).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return figures
 
