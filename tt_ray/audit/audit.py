@@ -20,7 +20,7 @@ from tt_ray.audit.tables import corrected_table, pairs_table, suspects_table, wr
 from tt_ray.audit.verdict import judge
 from tt_ray.audit.words import sections
 from tt_ray.config import Config
-from tt_ray.io.files import new_folder, sha256
+from tt_ray.io.files import new_folder, refuse_own_place, sha256
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import OTHERWISE, disk_problems
 from tt_ray.logistic.design import read_blocks
@@ -96,7 +96,10 @@ def run_audit(config: Config, out: Path, options: Options, display: Display) -> 
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
+        return
+    refuse_own_place(out)
+    if out.is_dir() and not any(out.iterdir()):
         return
     if not (out / FIGURES).is_file():
         raise UserError(f"{out} exists, and holds something else than an audit: choose another --out")
