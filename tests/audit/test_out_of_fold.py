@@ -66,6 +66,15 @@ def test_a_class_of_one_image_does_not_choose_the_penalty_of_all() -> None:
     assert (more.classes[:-1, 0] == found.classes[:, 0]).mean() > 0.95
 
 
+@pytest.mark.parametrize("images", [20, 60])
+def test_the_control_is_no_single_toss_where_images_are_few(images: int) -> None:
+    """Of one caption for each class, one shuffle predicts all labels or none."""
+    labels = np.arange(images) % 2
+    data = Embedded(np.eye(2, dtype=np.float32)[labels], np.arange(images), labels, 2)
+    found = out_of_fold(data, np.arange(images), silent)
+    assert (found.classes[:, 0] == labels).all() and 0.2 < found.shuffled < 0.8
+
+
 def test_only_the_likeliest_classes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = embedded(0.2)
     whole = out_of_fold(data, np.arange(len(data)), silent)
