@@ -21,6 +21,7 @@ from tt_ray.audit.__main__ import main
 from tt_ray.audit.audit import measure
 from tt_ray.audit.findings import Options
 from tt_ray.audit.inputs import taught
+from tt_ray.audit.words import how_many_listed
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.embeddings.build import write_store
@@ -143,6 +144,18 @@ def test_a_corrected_table_keeps_labels_of_images_that_no_caption_judges(
     seen = open_data(config_of(place, **changes), None).train
     again = open_data(config_of(place, data__labels=str(tmp_path / "out" / "corrected.csv")), None).train
     assert len(seen) == len(own) - 1 and again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
+
+
+def test_what_is_said_does_not_contradict_the_figures(done: Path) -> None:
+    """The estimate is of how many labels are wrong; which ones, captions may not show."""
+    figures = json.loads((done / "audit.json").read_text())
+    figures["knowledge"]["noise"]["value"] = 0.2
+    for listed, said in ((3, True), (20, False)):
+        figures["suspects"]["listed"] = listed
+        text = how_many_listed(figures)
+        assert text.startswith(f"Labels that are more likely wrong than right: {listed} of 120")
+        assert ("the estimate is about 24: of the others" in text) is said
+    assert how_many_listed(figures | {"knowledge": {**figures["knowledge"], "knows": False}}).endswith("of 120")
 
 
 def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Path, tmp_path: Path) -> None:

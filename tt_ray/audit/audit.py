@@ -14,6 +14,7 @@ from tt_ray.audit.captions import count_cut, describe_captions, find_neighbours
 from tt_ray.audit.findings import Found, Options
 from tt_ray.audit.inputs import Inputs, labels_of_data, read_inputs
 from tt_ray.audit.learning import knowledge_of, learn
+from tt_ray.audit.noise import FEW
 from tt_ray.audit.out_of_fold import draw
 from tt_ray.audit.page import thumbnail, to_html, to_markdown, to_thumbnails
 from tt_ray.audit.tables import corrected_table, pairs_table, suspects_table, write_both, write_csv
@@ -195,7 +196,7 @@ def figures_of(found: Found, listed: int, replaced: int, least: float) -> dict[s
                 "name": names[number],
                 "images": int(counts[number]),
                 "accuracy": float(accuracy[number]),
-                "suspected": float(suspected[number]),
+                "suspected": float(suspected[number]) if counts[number] >= FEW else None,
                 "noise": None if (own := noise.by_class[number]) is None else asdict(own),
             }
             for number in np.flatnonzero(counts)

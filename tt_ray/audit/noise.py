@@ -47,7 +47,7 @@ _MISTAKES, _MOST = 4.0, 0.8
 _RESAMPLES = 200
 _RESAMPLED = 20_000
 """Images of a resample, at most; intervals of more images are scaled by the root of the ratio."""
-_FEW = 5
+FEW = 5
 """Images of a class below which nothing is said of its labels."""
 
 
@@ -99,7 +99,7 @@ def estimate_noise(labels: Ints, guesses: Guesses, classes: int) -> Noise:
     joint = np.bincount(labels * classes + likely, minlength=classes**2).reshape(classes, classes)
     order = np.argsort(predicted, kind="stable")
     by_class = np.split(anchors[order], np.cumsum(np.bincount(predicted, minlength=classes))[:-1])
-    shares = [_share(labels[own] != number) if len(own) >= _FEW else None for number, own in enumerate(by_class)]
+    shares = [_share(labels[own] != number) if len(own) >= FEW else None for number, own in enumerate(by_class)]
     spread = spread_of(predicted, labels[anchors], classes)
     return Noise(share, confident, len(anchors), joint, tuple(shares), spread)
 
@@ -143,7 +143,7 @@ def spread_of(true: Ints, given: Ints, classes: int) -> Floats:
 
 def of_few(labels: Ints, classes: int) -> npt.NDArray[np.bool_]:
     """Which images are of classes too small to say anything of their labels, (N,)."""
-    return np.bincount(labels, minlength=classes)[labels] < _FEW
+    return np.bincount(labels, minlength=classes)[labels] < FEW
 
 
 def confident_classes(labels: Ints, guesses: Guesses, classes: int) -> Ints:
