@@ -274,6 +274,18 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert not (place / "bad").exists()
 
 
+def test_rows_of_captions_that_cannot_be_used_stand_on_the_page(place: Path, tmp_path: Path) -> None:
+    ids = open_images(config_of(place))[0].ids.to_pylist()
+    rows = [f"{name},a {shows(name)}" for name in ids] + [f"{ids[0]},another", f"{ids[1]},"]
+    (tmp_path / "captions.csv").write_text("image_id,caption\n" + "\n".join(rows) + "\n")
+    named = {"text__captions": str(tmp_path / "captions.csv"), "text__encoder": str(place / "encoder")}
+    config = config_of(place, run__storage=str(tmp_path / "runs"), **named)
+    for attempt in ("embedded", "found again"):
+        notes = tt_ray.audit(config, tmp_path / attempt).figures["notes"]
+        assert any("2 rows of" in note and "captions.csv:122" in note for note in notes), notes
+        assert "2 rows of" in (tmp_path / attempt / "audit.md").read_text()
+
+
 def test_captions_that_know_nothing_judge_no_label(place: Path, tmp_path: Path) -> None:
     """Captions are embedded by an encoder of random weights, for a recipe that reads none."""
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"text": {"weight": 0.0}, "train": {"epochs": 1}}))

@@ -79,7 +79,7 @@ def read_inputs(config: Config, display: Display) -> Inputs:
             f"{len(images)} images have a label and a caption, and {(used > 0).sum()} of {len(images.classes)} classes "
             f"have such images: an audit needs {_LEAST} images, and two classes"
         )
-    captions = _captions(config, every)
+    captions, left_out = _captions(config, every)
     texts = None if captions is None else captions.take(pc.index_in(images.ids, value_set=every.ids))
     data = Embedded(store.embeddings, rows, images.labels, len(images.classes))
     original = open_images(config.override("data.labels", ""), display.show)[0] if config.data.labels else every
@@ -87,7 +87,7 @@ def read_inputs(config: Config, display: Display) -> Inputs:
     spoiled = config.data.label_noise > 0
     seen = spoil_labels(config, every, []).labels if spoiled else every.labels
     seen = np.where(seen == NOBODY, every.labels, seen)
-    return Inputs(every, original, seen, captions, images, texts, store, data, own, spoiled, joined.notes)
+    return Inputs(every, original, seen, captions, images, texts, store, data, own, spoiled, (*joined.notes, *left_out))
 
 
 def labels_of_data(inputs: Inputs) -> npt.NDArray[np.int64]:
@@ -95,9 +95,14 @@ def labels_of_data(inputs: Inputs) -> npt.NDArray[np.int64]:
     return inputs.original.labels[pc.index_in(inputs.every.ids, value_set=inputs.original.ids).to_numpy()]
 
 
-def _captions(config: Config, every: Source) -> pa.StringArray | None:
-    """Captions of all training images, from the table or the data; of a store of embeddings the data's own, if any."""
+def _captions(config: Config, every: Source) -> tuple[pa.StringArray | None, list[str]]:
+    """Captions of all training images, from the table or the data; of a store of embeddings the data's own, if any.
+
+    And a sentence on rows of the table that cannot be used, if any.
+    """
     if not config.text.captions:
-        return every.captions
-    table = read_captions(Path(config.text.captions).expanduser())
-    return table.captions.take(pc.index_in(every.ids, value_set=table.ids))
+        return every.captions, []
+    path = Path(config.text.captions).expanduser()
+    table = read_captions(path)
+    said = f"{len(table.problems)} rows of {path} were left out, the first: {', '.join(table.problems[:1])}"
+    return table.captions.take(pc.index_in(every.ids, value_set=table.ids)), [said] if table.problems else []
