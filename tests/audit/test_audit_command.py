@@ -259,7 +259,7 @@ def test_it_audits_for_whatever_loss_a_run_has(more: dict[str, Any]) -> None:
         (["--corrected", "1.5"], ["--corrected is 1.5", "0.5 to 1"]),
         (["--thumbnails", "-1"], ["--thumbnails is -1"]),
         (["--text.embeddings", "", "--text.captions", "none.csv"], ["no caption table none.csv"]),
-        (["--images", "no/such/run"], ["no/such/run", "no such model"]),
+        (["--images", "no/such/run"], ["--images no/such/run", "no such model"]),
         (["--data.labels", "none.csv"], ["none.csv"]),
     ],
 )
