@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     lines = [found["headline"], *(f"- {each}" for each in found["evidence"])]
     lines += [f"note: {note}" for note in done.figures["notes"]]
     count = done.figures["suspects"]
-    lines.append(f"{how_many_listed(done.figures)}: {given.out / 'suspects.csv'}; the page: {given.out / 'audit.html'}")
+    lines.append(f"{how_many_listed(done.figures)}, {given.out / 'suspects.csv'}; the page: {given.out / 'audit.html'}")
     if count["corrected"]:
         lines.append(
             f"suggestions that are right with a probability of {given.corrected:g} or more: {count['corrected']}, "
