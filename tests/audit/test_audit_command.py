@@ -21,7 +21,7 @@ from tt_ray.audit.__main__ import main
 from tt_ray.audit.audit import measure
 from tt_ray.audit.findings import Options
 from tt_ray.audit.inputs import taught
-from tt_ray.audit.words import how_many_listed
+from tt_ray.audit.words import how_many_listed, to_train
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.embeddings.build import write_store
@@ -116,8 +116,12 @@ def test_a_run_trains_on_what_it_found(done: Path, place: Path) -> None:
 
 
 def test_a_corrected_table_holds_the_noise_of_an_experiment_too(place: Path) -> None:
+    """It is read without the noise, which would replace the labels that were corrected."""
     noisy = words(place, "--out", str(place / "noisy"), "--data.label_noise", "0.2")
     main([*noisy, "--corrected", "1"])
+    assert r"train with --data.labels corrected.csv --data.label\_noise 0" in (place / "noisy" / "audit.md").read_text()
+    figures = json.loads((place / "noisy" / "audit.json").read_text())
+    assert to_train(figures, "x.csv") == "--data.labels x.csv --data.label_noise 0"
     seen = open_data(config_of(place, data__label_noise=0.2), None).train
     table = place / "noisy" / "corrected.csv"
     again = open_data(config_of(place, data__labels=str(table)), None).train
@@ -155,6 +159,7 @@ def test_what_is_said_does_not_contradict_the_figures(done: Path) -> None:
         text = how_many_listed(figures)
         assert text.startswith(f"Labels that are more likely wrong than right: {listed} of 120")
         assert ("the estimate is about 24: of the others" in text) is said
+    assert to_train(figures, "my x.csv") == "--data.labels 'my x.csv'"
     assert how_many_listed(figures | {"knowledge": {**figures["knowledge"], "knows": False}}).endswith("of 120")
 
 

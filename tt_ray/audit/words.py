@@ -1,5 +1,6 @@
 """The sections of an audit's page: figures with the words that say what they mean, and what they cannot."""
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,11 @@ def how_many_listed(figures: dict[str, Any]) -> str:
     return text
 
 
+def to_train(figures: dict[str, Any], table: str) -> str:
+    """The options of a training on corrected labels."""
+    return f"--data.labels {shlex.quote(table)}" + " --data.label_noise 0" * figures["knowledge"]["spoiled"]
+
+
 def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
     noise = found.learned.noise
     unknown = (
@@ -73,6 +79,11 @@ def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
         f"corrected.csv has the suggestions that are right with a probability of {options.corrected:g} or more "
         f"({figures['suspects']['corrected']:,}); --data.labels reads it, in train, compare, tune and here.",
     ]
+    if figures["knowledge"]["spoiled"]:
+        sentences.append(
+            "It has the labels that data.label_noise made wrong, too: train with "
+            f"{to_train(figures, 'corrected.csv')}, or they are replaced again, those that were corrected included."
+        )
     classes = sorted(figures["classes"], key=lambda each: -(each["suspected"] or 0))
     rows = [
         (each["name"], each["images"], each["accuracy"], each["suspected"], *_noise_of(each["noise"]))
