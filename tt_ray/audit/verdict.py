@@ -172,7 +172,8 @@ def made_of_labels(known: Knowledge) -> str:
 def _not_known(known: Knowledge) -> str:
     """That captions know nothing, where there are enough images to see it."""
     error = sqrt(known.accuracy * (1 - known.accuracy) / known.images)
-    if known.distinct < 2 or known.accuracy - known.majority + 2 * error < BETTER:
+    enough = 3 * error < BETTER or known.accuracy - known.majority + 2 * error < BETTER
+    if known.distinct < 2 or enough:
         return _UNKNOWN
     return (
         f"Not known: of {known.images:,} images it may be chance what captions predict, or fail to predict, and no "
