@@ -56,6 +56,17 @@ def test_mistakes_of_the_model_are_no_noise(learned: dict[float, tuple[Learned, 
     assert result.noise.share.value < 0.01 and (result.suspects.wrong >= 0.5).mean() < 0.005
 
 
+@pytest.mark.parametrize("rare", [60, 20])
+def test_captions_know_a_rare_class_too(rare: int) -> None:
+    """Naming the frequent class is right for 97 or 99 % of the images, so that five points more cannot be."""
+    labels = (np.arange(2000) < rare).astype(np.int64)
+    table = (2 * np.eye(8)[labels] + 0.2 * np.random.default_rng(0).normal(size=(2000, 8))).astype(np.float32)
+    known = learn(Embedded(table, np.arange(2000), labels, 2), silent)
+    assert known.knows and known.noise.share.value == 0
+    random = Embedded(np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32), np.arange(2000), labels, 2)
+    assert not learn(random, silent).knows
+
+
 def test_captions_of_other_images_know_nothing(learned: dict[float, tuple[Learned, np.ndarray]]) -> None:
     for result, _ in learned.values():
         assert result.guesses.shuffled < 0.4

@@ -33,8 +33,7 @@ _POINTS = 1.0
 _GAP = 0.05
 _SOME = 0.02
 """Share of wrong labels, by the lower end of its interval, from which they are worth a look."""
-BETTER = 0.05
-"""By how much captions must predict labels better than guessing does to know anything."""
+_BETTER = 0.05
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,19 @@ def made_of_labels(known: Knowledge) -> str:
     return "Captions of a class are all but alike." if known.left < 0.01 else ""
 
 
+def better(majority: float) -> float:
+    """By how much captions must predict labels better than guessing does to know anything.
+
+    Five points, or half of what guessing leaves where it leaves less than ten.
+    """
+    return min(_BETTER, (1 - majority) / 2)
+
+
 def _not_known(known: Knowledge) -> str:
     """That captions know nothing, where there are enough images to see it."""
     error = sqrt(known.accuracy * (1 - known.accuracy) / known.images)
-    enough = 3 * error < BETTER or known.accuracy - known.majority + 2 * error < BETTER
+    least = better(known.majority)
+    enough = 3 * error < least or known.accuracy - known.majority + 2 * error < least
     if known.distinct < 2 or enough:
         return _UNKNOWN
     return (
