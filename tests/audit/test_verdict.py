@@ -38,6 +38,11 @@ def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
         ({"noise": MANY, "left": 0.01, "accuracy": 0.5}, "gain", "a vector for each class would do as much"),
         ({"knows": False, "noise": MANY, "accuracy": 0.1}, "unknown", "captions say nothing of the classes"),
         ({"knows": False, "accuracy": 0.2, "images": 60}, "unknown", "Not known: of 60 images it may be chance"),
+        (
+            {"knows": False, "accuracy": 0.79, "majority": 0.77},
+            "unknown",
+            "Not known: one class has 77 % of the labels",
+        ),
         ({"knows": False, "accuracy": 0.149, "images": 100_000}, "unknown", "captions say nothing"),
         ({"knows": False, "accuracy": 0.1, "images": 60, "distinct": 1}, "unknown", "captions say nothing"),
         ({"noise": Interval(0.1, 0.08, 0.12)}, "some", "Correct labels first: about 10 %"),

@@ -34,6 +34,8 @@ _GAP = 0.05
 _SOME = 0.02
 """Share of wrong labels, by the lower end of its interval, from which they are worth a look."""
 _BETTER = 0.05
+_MOST = 0.75
+"""Share of the most frequent class from which a few wrong labels hide what captions know of the others."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,14 @@ def _not_known(known: Knowledge) -> str:
     error = sqrt(known.accuracy * (1 - known.accuracy) / known.images)
     least = better(known.majority)
     enough = 3 * error < least or known.accuracy - known.majority + 2 * error < least
-    if known.distinct < 2 or enough:
+    if known.distinct < 2:
+        return _UNKNOWN
+    if known.majority >= _MOST:
+        return (
+            f"Not known: one class has {100 * known.majority:.0f} % of the labels, where what captions know of the "
+            "others hardly shows, and no label is judged."
+        )
+    if enough:
         return _UNKNOWN
     return (
         f"Not known: of {known.images:,} images it may be chance what captions predict, or fail to predict, and no "
