@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tt_ray.audit import __main__ as audit
 from tt_ray.cli import as_words, read_config
 from tt_ray.config import Config
 from tt_ray.embed_captions import Arguments
@@ -151,6 +152,25 @@ def test_mistakes_in_a_file_name_it(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("train: {epoch: 7}\n")
     text = _mistake(str(tmp_path / "mine.yaml"))
     assert "mine.yaml" in text and "train.epoch" in text and "train.epochs" in text
+
+
+def test_a_switch_that_the_help_shows_is_read() -> None:
+    audited = audit.read(["clipart_textteacher", "--no-overwrite", "--data.subset", "0.5"])
+    assert not audited[0].overwrite and audited[1].data.subset == 0.5 and audit.read(["--overwrite"])[0].overwrite
+    with pytest.raises(UserError, match="no option --no-out"):
+        audit.read(["--no-out", "x"])
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/store", "gs://bucket/a b?region=x", "file:///tmp/x", "hf://datasets/x"])
+def test_a_uri_is_no_folder_of_this_machine(uri: str) -> None:
+    """A Path of it is a folder "s3:" here, which nobody looks for."""
+    with pytest.raises(UserError, match=r"is a URI, but must be a folder on this machine") as refused:
+        audit.read(["--out", uri])
+    assert uri.replace("///", "//") in str(refused.value)
+    with pytest.raises(UserError, match="is a URI"):
+        read_arguments(Arguments, ["captions.csv", "--out", uri], "embed")
+    for plain in ("runs/s3", "/data/a:b", "./a:/b", "s3:"):
+        assert audit.read(["--out", plain])[0].out == Path(plain)
 
 
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False)])

@@ -59,7 +59,6 @@ COVERED_BY = {
     "tt_ray/data/sources/tar_index": "data/sources/test_webdataset",
     "tt_ray/data/sampling": "data/test_loader",
     "tt_ray/data/sources/base": "data/sources/test_registry",
-    "tt_ray/data/sources/id_tables": "text/test_caption_table",
     "tt_ray/data/sources/image_folder": "data/sources/test_registry",
     "tt_ray/data/sources/shape_outlines": "data/sources/test_shapes",
     "tt_ray/data/sources/torchvision": "data/sources/test_registry",

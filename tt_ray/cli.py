@@ -40,10 +40,12 @@ def split_fields(form: type, arguments: Iterable[str], also: Iterable[str] = ())
         if word.startswith("--"):
             target = fields if "." in word.partition("=")[0] else own
         target.append(word)
-    known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(form)[1:]]
+    options = [(field.name.replace("_", "-"), field.type is bool) for field in dataclasses.fields(form)[1:]]
+    known = [f"--{name}" for name, _ in options]
+    off = [f"--no-{name}" for name, switch in options if switch]  # as the help shows them
     for word in own:
         name = word.partition("=")[0].replace("_", "-")
-        if word.startswith("--") and name not in (*known, "--help"):
+        if word.startswith("--") and name not in (*known, *off, "--help"):
             raise UserError(f"no option {word}; {nearest(name, [*known, *also])}")
     return own, fields
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tt_ray.audit.__main__ import main
 from tt_ray.audit.audit import measure
 from tt_ray.audit.findings import Options
 from tt_ray.audit.inputs import taught
+from tt_ray.audit.words import how_many_listed, to_train
 from tt_ray.config import Config
 from tt_ray.data.prepare import open_data, open_images
 from tt_ray.embeddings.build import write_store
@@ -113,12 +116,51 @@ def test_a_run_trains_on_what_it_found(done: Path, place: Path) -> None:
 
 
 def test_a_corrected_table_holds_the_noise_of_an_experiment_too(place: Path) -> None:
+    """It is read without the noise, which would replace the labels that were corrected."""
     noisy = words(place, "--out", str(place / "noisy"), "--data.label_noise", "0.2")
     main([*noisy, "--corrected", "1"])
+    assert r"train with --data.labels corrected.csv --data.label\_noise 0" in (place / "noisy" / "audit.md").read_text()
+    figures = json.loads((place / "noisy" / "audit.json").read_text())
+    assert to_train(figures, "x.csv") == "--data.labels x.csv --data.label_noise 0"
     seen = open_data(config_of(place, data__label_noise=0.2), None).train
     table = place / "noisy" / "corrected.csv"
     again = open_data(config_of(place, data__labels=str(table)), None).train
     assert again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_corrected_table_keeps_labels_of_images_that_no_caption_judges(
+    noise: float, place: Path, tmp_path: Path
+) -> None:
+    """Of images without an embedding: those of data.labels, and those that data.label_noise made wrong."""
+    own = open_images(config_of(place))[0]
+    known = own.ids.slice(20)
+    rows = np.random.default_rng(0).normal(size=(len(known), 8)).astype(np.float32)
+    write_store(tmp_path / "store", known, [rows], 8, "float32", {"id": "x", "revision": "0"})
+    given = {name: NAMES[1 - NAMES.index(name.partition("/")[0])] for name in own.ids[:3].to_pylist()} | {
+        own.ids[3].as_py(): ""
+    }
+    lines = "".join(f"{name},{label}\n" for name, label in given.items())
+    (tmp_path / "mine.csv").write_text(f"image_id,label\n{lines}")
+    changes = {"data__labels": str(tmp_path / "mine.csv"), "data__label_noise": noise}
+    config = config_of(place, text__embeddings=str(tmp_path / "store"), **changes)
+    tt_ray.audit(config, tmp_path / "out", corrected=1)
+    seen = open_data(config_of(place, **changes), None).train
+    again = open_data(config_of(place, data__labels=str(tmp_path / "out" / "corrected.csv")), None).train
+    assert len(seen) == len(own) - 1 and again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
+
+
+def test_what_is_said_does_not_contradict_the_figures(done: Path) -> None:
+    """The estimate is of how many labels are wrong; which ones, captions may not show."""
+    figures = json.loads((done / "audit.json").read_text())
+    figures["knowledge"]["noise"]["value"] = 0.2
+    for listed, said in ((3, True), (20, False)):
+        figures["suspects"]["listed"] = listed
+        text = how_many_listed(figures)
+        assert text.startswith(f"Labels that are more likely wrong than right: {listed} of 120")
+        assert ("the estimate is about 24: of the others" in text) is said
+    assert to_train(figures, "my x.csv") == "--data.labels 'my x.csv'"
+    assert how_many_listed(figures | {"knowledge": {**figures["knowledge"], "knows": False}}).endswith("of 120")
 
 
 def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Path, tmp_path: Path) -> None:
@@ -138,6 +180,28 @@ def test_from_python_from_a_store_of_embeddings_and_again(done: Path, place: Pat
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         tt_ray.audit(config, tmp_path / "thesis", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("suspects.csv", lambda path: path.write_text(path.read_text().replace("cat", "dog"))),
+        ("corrected.csv", lambda path: path.write_text("image_id,label\n")),
+        ("mine.csv", lambda path: path.write_text("image_id,label\n")),
+        ("more", lambda path: path.mkdir()),
+        ("audit.json", lambda path: path.write_text("{")),
+    ],
+)
+def test_replacing_an_audit_deletes_nothing_that_somebody_has_edited(
+    name: str, change: Callable[[Path], object], done: Path, place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(done, tmp_path / "out")
+    change(tmp_path / "out" / name)
+    before = listing(tmp_path / "out")
+    config = config_of(place, text__embeddings=str(place / "store"))
+    with pytest.raises(UserError, match="changed or added since the audit") as refused:
+        tt_ray.audit(config, tmp_path / "out", overwrite=True)
+    assert (name in str(refused.value)) is (name != "audit.json") and listing(tmp_path / "out") == before
 
 
 def write_made_of_labels(root: Path) -> None:
@@ -200,7 +264,7 @@ def test_it_audits_for_whatever_loss_a_run_has(more: dict[str, Any]) -> None:
         (["--corrected", "1.5"], ["--corrected is 1.5", "0.5 to 1"]),
         (["--thumbnails", "-1"], ["--thumbnails is -1"]),
         (["--text.embeddings", "", "--text.captions", "none.csv"], ["no caption table none.csv"]),
-        (["--images", "no/such/run"], ["no/such/run", "no such model"]),
+        (["--images", "no/such/run"], ["--images no/such/run", "no such model"]),
         (["--data.labels", "none.csv"], ["none.csv"]),
     ],
 )
@@ -213,6 +277,18 @@ def test_mistakes_are_one_line_and_write_nothing(
     text = one_line(capsys.readouterr().err)
     assert stop.value.code == 2 and all(part in text for part in parts), text
     assert not (place / "bad").exists()
+
+
+def test_rows_of_captions_that_cannot_be_used_stand_on_the_page(place: Path, tmp_path: Path) -> None:
+    ids = open_images(config_of(place))[0].ids.to_pylist()
+    rows = [f"{name},a {shows(name)}" for name in ids] + [f"{ids[0]},another", f"{ids[1]},"]
+    (tmp_path / "captions.csv").write_text("image_id,caption\n" + "\n".join(rows) + "\n")
+    named = {"text__captions": str(tmp_path / "captions.csv"), "text__encoder": str(place / "encoder")}
+    config = config_of(place, run__storage=str(tmp_path / "runs"), **named)
+    for attempt in ("embedded", "found again"):
+        notes = tt_ray.audit(config, tmp_path / attempt).figures["notes"]
+        assert any("2 rows of" in note and "captions.csv:122" in note for note in notes), notes
+        assert "2 rows of" in (tmp_path / attempt / "audit.md").read_text()
 
 
 def test_captions_that_know_nothing_judge_no_label(place: Path, tmp_path: Path) -> None:

@@ -117,3 +117,17 @@ def test_near_captions_of_different_labels_and_odd_ones(tmp_path: Path) -> None:
         tmp_path / "t", pa.array(["a", "b"]), [rows[:1], rows[:1]], 3, "float32", {"id": "x", "revision": ""}
     )
     assert find_neighbours(same, np.arange(2), np.array([0, 1])).near == ()
+
+
+def test_copies_of_a_caption_are_one_example_and_each_near_pair_counts(tmp_path: Path) -> None:
+    """The last image's nearest is one whose own nearest is a third: a pair all the same."""
+    angles = np.array([0.0, 0.3, 0.5, 1.0, 2.5, 2.5])
+    rows = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1).astype(np.float32)
+    store = write_store(tmp_path / "s", pa.array(list("abcdef")), [rows], 3, "float32", {"id": "x", "revision": ""})
+    found = find_neighbours(store, np.arange(6), np.array([0, 1, 0, 1, 0, 1]))
+    pairs = [{one, other} for one, other, _ in found.near]
+    assert len(found.odd) == 5 and {row for row, _ in found.odd} >= {0, 1, 2, 3}, "of two copies, one"
+    assert {1, 2} in pairs and {0, 1} in pairs and {2, 3} in pairs
+    assert len(pairs) == len({frozenset(pair) for pair in pairs})
+    cosines = [cosine for *_, cosine in found.near]
+    assert cosines == sorted(cosines, reverse=True)

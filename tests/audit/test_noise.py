@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tt_ray.audit.learning import Learned, learn
-from tt_ray.audit.noise import anchor_rows, confident_classes, estimate_noise, of_few, spread_of
+from tt_ray.audit.noise import _rows_of, anchor_rows, confident_classes, estimate_noise, of_few, spread_of
 from tt_ray.audit.out_of_fold import Embedded, Guesses, out_of_fold
 from tt_ray.audit.words import estimate
 
@@ -54,6 +54,17 @@ def test_mistakes_of_the_model_are_no_noise(learned: dict[float, tuple[Learned, 
     assert mistakes > 0.05, "the classes overlap"
     assert result.noise.confident.value > 0.02, "the confident joint counts some of them"
     assert result.noise.share.value < 0.01 and (result.suspects.wrong >= 0.5).mean() < 0.005
+
+
+@pytest.mark.parametrize("rare", [60, 20])
+def test_captions_know_a_rare_class_too(rare: int) -> None:
+    """Naming the frequent class is right for 97 or 99 % of the images, so that five points more cannot be."""
+    labels = (np.arange(2000) < rare).astype(np.int64)
+    table = (2 * np.eye(8)[labels] + 0.2 * np.random.default_rng(0).normal(size=(2000, 8))).astype(np.float32)
+    known = learn(Embedded(table, np.arange(2000), labels, 2), silent)
+    assert known.knows and known.noise.share.value == 0
+    random = Embedded(np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32), np.arange(2000), labels, 2)
+    assert not learn(random, silent).knows
 
 
 def test_captions_of_other_images_know_nothing(learned: dict[float, tuple[Learned, np.ndarray]]) -> None:
@@ -110,6 +121,17 @@ def test_no_more_labels_are_wrong_than_captions_do_not_predict() -> None:
     assert share.value <= (found.classes[:, 0] != data.labels).mean()
 
 
+def test_the_bound_on_wrong_labels_is_no_surer_than_the_images_it_is_counted_on() -> None:
+    """Where all anchors have another label, the share of all images with another one is left: an estimate itself."""
+    labels = np.arange(200) % 2
+    wrong = np.arange(200) < 40
+    sure = np.where(wrong, 0.91, 0.9)  # of the class that captions suggest
+    first = np.where((labels == 0) ^ wrong, sure, 1 - sure)
+    given = replace(guesses(np.stack([first, 1 - first], 1).tolist(), labels.tolist()), fitted=160)
+    share = estimate_noise(labels, given, 2).share
+    assert share.value == 0.2 and share.low < 0.16 and share.high > 0.24, share
+
+
 def test_wrong_labels_are_spread_as_images_show_beyond_chance() -> None:
     random = np.random.default_rng(0)
     true = np.repeat(np.arange(6), 300)
@@ -150,6 +172,10 @@ def test_classes_of_few_images_are_not_judged() -> None:
     result = learn(Embedded(data.table, data.rows, labels, CLASSES), silent)
     few = np.isin(result.suspects.rows, [0, 1])
     assert (result.suspects.wrong[few] == 0).all() and result.noise.by_class[4] is None
+    joint = result.noise.joint
+    assert joint[4, 4] == joint[4].sum() == joint[:, 4].sum() == 2, "nor suspected, nor anybody's likeliest class"
+    own = confident_classes(labels[2:], _rows_of(result.guesses, np.arange(2, len(labels))), CLASSES)
+    assert result.noise.confident.value == (own != labels[2:]).mean()
 
 
 @pytest.mark.parametrize("many", [0, 20])

@@ -55,6 +55,26 @@ def test_large_sets_are_fitted_on_a_sample_and_predicted_whole(monkeypatch: pyte
     assert np.allclose(sampled.shares.sum(1), 1, atol=1e-4) and (np.diff(sampled.shares, axis=1) <= 0).all()
 
 
+def test_a_class_of_one_image_does_not_choose_the_penalty_of_all() -> None:
+    """No model has seen it: the stronger the penalty, the less surprising it is."""
+    data, _ = embedded(0.2, count=300)
+    table = np.concatenate([data.table, np.full((1, data.table.shape[1]), 5, np.float32)])
+    labels = np.append(data.labels, CLASSES)
+    more = out_of_fold(Embedded(table, np.arange(301), labels, CLASSES + 1), np.arange(301), silent)
+    found = out_of_fold(data, np.arange(300), silent)
+    assert more.strength == found.strength > module._STRENGTHS[0]
+    assert (more.classes[:-1, 0] == found.classes[:, 0]).mean() > 0.95
+
+
+@pytest.mark.parametrize("images", [20, 60])
+def test_the_control_is_no_single_toss_where_images_are_few(images: int) -> None:
+    """Of one caption for each class, one shuffle predicts all labels or none."""
+    labels = np.arange(images) % 2
+    data = Embedded(np.eye(2, dtype=np.float32)[labels], np.arange(images), labels, 2)
+    found = out_of_fold(data, np.arange(images), silent)
+    assert (found.classes[:, 0] == labels).all() and 0.2 < found.shuffled < 0.8
+
+
 def test_only_the_likeliest_classes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = embedded(0.2)
     whole = out_of_fold(data, np.arange(len(data)), silent)

@@ -36,7 +36,15 @@ def test_the_threshold_lies_in_the_middle_of_the_widest_gap() -> None:
     [
         ({"noise": MANY}, "gain", "about 50 % of labels look wrong"),
         ({"noise": MANY, "left": 0.01, "accuracy": 0.5}, "gain", "a vector for each class would do as much"),
-        ({"knows": False, "noise": MANY}, "unknown", "captions say nothing of the classes"),
+        ({"knows": False, "noise": MANY, "accuracy": 0.1}, "unknown", "captions say nothing of the classes"),
+        ({"knows": False, "accuracy": 0.2, "images": 60}, "unknown", "Not known: of 60 images it may be chance"),
+        (
+            {"knows": False, "accuracy": 0.79, "majority": 0.77},
+            "unknown",
+            "Not known: one class has 77 % of the labels",
+        ),
+        ({"knows": False, "accuracy": 0.149, "images": 100_000}, "unknown", "captions say nothing"),
+        ({"knows": False, "accuracy": 0.1, "images": 60, "distinct": 1}, "unknown", "captions say nothing"),
         ({"noise": Interval(0.1, 0.08, 0.12)}, "some", "Correct labels first: about 10 %"),
         ({"left": 0.01}, "class", "a vector for each class would do as much"),
         ({}, "unclear", "Within noise"),
@@ -54,6 +62,21 @@ def test_each_kind_of_verdict(changes: dict[str, object], kind: str, words: str)
     verdict = judge(replace(PLAIN, **changes))  # type: ignore[arg-type]
     assert verdict.kind == kind and words in verdict.headline
     assert len(verdict.evidence) >= 2 and all(each.endswith(".") for each in verdict.evidence)
+
+
+@pytest.mark.parametrize(
+    ("noise", "few", "many"),
+    [
+        (NONE, True, False),
+        (MANY, False, True),
+        (Interval(0.25, 0.05, 0.4), True, True),
+        (Interval(0.04, 0.03, 0.05), True, False),
+    ],
+)
+def test_settings_are_compared_on_each_side_that_the_interval_reaches(noise: Interval, few: bool, many: bool) -> None:
+    """A quarter of wrong labels, and not "next to none" because the interval begins below the threshold."""
+    (text,) = (each for each in judge(replace(PLAIN, noise=noise)).evidence if "none had between" in each)
+    assert ("next to no wrong labels" in text, "with many wrong labels" in text) == (few, many) and text[0] == "I"
 
 
 def test_captions_that_name_other_classes_were_not_made_from_the_labels() -> None:

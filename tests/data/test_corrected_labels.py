@@ -117,7 +117,7 @@ def test_a_run_records_the_labels_it_was_trained_on(plain: Config, tmp_path: Pat
     [
         (None, ["cannot read", "labels.csv"]),
         ("image_id,class\ncat/0.png,dog\n", ["needs columns image_id and label", "image_id, class"]),
-        ("image_id;label\ncat/0.png;dog\n", ["needs columns image_id and label", "image_id;label"]),
+        ("image_id;label\ncat/0.png;dog\n", ["separated by semicolons", "by commas"]),
         ("image_id,label,label\ncat/0.png,dog,cat\n", ["labels.csv has several columns label", "rename"]),
         ("image_id,label\ncat/9.png,dog\n", ["labels.csv:2", "1 of 1 image ids", "cat/9.png", "called as cat/0.png"]),
         ("image_id,label\ncat/0.png,dgo\n", ["labels.csv:2", "label 'dgo' is no class", "did you mean dog?"]),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tt_ray.io.files import new_file, new_folder, partials
+from tt_ray.terminal.errors import UserError
 
 KINDS = [pytest.param({"first_wins": first_wins}, id=f"first_wins={first_wins}") for first_wins in (False, True)]
 
@@ -81,6 +82,35 @@ def test_one_writer_replaces_what_is_there_and_removes_what_a_killed_one_has_lef
     with new_folder(path) as folder:
         fill(folder, "new")
     assert contents(path) == {"a": "new", "b": "new"} and names(tmp_path) == ["store"]
+
+
+@pytest.mark.parametrize("options", [{}, {"first_wins": True}])
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_link_what_it_leads_to_is_written(there: bool, options: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk" / "store", tmp_path / "link"
+    if there:
+        target.mkdir()
+    link.symlink_to(target)
+    with new_folder(link, **options) as folder:
+        fill(folder, "own")
+        assert partials(link) == [folder]
+    assert link.is_symlink() and contents(target) == {"a": "own", "b": "own"} and names(tmp_path / "disk") == ["store"]
+
+
+@pytest.mark.parametrize("options", [{}, {"first_wins": True}])
+@pytest.mark.parametrize("place", [".", "..", "", "../here"])
+def test_the_folder_that_a_command_runs_in_is_not_replaced(
+    place: str, options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "out" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match="the folder that this command runs in"), new_folder(Path(place), **options):
+        pytest.fail("nothing is computed")
+    with new_folder(Path("below"), **options) as folder:
+        fill(folder, "own")
+    assert names(here) == ["below"]
 
 
 def test_partials_are_those_of_this_name_alone(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
     # Only now: they bring torch, which takes seconds.
     from tt_ray.audit.audit import run_audit
     from tt_ray.audit.findings import Options
+    from tt_ray.audit.words import how_many_listed, to_train
 
     command = shlex.join([*program(MODULE).split(), *arguments])
     options = Options(given.images, given.thumbnails, given.corrected, given.overwrite, command)
@@ -54,13 +55,11 @@ def main(arguments: list[str]) -> None:
     lines = [found["headline"], *(f"- {each}" for each in found["evidence"])]
     lines += [f"note: {note}" for note in done.figures["notes"]]
     count = done.figures["suspects"]
-    lines.append(
-        f"labels that look wrong: {count['listed']}, {given.out / 'suspects.csv'}; the page: {given.out / 'audit.html'}"
-    )
+    lines.append(f"{how_many_listed(done.figures)}, {given.out / 'suspects.csv'}; the page: {given.out / 'audit.html'}")
     if count["corrected"]:
         lines.append(
             f"suggestions that are right with a probability of {given.corrected:g} or more: {count['corrected']}, "
-            f"--data.labels {given.out / 'corrected.csv'}"
+            f"{to_train(done.figures, str(given.out / 'corrected.csv'))}"
         )
     print("\n".join(lines))
 

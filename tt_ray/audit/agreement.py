@@ -20,6 +20,7 @@ import torch
 from tt_ray.config import Config
 from tt_ray.data.sources.base import Source
 from tt_ray.models.teacher import load_teacher
+from tt_ray.terminal.errors import UserError
 
 MOST = 20_000
 """Images that are compared, at most: time grows with their square."""
@@ -42,7 +43,10 @@ def image_features(config: Config, model: str, images: Source, show: Show) -> Fl
     plain |= {"text.normalize_mean": False, "text.normalize_std": "none", "text.captions": "", "text.embeddings": ""}
     config = config.override(plain)
     device = torch.device("cuda" if config.run.use_gpu and torch.cuda.is_available() else "cpu")
-    teacher, dim = load_teacher(config, images, device)
+    try:
+        teacher, dim = load_teacher(config, images, device)
+    except UserError as error:
+        raise UserError(str(error).replace(f"teacher.model {model}", f"--images {model}")) from None
     found = np.empty((len(images), dim), np.float32)
     mean, std = (torch.tensor(each, device=device).reshape(1, 3, 1, 1) for each in (config.data.mean, config.data.std))
     for start in range(0, len(images), _BATCH):

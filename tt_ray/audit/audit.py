@@ -14,17 +14,18 @@ from tt_ray.audit.captions import count_cut, describe_captions, find_neighbours
 from tt_ray.audit.findings import Found, Options
 from tt_ray.audit.inputs import Inputs, labels_of_data, read_inputs
 from tt_ray.audit.learning import knowledge_of, learn
+from tt_ray.audit.noise import FEW
 from tt_ray.audit.out_of_fold import draw
 from tt_ray.audit.page import thumbnail, to_html, to_markdown, to_thumbnails
 from tt_ray.audit.tables import corrected_table, pairs_table, suspects_table, write_both, write_csv
 from tt_ray.audit.verdict import judge
 from tt_ray.audit.words import sections
 from tt_ray.config import Config
-from tt_ray.io.files import new_folder
+from tt_ray.io.files import new_folder, refuse_own_place, sha256
 from tt_ray.io.one_writer import beside, one_writer
 from tt_ray.io.resumable import OTHERWISE, disk_problems
 from tt_ray.logistic.design import read_blocks
-from tt_ray.terminal.errors import UserError
+from tt_ray.terminal.errors import UserError, some
 from tt_ray.terminal.progress import Display
 from tt_ray.terminal.python_calls import from_python
 
@@ -96,12 +97,30 @@ def run_audit(config: Config, out: Path, options: Options, display: Display) -> 
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
+        return
+    refuse_own_place(out)
+    if out.is_dir() and not any(out.iterdir()):
         return
     if not (out / FIGURES).is_file():
         raise UserError(f"{out} exists, and holds something else than an audit: choose another --out")
     if not overwrite:
         raise UserError(f"{out} holds an audit: choose another --out, or --overwrite to replace it")
+    if changed := _changed(out):
+        raise UserError(
+            f"{out} holds files that were changed or added since the audit, and --overwrite would delete them: "
+            f"{some(changed)}; move them, or choose another --out"
+        )
+
+
+def _changed(out: Path) -> list[str]:
+    """What is in the folder of an audit, such as labels that somebody has edited, and is not what the audit wrote."""
+    try:
+        written = json.loads((out / FIGURES).read_bytes()).get("files", {})
+    except (OSError, ValueError, AttributeError):
+        written = {}
+    others = sorted(path for path in out.iterdir() if path.name != FIGURES)
+    return [path.name for path in others if not path.is_file() or sha256(path) != written.get(path.name)]
 
 
 def measure(config: Config, options: Options, display: Display) -> Found:
@@ -147,6 +166,7 @@ def _write(out: Path, found: Found, options: Options) -> dict[str, Any]:
             (folder / "suspects.html").write_text(_thumbnails(found, options.thumbnails), encoding="utf-8")
         (folder / "audit.html").write_text(to_html(page), encoding="utf-8")
         (folder / "audit.md").write_text(to_markdown(page), encoding="utf-8")
+        figures["files"] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         (folder / FIGURES).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return figures
 
@@ -176,7 +196,7 @@ def figures_of(found: Found, listed: int, replaced: int, least: float) -> dict[s
                 "name": names[number],
                 "images": int(counts[number]),
                 "accuracy": float(accuracy[number]),
-                "suspected": float(suspected[number]),
+                "suspected": float(suspected[number]) if counts[number] >= FEW else None,
                 "noise": None if (own := noise.by_class[number]) is None else asdict(own),
             }
             for number in np.flatnonzero(counts)

@@ -193,11 +193,18 @@ def find_neighbours(store: EmbeddingStore, rows: Ints, labels: Ints) -> Neighbou
     ]
     other, cosine = (np.concatenate(each)[:, 0] for each in zip(*parts, strict=True))
     own = labels[chosen]
-    apart = np.flatnonzero((own != own[other]) & (np.arange(len(other)) < other))
-    near = apart[np.argsort(-cosine[apart], kind="stable")[:EXAMPLES]]
-    odd = np.argsort(cosine, kind="stable")[:EXAMPLES]
+    near = np.argsort(-cosine, kind="stable")
+    near = near[own[near] != own[other[near]]]
+    near = near[_first_of_each(np.sort([groups[near], groups[other[near]]], 0))]
+    odd = np.argsort(cosine, kind="stable")
+    odd = odd[_first_of_each(groups[None, odd])]
     return Neighbours(
         len(chosen),
         tuple((int(chosen[row]), int(chosen[other[row]]), float(cosine[row])) for row in near),
         tuple((int(chosen[row]), float(cosine[row])) for row in odd),
     )
+
+
+def _first_of_each(keys: npt.NDArray[np.int64]) -> Ints:
+    """The first `EXAMPLES` columns of (k, n) that differ, so that copies of a caption are one example."""
+    return np.sort(np.unique(keys, axis=1, return_index=True)[1])[:EXAMPLES]

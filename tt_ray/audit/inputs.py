@@ -11,7 +11,7 @@ import pyarrow.compute
 
 from tt_ray.audit.out_of_fold import Embedded
 from tt_ray.config import Config
-from tt_ray.data.prepare import find_store, join, open_images
+from tt_ray.data.prepare import find_store, join, open_images, spoil_labels
 from tt_ray.data.sources.base import NOBODY, Source
 from tt_ray.embeddings.store import EmbeddingStore, open_store
 from tt_ray.terminal.errors import UserError
@@ -29,9 +29,11 @@ class Inputs:
     """Training images with their captions."""
 
     every: Source
-    """All training images, with the labels of the data and of data.labels."""
+    """All training images, with the labels of the data and of data.labels; of those without a caption, too."""
     original: Source
     """The training images with the labels of the data alone, without data.labels and data.label_noise."""
+    seen: npt.NDArray[np.int64]
+    """Labels of `every` that training would see, (N,); of those that data.unlabelled hides, what they are."""
     captions: pa.StringArray | None
     """Their captions, null where there is none; None where only embeddings are known."""
     images: Source
@@ -77,13 +79,15 @@ def read_inputs(config: Config, display: Display) -> Inputs:
             f"{len(images)} images have a label and a caption, and {(used > 0).sum()} of {len(images.classes)} classes "
             f"have such images: an audit needs {_LEAST} images, and two classes"
         )
-    captions = _captions(config, every)
+    captions, left_out = _captions(config, every)
     texts = None if captions is None else captions.take(pc.index_in(images.ids, value_set=every.ids))
     data = Embedded(store.embeddings, rows, images.labels, len(images.classes))
     original = open_images(config.override("data.labels", ""), display.show)[0] if config.data.labels else every
     own = original.labels[pc.index_in(images.ids, value_set=original.ids).to_numpy()]
     spoiled = config.data.label_noise > 0
-    return Inputs(every, original, captions, images, texts, store, data, own, spoiled, joined.notes)
+    seen = spoil_labels(config, every, []).labels if spoiled else every.labels
+    seen = np.where(seen == NOBODY, every.labels, seen)
+    return Inputs(every, original, seen, captions, images, texts, store, data, own, spoiled, (*joined.notes, *left_out))
 
 
 def labels_of_data(inputs: Inputs) -> npt.NDArray[np.int64]:
@@ -91,9 +95,14 @@ def labels_of_data(inputs: Inputs) -> npt.NDArray[np.int64]:
     return inputs.original.labels[pc.index_in(inputs.every.ids, value_set=inputs.original.ids).to_numpy()]
 
 
-def _captions(config: Config, every: Source) -> pa.StringArray | None:
-    """Captions of all training images, from the table or the data; of a store of embeddings the data's own, if any."""
+def _captions(config: Config, every: Source) -> tuple[pa.StringArray | None, list[str]]:
+    """Captions of all training images, from the table or the data; of a store of embeddings the data's own, if any.
+
+    And a sentence on rows of the table that cannot be used, if any.
+    """
     if not config.text.captions:
-        return every.captions
-    table = read_captions(Path(config.text.captions).expanduser())
-    return table.captions.take(pc.index_in(every.ids, value_set=table.ids))
+        return every.captions, []
+    path = Path(config.text.captions).expanduser()
+    table = read_captions(path)
+    said = f"{len(table.problems)} rows of {path} were left out, the first: {', '.join(table.problems[:1])}"
+    return table.captions.take(pc.index_in(every.ids, value_set=table.ids)), [said] if table.problems else []

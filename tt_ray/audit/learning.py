@@ -11,7 +11,7 @@ from tt_ray.audit.inputs import Inputs
 from tt_ray.audit.noise import Noise, estimate_noise
 from tt_ray.audit.out_of_fold import Embedded, Guesses, Show, copies, out_of_fold
 from tt_ray.audit.suspects import Suspects, rank_suspects
-from tt_ray.audit.verdict import BETTER, Knowledge
+from tt_ray.audit.verdict import Knowledge, better
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def learn(data: Embedded, show: Show) -> Learned:
 
 
 def _knows(accuracy: float, guessed: float, images: int) -> bool:
-    """Whether an accuracy is above that of guessing, by five points and three standard errors."""
-    return accuracy - guessed >= max(BETTER, 3 * sqrt(accuracy * (1 - accuracy) / images))
+    """Whether an accuracy is above that of guessing, by `better` and three standard errors."""
+    return accuracy - guessed >= max(better(guessed), 3 * sqrt(accuracy * (1 - accuracy) / images))
 
 
 def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | None = None) -> Knowledge:

@@ -47,7 +47,7 @@ _MISTAKES, _MOST = 4.0, 0.8
 _RESAMPLES = 200
 _RESAMPLED = 20_000
 """Images of a resample, at most; intervals of more images are scaled by the root of the ratio."""
-_FEW = 5
+FEW = 5
 """Images of a class below which nothing is said of its labels."""
 
 
@@ -80,9 +80,13 @@ class Noise:
 
 def estimate_noise(labels: Ints, guesses: Guesses, classes: int) -> Noise:
     """Estimates the share of wrong labels (N,)."""
-    likely = confident_classes(labels, guesses, classes)
     # A model that has seen next to no image of a class predicts another one for its images, however right their labels.
     few = of_few(labels, classes)
+    likely, confident = labels.copy(), Interval(0.0, 0.0, 1.0)
+    if not few.all():
+        own, judged = labels[~few], _rows_of(guesses, np.flatnonzero(~few))
+        likely[~few] = confident_classes(own, judged, classes)
+        confident = _around(float((likely != labels)[~few].mean()), _resampled(own, judged, classes))
     anchors = anchor_rows(guesses, classes)
     anchors = anchors[~few[anchors]]
     predicted = guesses.classes[anchors, 0].astype(np.int64)
@@ -90,15 +94,14 @@ def estimate_noise(labels: Ints, guesses: Guesses, classes: int) -> Noise:
     if len(anchors):
         missed = _share((guesses.classes[:, 0] != labels)[~few])
         seen = guesses.fitted * (1 - missed.value) / max(1, len(np.unique(labels)))
-        share = _without_mistakes(share, missed, min(_MOST, _MISTAKES / max(seen, 1)))
+        # From one image of a class down, mistakes among anchors become as frequent as among all.
+        share = _without_mistakes(share, missed, min(_MOST, _MISTAKES / max(seen, 1)) + (1 - _MOST) * max(0, 1 - seen))
     joint = np.bincount(labels * classes + likely, minlength=classes**2).reshape(classes, classes)
-    confident = float((likely != labels).mean())
     order = np.argsort(predicted, kind="stable")
     by_class = np.split(anchors[order], np.cumsum(np.bincount(predicted, minlength=classes))[:-1])
-    shares = [_share(labels[own] != number) if len(own) >= _FEW else None for number, own in enumerate(by_class)]
-    interval = _around(confident, _resampled(labels, guesses, classes))
+    shares = [_share(labels[own] != number) if len(own) >= FEW else None for number, own in enumerate(by_class)]
     spread = spread_of(predicted, labels[anchors], classes)
-    return Noise(share, interval, len(anchors), joint, tuple(shares), spread)
+    return Noise(share, confident, len(anchors), joint, tuple(shares), spread)
 
 
 def _without_mistakes(share: Interval, missed: Interval, part: float) -> Interval:
@@ -110,10 +113,12 @@ def _without_mistakes(share: Interval, missed: Interval, part: float) -> Interva
         part: How often at most the model is mistaken among anchors, as a part of how often it is among all.
     """
 
-    def less(value: float, part: float) -> float:
-        return float(np.clip((value - part * missed.value) / (1 - part), 0, missed.value))
+    def less(value: float, part: float, most: float) -> float:
+        return float(np.clip((value - part * missed.value) / (1 - part), 0, most))
 
-    return Interval(less(share.value, part / 2), less(share.low, part), min(share.high, missed.high))
+    # The bound is an estimate, too: its own lower end bounds that of the share.
+    low = less(share.low, part, missed.low)
+    return Interval(less(share.value, part / 2, missed.value), low, min(share.high, missed.high))
 
 
 def spread_of(true: Ints, given: Ints, classes: int) -> Floats:
@@ -138,7 +143,7 @@ def spread_of(true: Ints, given: Ints, classes: int) -> Floats:
 
 def of_few(labels: Ints, classes: int) -> npt.NDArray[np.bool_]:
     """Which images are of classes too small to say anything of their labels, (N,)."""
-    return np.bincount(labels, minlength=classes)[labels] < _FEW
+    return np.bincount(labels, minlength=classes)[labels] < FEW
 
 
 def confident_classes(labels: Ints, guesses: Guesses, classes: int) -> Ints:
@@ -169,9 +174,15 @@ def _resampled(labels: Ints, guesses: Guesses, classes: int) -> npt.NDArray[np.f
     found = np.empty(_RESAMPLES)
     for number in range(_RESAMPLES):
         rows = random.integers(0, len(labels), count)
-        part = replace(guesses, classes=guesses.classes[rows], shares=guesses.shares[rows], own=guesses.own[rows])
-        found[number] = (confident_classes(labels[rows], part, classes) != labels[rows]).mean()
+        found[number] = (confident_classes(labels[rows], _rows_of(guesses, rows), classes) != labels[rows]).mean()
     return (found - found.mean()) * np.sqrt(count / len(labels))
+
+
+def _rows_of(guesses: Guesses, rows: Ints) -> Guesses:
+    """The guesses of some images."""
+    parts = (guesses.classes, guesses.shares, guesses.own, guesses.fold)
+    classes, shares, own, fold = (part[rows] for part in parts)
+    return replace(guesses, classes=classes, shares=shares, own=own, fold=fold)
 
 
 def _around(value: float, deviations: npt.NDArray[np.float64]) -> Interval:

@@ -32,6 +32,8 @@ _TO_CHOOSE = 20_000
 """Rows on which C is chosen, at most."""
 _TO_SHUFFLE = 4000
 """Rows that shuffled captions are tried on, at most."""
+_SHUFFLED, _SHUFFLES = 500, 20
+"""Predictions from shuffled captions that are aimed at, and shuffles, at most."""
 _PERFECT = 0.02
 """Log loss below which a weaker penalty has nothing to improve."""
 _CHUNK = 2**24
@@ -110,7 +112,9 @@ def out_of_fold(data: Embedded, groups: Ints, show: Show) -> Guesses:
         if not len(inside):  # a class has fewer images than there are folds
             continue
         scaling = moments(data.table, data.rows[fit])
-        some = draw(data.labels, inside, _TO_CHOOSE)
+        # Images of a class that the model has not seen would choose the strongest penalty, which doubts every class.
+        seen = np.bincount(data.labels[fit], minlength=data.classes) > 0
+        some = draw(data.labels, inside[seen[data.labels[inside]]], _TO_CHOOSE)
         rows = data.rows[np.concatenate([fit, some]) if not number else fit]
         solver = Solver(
             Design(data.table, rows, scaling, len(fit)), data.labels[fit], data.classes, _TOLERANCE, _ITERATIONS, _ABOVE
@@ -178,15 +182,20 @@ def _choose(solver: Solver, start: int, labels: Ints) -> float:
 
 
 def _shuffled(data: Embedded, fit: Ints, some: Ints, strength: float) -> float:
-    """Accuracy on `some` of a model that learned from captions of other images."""
+    """Accuracy on `some` of models that learned from captions of other images: a mean over shuffles of few images.
+
+    A single one says next to nothing of a dozen images: of two captions in all it predicts everything or nothing.
+    """
     fit, some = (draw(data.labels, rows, _TO_SHUFFLE) for rows in (fit, some))
-    labels = data.labels[fit][uniform(fit, 1, _SHUFFLE_KEY)[:, 0].argsort(kind="stable")]
     scaling = moments(data.table, data.rows[fit])
-    solver = Solver(
-        Design(data.table, data.rows[fit], scaling, len(fit)), labels, data.classes, _TOLERANCE, _ITERATIONS, _ABOVE
-    )
-    shares = predict(data.table, data.rows[some], scaling, solver.fit(strength).weights)
-    return float((shares.argmax(1) == data.labels[some]).mean())
+    design = Design(data.table, data.rows[fit], scaling, len(fit))
+    orders = uniform(fit, min(_SHUFFLES, 1 + _SHUFFLED // max(1, len(some))), _SHUFFLE_KEY).argsort(0, kind="stable")
+    right = 0
+    for order in orders.T:
+        solver = Solver(design, data.labels[fit][order], data.classes, _TOLERANCE, _ITERATIONS, _ABOVE)
+        shares = predict(data.table, data.rows[some], scaling, solver.fit(strength).weights)
+        right += int((shares.argmax(1) == data.labels[some]).sum())
+    return right / max(1, len(some) * len(orders.T))
 
 
 def _predict(data: Embedded, inside: Ints, scaling: Moments, weights: Tensor, found: Guesses) -> None:

@@ -39,19 +39,18 @@ def corrected_table(inputs: Inputs, suspects: Suspects, least: float) -> tuple[p
     """Labels for `--data.labels`, and how many suggestions are among them.
 
     A suggestion replaces a label where it is right with a probability of at least `least`. A row for each training
-    image whose label is then another one than that of the data by themselves: with the table and --data.label_noise 0
-    a run trains on the labels of the audit, corrections included. Images that data.labels has left out have an empty
-    label.
+    image whose label is then another one than that of the data by themselves, those without a caption included: with
+    the table and --data.label_noise 0 a run trains on the labels of the audit, corrections included. Images that
+    data.labels has left out have an empty label.
     """
-    images, original = inputs.images, inputs.original
+    every, original = inputs.every, inputs.original
     chosen = suspects.right >= least
-    labels = images.labels.copy()
-    labels[suspects.rows[chosen]] = suspects.suggestion[chosen]
-    audited = pc.index_in(original.ids, value_set=images.ids).fill_null(-1).to_numpy().astype(np.int64)
-    there = pc.index_in(original.ids, value_set=inputs.every.ids).is_valid().to_numpy(False)
+    labels = inputs.seen.copy()
+    corrected = inputs.images.ids.take(pa.array(suspects.rows[chosen]))
+    labels[_places(corrected, every.ids)] = suspects.suggestion[chosen]
+    place = _places(original.ids, every.ids)
     own = _names(original.classes, original.labels)
-    now = pc.if_else(pa.array(audited >= 0), _names(images.classes, labels).take(pa.array(audited.clip(0))), own)
-    now = pc.if_else(pa.array(there), now, pa.scalar("", pa.string()))
+    now = pc.if_else(pa.array(place >= 0), _names(every.classes, labels[place]), pa.scalar("", pa.string()))
     differ = pc.not_equal(now, own)
     table = pa.table({"image_id": original.ids.filter(differ), "label": now.filter(differ)})
     return table, int(chosen.sum())
@@ -85,6 +84,11 @@ def write_both(table: pa.Table, folder: Path, name: str) -> None:
 
 def _names(classes: Iterable[str], numbers: Ints) -> pa.StringArray:
     return pa.array(list(classes), pa.string()).take(pa.array(numbers))
+
+
+def _places(names: pa.StringArray, among: pa.StringArray) -> Ints:
+    """The row of `among` that equals each of `names`, -1 for none."""
+    return pc.index_in(names, value_set=among).fill_null(-1).to_numpy().astype(np.int64)
 
 
 def _texts(texts: pa.StringArray | None, rows: Ints) -> pa.Array:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,9 @@ _POINTS = 1.0
 _GAP = 0.05
 _SOME = 0.02
 """Share of wrong labels, by the lower end of its interval, from which they are worth a look."""
-BETTER = 0.05
-"""By how much captions must predict labels better than guessing does to know anything."""
+_BETTER = 0.05
+_MOST = 0.75
+"""Share of the most frequent class from which a few wrong labels hide what captions know of the others."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def judge(known: Knowledge) -> Verdict:
     rows = measured()
     rule = draw_rule(rows)
     if not known.knows:
-        return Verdict("unknown", _UNKNOWN, (_says(known), _basis(rows, rule)))
+        return Verdict("unknown", _not_known(known), (_says(known), _basis(rows, rule)))
     why = made_of_labels(known)
     if why and not known.spoiled:
         return Verdict("labels", _LABELS, (_says(known), why, _basis(rows, rule)))
@@ -166,6 +168,34 @@ def made_of_labels(known: Knowledge) -> str:
     if known.distinct <= 3 * known.classes:
         return f"There are {known.distinct:,} different captions for {known.classes:,} classes."
     return "Captions of a class are all but alike." if known.left < 0.01 else ""
+
+
+def better(majority: float) -> float:
+    """By how much captions must predict labels better than guessing does to know anything.
+
+    Five points, or half of what guessing leaves where it leaves less than ten.
+    """
+    return min(_BETTER, (1 - majority) / 2)
+
+
+def _not_known(known: Knowledge) -> str:
+    """That captions know nothing, where there are enough images to see it."""
+    error = sqrt(known.accuracy * (1 - known.accuracy) / known.images)
+    least = better(known.majority)
+    enough = 3 * error < least or known.accuracy - known.majority + 2 * error < least
+    if known.distinct < 2:
+        return _UNKNOWN
+    if known.majority >= _MOST:
+        return (
+            f"Not known: one class has {100 * known.majority:.0f} % of the labels, where what captions know of the "
+            "others hardly shows, and no label is judged."
+        )
+    if enough:
+        return _UNKNOWN
+    return (
+        f"Not known: of {known.images:,} images it may be chance what captions predict, or fail to predict, and no "
+        "label is judged. Audit more images."
+    )
 
 
 _UNKNOWN = (
@@ -215,15 +245,19 @@ def _noise(known: Knowledge) -> str:
 
 
 def _alike(rows: Sequence[dict[str, Any]], rule: Rule, known: Knowledge) -> str:
-    """What settings on the same side of the threshold have gained."""
-    many = known.noise.low >= rule.noise
-    alike = [row for row in rows if row["knows"] and (row["noise_low"] >= rule.noise) is many]
-    gains = sorted(row["gain"] for row in alike)
-    return (
-        f"In {len(gains)} measured settings with {'many' if many else 'next to no'} wrong labels top-1 changed by "
-        f"{gains[0]:+.1f} to {gains[-1]:+.1f} points; none had between {100 * rule.below:.0f} and "
-        f"{100 * rule.above:.0f} %."
-    )
+    """What settings have gained on the sides of the threshold that the interval reaches."""
+    sides = [False] * (known.noise.low < rule.noise) + [True] * (known.noise.high >= rule.noise)
+    gains = {
+        many: sorted(row["gain"] for row in rows if row["knows"] and (row["noise_low"] >= rule.noise) is many)
+        for many in sides
+    }
+    parts = [
+        f"in {len(own)} measured settings with {'many' if many else 'next to no'} wrong labels top-1 changed by "
+        f"{own[0]:+.1f} to {own[-1]:+.1f} points"
+        for many, own in gains.items()
+    ]
+    text = f"{', '.join(parts)}; none had between {100 * rule.below:.0f} and {100 * rule.above:.0f} %."
+    return text[:1].upper() + text[1:]
 
 
 def _basis(rows: Sequence[dict[str, Any]], rule: Rule) -> str:

@@ -1,5 +1,6 @@
 """The sections of an audit's page: figures with the words that say what they mean, and what they cannot."""
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,21 @@ def estimate(noise: Noise) -> str:
     )
 
 
+def how_many_listed(figures: dict[str, Any]) -> str:
+    """How many labels are probably wrong, next to how many the estimate says."""
+    listed, known = figures["suspects"]["listed"], figures["knowledge"]
+    text = f"Labels that are more likely wrong than right: {listed:,} of {known['images']:,}"
+    estimated = round(known["noise"]["value"] * known["images"])
+    if known["knows"] and estimated >= max(5, 2 * listed):
+        text += f" (the estimate is about {estimated:,}: of the others captions do not show clearly which they are)"
+    return text
+
+
+def to_train(figures: dict[str, Any], table: str) -> str:
+    """The options of a training on corrected labels."""
+    return f"--data.labels {shlex.quote(table)}" + " --data.label_noise 0" * figures["knowledge"]["spoiled"]
+
+
 def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
     noise = found.learned.noise
     unknown = (
@@ -56,22 +72,35 @@ def _labels(found: Found, figures: dict[str, Any], options: Options) -> Section:
     sentences = [] if found.learned.knows else [unknown]
     sentences += [
         estimate(noise),
-        f"Confident learning's own estimate is {per_cent(noise.confident)}, mistakes of the model included.",
+        f"Confident learning's own estimate is {per_cent(noise.confident)}, mistakes of the model included. Its counts "
+        "are the column suspected and the pairs of classes below. Suspects are judged one by one, and may be fewer.",
         "What captions cannot show: a wrong label whose caption was made from the label, or by the same mistake, looks "
         "right; and a caption of another image looks like a wrong label.",
         f"corrected.csv has the suggestions that are right with a probability of {options.corrected:g} or more "
         f"({figures['suspects']['corrected']:,}); --data.labels reads it, in train, compare, tune and here.",
     ]
-    classes = sorted(figures["classes"], key=lambda each: -each["suspected"])
+    if figures["knowledge"]["spoiled"]:
+        sentences.append(
+            "It has the labels that data.label_noise made wrong, too: train with "
+            f"{to_train(figures, 'corrected.csv')}, or they are replaced again, those that were corrected included."
+        )
+    classes = sorted(figures["classes"], key=lambda each: -(each["suspected"] or 0))
     rows = [
         (each["name"], each["images"], each["accuracy"], each["suspected"], *_noise_of(each["noise"]))
         for each in classes[:_CLASSES]
     ]
-    head = ("class", "images", "predicted from captions", "suspected", "wrong among anchors", "95 % interval")
+    head = (
+        "class",
+        "images",
+        "predicted from captions",
+        "suspected (confident joint)",
+        "wrong among anchors",
+        "95 % interval",
+    )
     tables = [Table(head, rows, (2, 3, 4))]
     if figures["confusions"]:
         pairs = [(each["label"], each["likely"], each["images"]) for each in figures["confusions"]]
-        tables.append(Table(("label", "captions say", "images"), pairs))
+        tables.append(Table(("label", "captions say (confident joint)", "images"), pairs))
     if len(classes) > _CLASSES:
         sentences.append(
             f"The {_CLASSES} classes of {len(classes)} with the largest share of suspects; audit.json has all."
@@ -96,9 +125,9 @@ def _suspects(found: Found, figures: dict[str, Any]) -> Section:
         )
     head = ("image", "label", "suggestion", "label is wrong", "suggestion is right", "caption")
     sentences = [
-        f"Labels that are wrong with a probability of at least a half: {listed:,}. The first {count} of the ranking "
-        "are below, all of them in suspects.csv and suspects.parquet. Edit the column label (the name of a class, or "
-        "nothing to leave the image out) and pass the file as --data.labels."
+        f"{how_many_listed(figures)}. The first {count} of the ranking are below; suspects.csv and suspects.parquet "
+        "have all of these, and at least the first hundred. Edit the column label (the name of a class, or nothing to "
+        "leave the image out) and pass the file as --data.labels."
     ]
     return Section("Suspects", sentences, [Table(head, rows, (3, 4))])
 

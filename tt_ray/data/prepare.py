@@ -115,7 +115,7 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
     Labels are replaced before the join: what it leaves out changes none of the others.
     """
     targets, labels = None, train.labels
-    train = _spoil_labels(config, train, notes)
+    train = spoil_labels(config, train, notes)
     if store is not None:
         targets, missing = build_targets(store, train, labels, config)
         if missing.images:
@@ -132,7 +132,7 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
     return Data(train, val, targets, tuple(notes), class_texts)
 
 
-def _spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
+def spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
     """Replaces labels, then takes others away. Where nothing but labels teaches, images without one are left out."""
     data, seed, count = config.data, config.train.seed, len(train)
     known = np.arange(count)

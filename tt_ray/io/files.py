@@ -6,8 +6,10 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tt_ray.terminal.errors import UserError
 
 
 def sha256(file: Path) -> str:
@@ -59,14 +61,17 @@ def new_folder(path: Path, first_wins: bool = False) -> Iterator[Path]:
     On an exception it is removed, and `path` is what it was.
 
     Args:
-        path: The folder to write or replace.
+        path: The folder to write or replace; of a link, what it leads to.
         first_wins: Several writers may write it at once, and a `path` that another one has filled meanwhile stays;
             `partials` finds what killed ones have left. Otherwise there is one writer at a time, and what a killed one
             has left is removed first.
 
     Raises:
+        UserError: The command runs in `path` or below it.
         OSError: The disk is full, or the folder cannot be written to.
     """
+    refuse_own_place(path)
+    path = _followed(path)
     partial = _own_partial(path) if first_wins else path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -84,10 +89,29 @@ def new_folder(path: Path, first_wins: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def refuse_own_place(path: Path) -> None:
+    """Raises UserError where a folder that is to be replaced is the one that the command runs in, or holds it.
+
+    Whoever called it would stand in a folder that is gone, and see nothing of the new one.
+    """
+    with suppress(FileNotFoundError):
+        if Path.cwd().is_relative_to(path.resolve()):
+            raise UserError(
+                f"{path} is the folder that this command runs in, or holds it, and would be replaced: name another "
+                "folder, or run the command elsewhere"
+            )
+
+
 def partials(path: Path) -> list[Path]:
     """What writers of `path` are writing to, or have left when they were killed: files and folders next to it."""
+    path = _followed(path)
     name = re.compile(rf"\.{re.escape(path.name)}\.(\d+-[0-9a-f]{{8}}\.)?partial")
     return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)] if path.parent.is_dir() else []
+
+
+def _followed(path: Path) -> Path:
+    """What a link leads to: a folder cannot take the place of the link itself."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _own_partial(path: Path) -> Path:

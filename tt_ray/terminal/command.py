@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tt_ray.terminal.errors import Stopped, UserError, shown
@@ -135,6 +136,8 @@ def _busy_in_background() -> bool:
 def read_arguments(form: type[T], arguments: list[str], prog: str) -> T:
     """Reads the arguments of a command that takes no configuration.
 
+    Fields that are a Path cannot hold a URI: a folder "s3:" would be made on this machine.
+
     Args:
         form: The command's dataclass of arguments; its docstrings are the help.
         arguments: The words after the command's name.
@@ -143,7 +146,11 @@ def read_arguments(form: type[T], arguments: list[str], prog: str) -> T:
     Raises:
         UserError: An argument is unknown, missing or has a wrong value.
     """
-    return parse(form, args=arguments, prog=prog)
+    given = parse(form, args=arguments, prog=prog)
+    for value in vars(given).values():
+        if isinstance(value, Path) and (uri := re.match(r"([a-z][a-z0-9+.-]+:)/(.*)", str(value), re.DOTALL)):
+            raise UserError(f"{uri[1]}//{uri[2]} is a URI, but must be a folder on this machine, or a file in one")
+    return given
 
 
 class TyroComplaint(UserError):

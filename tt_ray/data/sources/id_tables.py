@@ -45,9 +45,9 @@ class IdTable:
                 self._header = list(pq.read_schema(path).names)
             elif self.has_header:
                 with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-                    self._header = [
-                        name.strip() for name in next(csv.reader([text.readline()], delimiter=self._delimiter), [])
-                    ]
+                    first = text.readline()
+                self._check_first(first)
+                self._header = [name.strip() for name in next(csv.reader([first], delimiter=self._delimiter), [])]
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot read {path}: {one_line(error)}") from None
         self.columns: dict[str, None] = dict.fromkeys(self._header)
@@ -86,6 +86,17 @@ class IdTable:
             if isinstance(row, str):
                 raise UserError(f"{self.path}:{number}: {row}; correct or remove the row")
             yield number, row
+
+    def _check_first(self, line: str) -> None:
+        """Raises UserError where spreadsheets have saved the table as something else than its suffix says."""
+        if "\0" in line:
+            raise UserError(f"{self.path} is UTF-16, or no text at all: save it as UTF-8")
+        if self._delimiter in line:
+            return
+        for other, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
+            if other in line and set(ID_NAMES) & {cell.strip(' "\r\n') for cell in line.split(other)}:
+                wanted = "tabs" if self._delimiter == "\t" else "commas"
+                raise UserError(f"{self.path}: its columns are separated by {name}, but must be by {wanted}")
 
     @property
     def _delimiter(self) -> str:
