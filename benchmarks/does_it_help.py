@@ -18,6 +18,7 @@ import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +160,9 @@ def corrected_labels(config: Config, storage: Path) -> Path:
     data = config.data
     noise = f"{data.label_noise:g}-{data.label_noise_kind}"
     kind = "clipart" if data.source == "clipart" else Path(data.root).name or data.source
-    out = storage / "audits" / f"{kind}-{noise}-{config.train.seed}"
+    # Of other data, such as fewer images, it would leave the rest uncorrected, and so without the noise.
+    of = blake2b(json.dumps(config.to_dict()["data"], sort_keys=True).encode(), digest_size=4).hexdigest()
+    out = storage / "audits" / f"{kind}-{noise}-{config.train.seed}-{of}"
     if not (out / "audit.json").exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         taught = config.override("text.weight", 0.5)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import does_it_help, long_runs
 from tests.pages import ROOT
 from tt_ray.config import Config
+from tt_ray.recipes import RECIPES
 
 _SETTINGS = [setting for part in does_it_help.PARTS.values() for setting in part]
 _MADE = {"corrected", "caption", "encoder", "epochs times"}
@@ -33,6 +34,23 @@ def test_an_arm_differs_from_text_teacher_by_what_it_says(
         config = does_it_help.configure(setting, arm, 0, roots, tmp_path)
         changed = {path for path in Config.paths() if config.get(path) != ours.get(path)} - {"run.name"}
         assert changed == (fields.keys() - _MADE).union(*(of_made[name] for name in _MADE & fields.keys()))
+
+
+def test_an_audit_of_other_images_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[int]()
+
+    def audit(config: Config, out: Path, *_: Any) -> None:
+        out.mkdir()
+        (out / "audit.json").write_text("{}")
+        made.append(config.data.shapes.train_size)
+
+    monkeypatch.setattr("tt_ray.audit.audit.run_audit", audit)
+    config = RECIPES["shapes_textteacher"]()
+    found = [
+        does_it_help.corrected_labels(config.override("data.shapes.train_size", size), tmp_path)
+        for size in (64, 128, 64)
+    ]
+    assert made == [64, 128] and found[0] == found[2] != found[1]
 
 
 def test_captions_are_cut_into_what_they_say() -> None:
