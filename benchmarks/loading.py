@@ -39,7 +39,7 @@ from torchvision import transforms
 from benchmarks.step_cost import RESULTS, Side, compare
 from tt_ray.config import Config, DataConfig
 from tt_ray.data.augment import sample_seeds
-from tt_ray.data.augment_draws import seeded
+from tt_ray.data.augment_draws import deit_transform, seeded
 from tt_ray.data.loader import TrainBatches
 from tt_ray.data.sampling import Order
 from tt_ray.data.shard_writer import ImageOptions, write_shard
@@ -121,16 +121,7 @@ def as_before(source: Source, config: Config) -> Prepare:
 def _as_it_was(config: DataConfig) -> Callable[[Image.Image], torch.Tensor]:
     """What was done to one image: 3-Augment by torchvision, which draws for itself, or timm's transform."""
     if config.augment == "deit":
-        transform: Any = create_transform(
-            config.image_size,
-            is_training=True,
-            auto_augment="rand-m9-mstd0.5-inc1",
-            interpolation="bicubic",
-            re_prob=0.25,
-            re_mode="pixel",
-            mean=config.mean,
-            std=config.std,
-        )
+        transform = deit_transform(config)
         spare_posterize(transform)
         return transform
     jitter = config.color_jitter

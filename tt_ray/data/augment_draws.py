@@ -165,6 +165,20 @@ class ThreeAugment:
         return Cut((0, 0, height, width), lines, columns, top, left)
 
 
+def deit_transform(config: DataConfig) -> Any:
+    """timm's transform of one image, which draws for itself and normalises."""
+    return create_transform(
+        config.image_size,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        mean=config.mean,
+        std=config.std,
+    )
+
+
 class Deit:
     """The augmentation of DeiT (Touvron et al., 2021, arXiv 2012.12877), with timm's draws: rand-m9-mstd0.5-inc1."""
 
@@ -172,18 +186,9 @@ class Deit:
 
     def __init__(self, config: DataConfig) -> None:
         self._size = config.image_size
-        transform: Any = create_transform(
-            config.image_size,
-            is_training=True,
-            auto_augment="rand-m9-mstd0.5-inc1",
-            interpolation="bicubic",
-            re_prob=0.25,
-            re_mode="pixel",
-            mean=config.mean,
-            std=config.std,
-        )
+        steps = deit_transform(config).transforms
         kinds = (RandomResizedCropAndInterpolation, RandAugment, RandomErasing)
-        found: list[Any] = [next(step for step in transform.transforms if isinstance(step, kind)) for kind in kinds]
+        found: list[Any] = [next(step for step in steps if isinstance(step, kind)) for kind in kinds]
         self._crop, self._randaugment, self._erasing = found
 
     def drawn(self, seeds: npt.NDArray[np.int64]) -> Drawn:
