@@ -46,7 +46,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(runs, "_train", run_toy)
     toy_config(tmp_path).to_yaml(tmp_path / "toy.yaml")
     out = tmp_path / "out"
-    main(["--recipe", str(tmp_path / "toy.yaml"), "--until", "0", "1", "2", "--out", str(out)])
+    main(["--recipe", str(tmp_path / "toy.yaml"), "--until", "0", "1", "2", "--seeds", "0", "1", "--out", str(out)])
     with (out / "text_until.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["epochs_with_text"], row["seed"]) for row in rows] == [(k, s) for s in "01" for k in "012"]

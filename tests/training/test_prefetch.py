@@ -112,7 +112,7 @@ def test_a_step_waits_for_its_own_batch_alone(tmp_path: Path, monkeypatch: pytes
     batches = TrainBatches(data.train, None, train_order(config, 48, 0, 1), config, on_device=True)
     for batch in finished_ahead((batches[step] for step in range(3)), GPU, config.data):
         done.append("step")
-        assert batch.images.dtype == torch.float32 and batch.rest == ((), None)
+        assert batch.images.dtype == torch.float32 and batch.rest == (None, None)
         assert [id(part) for part, _ in kept] == [id(batch.images), id(batch.labels)]
         assert all(stream is steps for _, stream in kept)
         kept.clear()
@@ -130,6 +130,6 @@ def test_batches_are_finished_ahead_on_a_gpu(tmp_path: Path) -> None:
     ahead = finished_ahead(prepared(batches, range(4), 0, pin=True), GPU, config.data)
     for step, batch in enumerate(ahead):
         expected = finish(batches[step].images, batches[step].rest, config.data)
-        assert batch.images.device == GPU and batch.rest == ((), None)
+        assert batch.images.device == GPU and batch.rest == (None, None)
         assert (batch.images.cpu() - expected).abs().mean() < 0.02
         assert torch.equal(batch.labels.cpu(), batches[step].labels) and not batch.rows.is_cuda
