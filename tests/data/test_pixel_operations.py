@@ -28,6 +28,12 @@ def test_every_operation_is_the_device_s_and_pillow_s(name: str, width: int, hei
     assert difference.max() <= APART.get(name, 2) and difference.mean() < 0.5
 
 
+@pytest.mark.parametrize("factor", [0.7, 0.7048860492744248, 0.9, 0.9959989308736173, 1.0, 1.2, 1.3])
+def test_colour_leaves_grey_images_as_they_are(factor: float) -> None:
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    assert (OPERATIONS["colour"](levels, factor) == levels).all()
+
+
 def test_three_augment_is_done_by_opencv_and_its_image_stays() -> None:
     assert ThreeAugment.in_opencv
     pixels = np.asarray(picture(30, 20, 1)).copy()

@@ -21,6 +21,7 @@ _CUT_OFF = -0.499
 """Added before OpenCV rounds, since Pillow cuts fractions off; whole numbers stay."""
 _LUMA = np.array([19595, 38470, 7471]) / 65536
 """ITU-R 601 as Pillow has it."""
+_PARTS = 1024
 _LEVELS = np.arange(256)
 
 
@@ -78,7 +79,9 @@ def contrast(pixels: Pixels, factor: float) -> Pixels:
 
 def colour(pixels: Pixels, factor: float) -> Pixels:
     """Between its greys (0) and the image (1), or beyond."""
-    return _mapped(pixels, factor * np.eye(3) + (1 - factor) * _LUMA, 0)
+    # OpenCV rounds a matrix for uint8 to these parts: weights that lose their sum of 1 would darken a grey image.
+    matrix = np.round((factor * np.eye(3) + (1 - factor) * _LUMA) * _PARTS) / _PARTS
+    return _mapped(pixels, matrix + np.diag(1 - matrix.sum(1)), 0)
 
 
 OPERATIONS: dict[str, Callable[[Pixels, float], Pixels]] = {
