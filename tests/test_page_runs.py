@@ -126,6 +126,7 @@ READ = {
     "python benchmarks.does_it_help": "takes hours; its parts: tests/benchmarks/test_does_it_help.py",
     "python benchmarks.published": "takes minutes; a small one runs in tests/benchmarks/test_published.py",
     "python benchmarks.step_cost": _MEASURES,
+    "python benchmarks.loading --images": _MEASURES,
     "python benchmarks.end_to_end --model": _MEASURES,
     "python benchmarks.ray_overhead": _MEASURES,
     "python benchmarks.text_loss": _MEASURES,
