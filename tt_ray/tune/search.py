@@ -299,7 +299,9 @@ class Search:
         display.show("trying the model", 0, 1)
         check_model(base, data.classes)  # here once, rather than in each trial
         own = ("data.", "text.encoder", "text.captions", "text.embeddings", "text.max_missing")
-        if not any(path.startswith(own) for path in searched):
+        # Each run draws its subset by its seed, of what is not held out: captions of one are not those of another.
+        alike = base.data.subset == 1 or base.text.embeddings
+        if alike and not any(path.startswith(own) for path in searched):
             self.store = "" if store is None else str(store)
         return self._pixels(self._selection(), display)
 
@@ -318,7 +320,7 @@ class Search:
 
         display.show("preparing images", 0, 1)
         train, val, _ = open_images(config)
-        if any(path.startswith("data.") for path in self.space.domains):
+        if config.data.subset < 1 or any(path.startswith("data.") for path in self.space.domains):
             return {}
         held = {name: hold_pixels(split, config) for name, split in (("train", train), ("val", val))}
         return {name: array for name, array in held.items() if array is not None}

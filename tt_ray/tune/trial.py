@@ -243,7 +243,7 @@ class _Trial:
         from tt_ray.data.prepare import join
         from tt_ray.embeddings.store import open_store
 
-        train, val, notes = _images(config.override("train.seed", 0).override("run.name", "").to_dict())
+        train, val, notes = _images(config.to_dict())
         train, val = (
             replace(split, pixels=Held(self.pixels[name], split.pixels)) if name in self.pixels else split
             for name, split in (("train", train), ("val", val))
@@ -275,7 +275,9 @@ def _images(tree: dict[str, Any]) -> Any:
     """Opens the images once in a process, which serves several trials."""
     from tt_ray.data.prepare import open_images
 
-    key = json.dumps([tree["data"], tree["text"]["weight"] > 0, tree["text"]["captions"], tree["text"]["embeddings"]])
+    seed = tree["train"]["seed"] if tree["data"]["subset"] < 1 else None
+    text = tree["text"]
+    key = json.dumps([tree["data"], seed, text["weight"] > 0, text["captions"], text["embeddings"]])
     if key not in _opened:
         _opened.clear()
         _opened[key] = open_images(Config.from_dict(tree))
