@@ -28,6 +28,14 @@ def test_captions_are_embedded_once_for_runs_that_share_them(tmp_path: Path) -> 
     assert find_store(less, open_images(less)[0]) != path
 
 
+def test_a_store_that_another_run_makes_meanwhile_serves_both(tmp_path: Path) -> None:
+    config = toy_config(tmp_path).override("text.embeddings", "")
+    train = open_images(config)[0]
+    made = list[Path | None]()
+    path = find_store(config, train, before=lambda: made.append(find_store(config, train)))
+    assert made == [path] and path is not None and len(open_store(path, verify=True)) == 48
+
+
 def test_an_encoder_that_was_edited_makes_a_store_of_its_own(tmp_path: Path) -> None:
     bert(tmp_path / "encoder")
     config = toy_config(tmp_path).override("text.embeddings", "").override("text.encoder", str(tmp_path / "encoder"))

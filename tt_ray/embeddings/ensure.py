@@ -70,17 +70,28 @@ def ensure_store(
     if before is not None:
         before()
     try:
+        _make_store(config, ids, captions, path, show, embed)
+        storage.push(path)
+    except OSError as error:
+        cause = reason(error)
+        raise UserError(f"cannot write embedding store {path}: {cause}: choose another --run.storage") from None
+    return path
+
+
+def _make_store(
+    config: Config, ids: pa.StringArray, captions: pa.StringArray, path: Path, show: Show | None, embed: Embed | None
+) -> None:
+    try:
         if embed is None:
             encoder = load_text_encoder(config.text.encoder, "cuda" if config.run.use_gpu else "cpu")
             shown = show and (lambda done, of: show("captions embedded", done, of))
             embed_captions(ids, captions, encoder, path, shown)
         else:
             embed(ids, captions, path)
-        storage.push(path)
-    except OSError as error:
-        cause = reason(error)
-        raise UserError(f"cannot write embedding store {path}: {cause}: choose another --run.storage") from None
-    return path
+    except UserError:
+        if not (path / MANIFEST).exists():  # else another run of these captions has made it meanwhile
+            raise
+        open_store(path, verify=True)
 
 
 def fetch_store(config: Config, path: Path, show: Show | None = None) -> Path:
