@@ -3,7 +3,7 @@
     python -m benchmarks.audit_intervals --roots emoji=EMOJI
 
 Gaussian classes, and images of clip art and of image folders with captions, from 60 to 1,000 of them, in 3 to 100
-classes, with labels that are replaced. Settings whose captions know nothing, or of which no class is judged, have no
+classes, and all of them as one class and the rest, with labels that are replaced. Settings whose captions know nothing, or of which no class is judged, have no
 estimate and do not count.
 """
 
@@ -62,6 +62,13 @@ def samples(name: str, inputs: Inputs, seed: int) -> Iterator[Sample]:
         yield Sample(f"{count:,} of {name}", inputs.data.classes, table, inputs.data.labels[rows])
 
 
+def rare_classes(name: str, inputs: Inputs, seed: int) -> Iterator[Sample]:
+    """One class of a data set against all others: each class with one of the seeds."""
+    table = inputs.data.table[inputs.data.rows].astype(np.float32)
+    for number in range(seed, inputs.data.classes, SEEDS):
+        yield Sample(f"one class of {name} against the others", 2, table, (inputs.data.labels == number).astype(np.int64))
+
+
 def covered(sample: Sample, seed: int) -> Iterator[dict[str, Any]]:
     """For each noise, whether its interval holds the share of labels that are wrong, of classes that are judged."""
     for noise, kind in NOISES:
@@ -105,7 +112,10 @@ def main() -> None:
         }
         found = list[dict[str, Any]]()
         for seed in range(SEEDS):
-            drawn = [*gaussians(seed), *(each for name in clean for each in samples(name, clean[name], seed))]
+            drawn = [
+                *gaussians(seed),
+                *(each for make in (samples, rare_classes) for name in clean for each in make(name, clean[name], seed)),
+            ]
             for number, sample in enumerate(drawn):
                 display.show(f"samples of seed {seed}", number, len(drawn))
                 found += covered(sample, seed)

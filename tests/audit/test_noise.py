@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
-from tt_ray.audit.learning import Learned, learn
+from tt_ray.audit.learning import Learned, agreement_of, learn
 from tt_ray.audit.noise import _rows_of, anchor_rows, confident_classes, estimate_noise, of_few, spread_of
 from tt_ray.audit.out_of_fold import Embedded, Guesses, out_of_fold
 from tt_ray.audit.words import estimate
@@ -65,6 +66,40 @@ def test_captions_know_a_rare_class_too(rare: int) -> None:
     assert known.knows and known.noise.share.value == 0
     random = Embedded(np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32), np.arange(2000), labels, 2)
     assert not learn(random, silent).knows
+
+
+@pytest.mark.parametrize(("classes", "rare"), [(2, 0.03), (5, 0.1)])
+def test_wrong_labels_do_not_hide_what_captions_know_of_rare_classes(classes: int, rare: float) -> None:
+    """With 5 % of the labels wrong, most labels of the rarest class are: its captions hardly show in accuracy."""
+    random = np.random.default_rng(1)
+    clean = np.where(random.random(2000) < rare, random.integers(1, classes, 2000), 0)
+    labels = np.where(random.random(2000) < 0.05, (clean + random.integers(1, classes, 2000)) % classes, clean)
+    table = (2 * np.eye(8)[clean] + 0.2 * random.normal(size=(2000, 8))).astype(np.float32)
+    known = learn(Embedded(table, np.arange(2000), labels, classes), silent)
+    share, wrong = known.noise.share, labels != clean
+    assert known.knows and share.low <= wrong.mean() <= share.high and share.high - share.low < 0.1
+    listed = known.suspects.rows[known.suspects.wrong >= 0.5]
+    assert wrong[listed].mean() > 0.9 and len(listed) > 0.7 * wrong.sum()
+    blind = Embedded(table[random.permutation(2000)], np.arange(2000), labels, classes)
+    assert not learn(blind, silent).knows
+
+
+def test_labels_of_one_class_are_not_known() -> None:
+    table = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    assert not learn(Embedded(table, np.arange(100), np.zeros(100, np.int64), 5), silent).knows
+
+
+def test_agreement_is_cohens_kappa_and_its_spread_that_of_any_order() -> None:
+    random = np.random.default_rng(0)
+    labels = random.choice(3, 300, p=[0.8, 0.15, 0.05])
+    predicted = np.where(random.random(300) < 0.5, labels, random.choice(3, 300, p=[0.9, 0.05, 0.05]))
+    kappa, surprise = agreement_of(labels, predicted, 3)
+    assert kappa == pytest.approx(cohen_kappa_score(labels, predicted))
+    orders = np.array([(random.permutation(labels) == predicted).sum() for _ in range(4000)])
+    deviations = ((labels == predicted).sum() - 0.5 - orders.mean()) / orders.std()
+    assert surprise == pytest.approx(deviations, rel=0.05)
+    assert agreement_of(labels, np.zeros(300, np.int64), 3) == (0.0, 0.0)
+    assert agreement_of(labels, labels, 3)[0] == 1.0
 
 
 def test_captions_of_other_images_know_nothing(learned: dict[float, tuple[Learned, np.ndarray]]) -> None:

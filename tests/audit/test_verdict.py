@@ -8,7 +8,7 @@ from tt_ray.audit.noise import Interval
 from tt_ray.audit.verdict import Knowledge, Rule, draw_rule, gained, hits_left_out, judge, made_of_labels, measured
 
 NONE, MANY = Interval(0.0, 0.0, 0.01), Interval(0.5, 0.47, 0.53)
-PLAIN = Knowledge(True, 0.8, 0.1, 0.1, 0.8, False, NONE, NONE, 0.7, 30.0, 5000, 10, 4000, 0.5, 0.3)
+PLAIN = Knowledge(True, 0.8, 0.1, 0.78, 0.1, 0.8, False, NONE, NONE, 0.7, 30.0, 5000, 10, 4000, 0.5, 0.3)
 
 
 def test_the_rule_beats_chance_on_what_it_was_drawn_from_and_is_honest_about_the_rest() -> None:

@@ -4,14 +4,18 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import numpy.typing as npt
 
 from tt_ray.audit.captions import CaptionFigures
 from tt_ray.audit.directions import Directions, directions
 from tt_ray.audit.inputs import Inputs
 from tt_ray.audit.noise import Noise, estimate_noise
-from tt_ray.audit.out_of_fold import Embedded, Guesses, Show, copies, out_of_fold
+from tt_ray.audit.out_of_fold import Embedded, Guesses, Ints, Show, copies, out_of_fold
 from tt_ray.audit.suspects import Suspects, rank_suspects
-from tt_ray.audit.verdict import Knowledge, better
+from tt_ray.audit.verdict import MOST, Knowledge, better
+
+_AGREES, _SURPRISE = 0.05, 4
+"""Kappa from which captions know very unequal classes, and its distance from chance in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,13 @@ class Learned:
     """Share of labels that captions predict."""
     majority: float
     """Share of the most frequent class."""
+    agreement: float
+    """Cohen's kappa of labels and what captions predict."""
+    knows: bool
+    """Whether captions predict labels better than the most frequent class does.
 
-    @property
-    def knows(self) -> bool:
-        """Whether captions predict labels better than the most frequent class does.
-
-        Captions of other images, which do no better than that, are shown as a control: they are tried on one fold.
-        """
-        return _knows(self.accuracy, self.majority, len(self.data))
+    Captions of other images, which do no better than that, are shown as a control: they are tried on one fold.
+    """
 
 
 def learn(data: Embedded, show: Show) -> Learned:
@@ -48,19 +51,41 @@ def learn(data: Embedded, show: Show) -> Learned:
     noise = estimate_noise(data.labels, guesses, data.classes)
     accuracy = float((guesses.classes[:, 0] == data.labels).mean())
     majority = float(np.bincount(data.labels).max() / len(data))
+    agreement, surprise = agreement_of(data.labels, guesses.classes[:, 0], data.classes)
+    knows = _knows(accuracy, majority, len(data))
+    # Of very unequal classes accuracy shows little: naming one of them is right nearly always.
+    knows |= majority >= MOST and agreement >= _AGREES and surprise >= _SURPRISE
     # Where captions know nothing every label would look wrong.
-    share = noise.share.value if _knows(accuracy, majority, len(data)) else 0.0
+    share = noise.share.value if knows else 0.0
     suspects = rank_suspects(data.labels, guesses, share, noise.spread)
     likely = data.labels.copy()
     wrong = suspects.right >= 0.5
     likely[suspects.rows[wrong]] = suspects.suggestion[wrong]
     spread = directions(Embedded(data.table, data.rows, likely, data.classes))
-    return Learned(data, guesses, noise, suspects, spread, accuracy, majority)
+    return Learned(data, guesses, noise, suspects, spread, accuracy, majority, agreement, knows)
+
+
+def agreement_of(labels: Ints, predicted: npt.NDArray[np.integer], classes: int) -> tuple[float, float]:
+    """How far two labels of N images agree beyond chance, as which the same labels in any other order count.
+
+    Returns:
+        Cohen's kappa (Educational and Psychological Measurement 20, 1960), 0 for chance and 1 for the same labels; and
+        by how many of its standard deviations under chance the number that agree, less a half, exceeds its mean.
+    """
+    count = len(labels)
+    given, found = (np.bincount(each, minlength=classes) / count for each in (labels, predicted))
+    both = given * found
+    chance = both.sum()
+    variance = count**2 / max(1, count - 1) * (chance + chance**2 - (both * (given + found)).sum())
+    agree = int((labels == predicted).sum())
+    kappa = (agree / count - chance) / (1 - chance) if chance < 1 else 0.0
+    return float(kappa), float((agree - count * chance - 0.5) / np.sqrt(variance)) if variance > 1e-9 else 0.0
 
 
 def _knows(accuracy: float, guessed: float, images: int) -> bool:
     """Whether an accuracy is above that of guessing, by `better` and three standard errors."""
-    return accuracy - guessed >= max(better(guessed), 3 * sqrt(accuracy * (1 - accuracy) / images))
+    least = max(better(guessed), 3 * sqrt(accuracy * (1 - accuracy) / images))
+    return accuracy > guessed and accuracy - guessed >= least  # not where all labels are of one class
 
 
 def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | None = None) -> Knowledge:
@@ -70,6 +95,7 @@ def knowledge_of(inputs: Inputs, learned: Learned, captions: CaptionFigures | No
         knows=learned.knows,
         accuracy=learned.accuracy,
         majority=learned.majority,
+        agreement=learned.agreement,
         shuffled=guesses.shuffled,
         repeated=float((guesses.classes[:, 0] == inputs.own).mean()),
         spoiled=inputs.spoiled,

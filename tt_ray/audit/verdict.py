@@ -34,8 +34,8 @@ _GAP = 0.05
 _SOME = 0.02
 """Share of wrong labels, by the lower end of its interval, from which they are worth a look."""
 _BETTER = 0.05
-_MOST = 0.75
-"""Share of the most frequent class from which a few wrong labels hide what captions know of the others."""
+MOST = 0.75
+"""Share of the most frequent class from which accuracy hardly shows what captions know of the others."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Knowledge:
     """Share of given labels that captions predict, out of fold."""
     majority: float
     """Share of the most frequent class."""
+    agreement: float
+    """Cohen's kappa of given labels and predicted ones."""
     shuffled: float
     """Share of labels that captions of other images predict."""
     repeated: float
@@ -185,10 +187,10 @@ def _not_known(known: Knowledge) -> str:
     enough = 3 * error < least or known.accuracy - known.majority + 2 * error < least
     if known.distinct < 2:
         return _UNKNOWN
-    if known.majority >= _MOST:
+    if known.majority >= MOST:
         return (
-            f"Not known: one class has {100 * known.majority:.0f} % of the labels, where what captions know of the "
-            "others hardly shows, and no label is judged."
+            f"Not known: one class has {100 * known.majority:.0f} % of the labels, and captions find next to "
+            "nothing of the others. No label is judged."
         )
     if enough:
         return _UNKNOWN
@@ -230,10 +232,12 @@ _UNCLEAR = (
 
 
 def _says(known: Knowledge) -> str:
-    return (
+    text = (
         f"Captions predict {100 * known.accuracy:.1f} % of the labels, by models that have not seen them; naming the "
         f"most frequent class {100 * known.majority:.1f} %, captions of other images {100 * known.shuffled:.1f} %."
     )
+    beyond = f" Beyond chance they agree by {known.agreement:.2f} of what is possible (Cohen's kappa)."
+    return text + beyond * (known.majority >= MOST)
 
 
 def _noise(known: Knowledge) -> str:

@@ -141,6 +141,7 @@ def _knows(found: Found, figures: dict[str, Any]) -> Section:
         ("labels predicted from captions", per_cent(known.accuracy)),
         ("by naming the most frequent class", per_cent(known.majority)),
         ("from captions of other images (control)", per_cent(known.shuffled)),
+        ("agreement of labels and predictions beyond chance (Cohen's kappa)", f"{known.agreement:.2f}"),
         (f"effective dimension of embeddings, of {found.inputs.store.dim}", f"{spread.effective:.1f}"),
         ("the same within classes", f"{spread.within:.1f}"),
         ("share of the variance within classes", per_cent(spread.left)),
