@@ -3,8 +3,8 @@
     python -m benchmarks.audit_intervals --roots emoji=EMOJI
 
 Gaussian classes, and images of clip art and of image folders with captions, from 60 to 1,000 of them, in 3 to 100
-classes, and all of them as one class and the rest, with labels that are replaced. Settings whose captions know nothing, or of which no class is judged, have no
-estimate and do not count.
+classes, and all of them as one class and the rest, with labels that are replaced. Settings whose captions know nothing,
+or of which no class is judged, have no estimate and do not count.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def rare_classes(name: str, inputs: Inputs, seed: int) -> Iterator[Sample]:
     """One class of a data set against all others: each class with one of the seeds."""
     table = inputs.data.table[inputs.data.rows].astype(np.float32)
     for number in range(seed, inputs.data.classes, SEEDS):
-        yield Sample(f"one class of {name} against the others", 2, table, (inputs.data.labels == number).astype(np.int64))
+        own = (inputs.data.labels == number).astype(np.int64)
+        yield Sample(f"one class of {name} against the others", 2, table, own)
 
 
 def covered(sample: Sample, seed: int) -> Iterator[dict[str, Any]]:
