@@ -30,15 +30,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Files that take longest, by `--durations 0`: a process of pytest-xdist must not be left alone with one at the end.
 LONGEST = [
-    *("test_train_command", "tune/test_tune_command", "eval/test_eval_command", "test_embed_on_ray"),
     *(
-        "test_pack",
+        "test_train_command",
+        "tune/test_tune_command",
         "training/test_trainer",
-        "training/test_resume",
+        "test_examples",
         "cluster/test_actor_pool",
-        "eval/jobs/test_scheduler",
     ),
-    *("test_page_runs", "io/test_storage", "test_library", "cluster/test_messages", "test_caption_images"),
+    *("test_pack", "test_page_runs", "eval/test_eval_command", "test_embed_on_ray", "training/test_resume"),
+    *("models/test_classifier", "benchmarks/test_benchmarks", "test_caption_images", "io/test_storage", "test_library"),
+    *("eval/jobs/test_scheduler", "data/test_loader_processes", "cluster/test_messages", "cluster/test_caption_actors"),
 ]
 
 

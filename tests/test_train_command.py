@@ -251,6 +251,7 @@ def uninterrupted(store: Path, storage: Path) -> Config:
     return run_here(["shapes_textteacher", *TOY, *LONG, "--run.storage", str(storage)], store, "uninterrupted")
 
 
+@pytest.mark.cluster
 def test_whatever_cuts_a_run_off_it_ends_the_same(
     ray_here: None, uninterrupted: Config, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
