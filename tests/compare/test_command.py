@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def toy_arms(storage: Path) -> list[Arm]:
 
 def made_up(seconds: dict[str, list[float]]) -> list[FinishedRun]:
     pairs = [(arm, seed) for seed in range(2) for arm in seconds]
-    return [FinishedRun(arm, seed, 10, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
+    return [FinishedRun(arm, seed, 10, 20, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
 
 
 def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +121,22 @@ def test_steps_are_timed_by_their_median_and_the_first_reading_is_left_out(tmp_p
 
 def test_turns_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = toy_arms(tmp_path)
-    first = ratios_of_turns(arms, tmp_path, 2)
+    runs = made_up({"baseline": [1.0, 1.0], "textteacher": [1.0, 1.0]})
+    first = ratios_of_turns(arms, tmp_path, 2, runs)
     assert first["baseline"] == [1.0, 1.0] and len(first["textteacher"]) == 2 and min(first["textteacher"]) > 0
     monkeypatch.setattr(step_times, "step_times", None)
-    assert ratios_of_turns(arms, tmp_path, 2) == first
+    assert ratios_of_turns(arms, tmp_path, 2, runs) == first
+
+
+def test_an_epoch_of_more_images_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without text, images without a label are left out: the baseline's epochs are half as long."""
+    arms = [Arm(arm.name, arm.config.override("data.unlabelled", 0.5)) for arm in toy_arms(tmp_path)]
+    runs = train_arms(arms, [0], {arm.name: 2 for arm in arms}, tmp_path / "out", run_toy)
+    assert [run.steps for run in runs] == [6, 12]
+    runs = [replace(run, step_seconds=1.0) for run in runs]
+    assert ratios_of_runs(runs) == {"baseline": [1.0], "textteacher": [2.0]}
+    monkeypatch.setattr(step_times, "step_times", lambda configs, rounds: {name: [1.0] * rounds for name in configs})
+    assert ratios_of_turns(arms, tmp_path, 2, runs) == {"baseline": [1.0, 1.0], "textteacher": [2.0, 2.0]}
 
 
 def test_a_task_that_is_not_there_is_told_before_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def compare(
     """Trains what is missing and writes the table after each part; returns it as Markdown. `train` runs one run."""
     epochs = arms[0].config.train.epochs
     same = train_arms(arms, seeds, {arm.name: epochs for arm in arms}, out, train)
-    times = ratios_of_turns(arms, out, interleave) if interleave else ratios_of_runs(same)
+    times = ratios_of_turns(arms, out, interleave, same) if interleave else ratios_of_runs(same)
     equal = {arm: epochs_in_time(epochs, median(ratios)) for arm, ratios in times.items()}
     notes = [*_notes(arms), *([] if interleave else unsteady(times))]
     lines = summarise(same, [], times, equal, {})

@@ -56,7 +56,8 @@ def read_run(arm: str, seed: int, config: Config, out: Path) -> FinishedRun:
     result = read_result(config.run_dir)
     folder = str(config.run_dir.relative_to(out.absolute()))
     seconds = step_seconds(config.run_dir / "metrics.jsonl", config.train.batch_size)
-    return FinishedRun(arm, seed, config.train.epochs, result["top1"], seconds, result["train_seconds"], folder)
+    count, spent = (config.train.epochs, result["steps"]), result["train_seconds"]
+    return FinishedRun(arm, seed, *count, result["top1"], seconds, spent, folder)
 
 
 def step_seconds(metrics: Path, batch_size: int) -> float:

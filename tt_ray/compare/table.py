@@ -31,6 +31,8 @@ class FinishedRun:
     arm: str
     seed: int
     epochs: int
+    steps: int
+    """In all: arms whose epochs are of more or fewer images have more or fewer of them."""
     top1: float
     """Per cent, on all validation images."""
     step_seconds: float
@@ -39,6 +41,11 @@ class FinishedRun:
     """Wall-clock time, validations included."""
     folder: str
     """Run folder, relative to the comparison's."""
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds of an epoch's steps."""
+        return self.step_seconds * self.steps / self.epochs
 
 
 class Line(NamedTuple):
