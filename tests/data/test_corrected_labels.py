@@ -91,6 +91,17 @@ def test_noise_comes_after_and_the_subset_stays(plain: Config, tmp_path: Path) -
     assert open_images(plain.override(half))[0].ids.equals(open_images(corrected.override(half))[0].ids)
 
 
+def test_the_same_images_stay_without_a_label(plain: Config, tmp_path: Path) -> None:
+    """Else arms with and without a table would know the labels of other images."""
+    plain = plain.override({"data.shapes.train_size": 200, "data.unlabelled": 0.5})
+    train, _, _ = open_images(plain)
+    ids = train.ids.to_pylist()
+    moved = [(name, train.classes[row % len(train.classes)]) for row, name in enumerate(ids[::2])]
+    corrected = plain.override("data.labels", str(csv(tmp_path / "labels.csv", [*moved, (ids[1], None)])))
+    known, after = labels_of(plain), labels_of(corrected)
+    assert len(known) == 100 and known.keys() - {ids[1]} == after.keys() and known != after
+
+
 def test_images_that_are_held_out_keep_their_labels(plain: Config, tmp_path: Path) -> None:
     split = plain.override({"data.val_share": 0.3, "data.shapes.train_size": 200})
     train, val, _ = open_images(split)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tt_ray.config import Config
@@ -66,12 +67,22 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
         count, of = round(data.subset * len(train)), len(train)
         train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
         notes.append(f"{count} of {of} training images were kept (data.subset)")
-    if data.labels:  # after subset, which keeps the same images whatever their labels are corrected to
+    if data.unlabelled:
+        train = replace(train, hidden=_hidden(config, train))
+    if data.labels:  # after both, which choose the same images whatever their labels are corrected to
         train, said = correct_labels(data, train, val, every)
         notes += said
     if data.on_bad_image == "skip" and not find_source(data.source).knows_unreadable:
         train, val = (drop_unreadable(split, _counter(show, len(split))) for split in (train, val))
     return train, val, notes + left_out(config, train, val)
+
+
+def _hidden(config: Config, train: Source) -> npt.NDArray[np.bool_]:
+    """Images whose label data.unlabelled takes away, (N,)."""
+    count, seed = len(train) - round(config.data.unlabelled * len(train)), config.train.seed
+    hidden = np.ones(len(train), bool)
+    hidden[stratified(train.labels, train.ids, count, seed, "unlabelled")] = False
+    return hidden
 
 
 def left_out(config: Config, train: Source, val: Source) -> list[str]:
@@ -133,11 +144,11 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
 
 
 def spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
-    """Replaces labels, then takes others away. Where nothing but labels teaches, images without one are left out."""
+    """Takes labels away, and replaces others. Where nothing but labels teaches, images without one are left out."""
     data, seed, count = config.data, config.train.seed, len(train)
     known = np.arange(count)
-    if data.unlabelled:
-        known = stratified(train.labels, train.ids, count - round(data.unlabelled * count), seed, "unlabelled")
+    if train.hidden is not None:
+        known = np.flatnonzero(~train.hidden)
         if not len(known):
             raise UserError(f"data.unlabelled {data.unlabelled} leaves none of {count} images a label: lower it")
         left_out = "" if config.teaches else ", and were left out, as nothing but labels teaches"
@@ -153,7 +164,7 @@ def spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
         how = "at random" if data.label_noise_kind == "symmetric" else "by the next class"
         notes.append(f"{changed} of {len(known)} training labels were replaced {how}")
     train = replace(train, labels=labels)
-    return train if config.teaches or not data.unlabelled else train.select(known)
+    return train if config.teaches or train.hidden is None else train.select(known)
 
 
 def find_store(
