@@ -89,7 +89,7 @@ def left_out(config: Config, train: Source, val: Source) -> list[str]:
     """Sentences on images and files of both splits that are not read."""
     data, notes = config.data, list[str]()
     for split, name in ((train, data.train_split), (val, data.val_split)):
-        if split.skipped:
+        if split.skipped and not find_source(data.source).knows_unreadable:  # which says so in left_out
             notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {some(split.skipped)}")
         if split is train or not data.val_share:  # which is of the same folder
             notes += split.left_out

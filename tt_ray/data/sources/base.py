@@ -112,7 +112,7 @@ class DataSource:
     takes_uris: bool = False
     """data.root may be a URI, such as s3://bucket/folder."""
     knows_unreadable: bool = False
-    """The source says which images cannot be read without reading them again."""
+    """The source says which images cannot be read without reading them again: in `Source.skipped`, and `left_out`."""
 
 
 def split_name(config: DataConfig, split: Split) -> str:
