@@ -224,6 +224,11 @@ def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:
             "arm x has data.shapes.label colour, but base",
         ),
         ([SHAPES, "x=shapes_textteacher+train.epochs=3"], [0], "arm x has train.epochs 3, but baseline has 14"),
+        (
+            ["g=clipart_textteacher+data.val_share=0.2", "x=clipart_textteacher+data.val_share=0.2+data.group_column="],
+            [0],
+            "arm x has data.group_column empty, but g has group",
+        ),
     ],
 )
 def test_mistakes_are_told(
@@ -232,3 +237,10 @@ def test_mistakes_are_told(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=part):
         check(read_arms(arms), seeds)
+
+
+@pytest.mark.parametrize(
+    "teacher", ["timm:resnet18", "hf:facebook/dinov2-small", "open_clip:ViT-B-32/laion2b_s34b_b79k"]
+)
+def test_a_teacher_that_a_name_stands_for_need_not_be_a_folder(teacher: str) -> None:
+    check(read_arms([SHAPES, f"taught=shapes_distilled+teacher.model={teacher}"]), [0])
