@@ -142,6 +142,17 @@ def test_no_label_at_all_is_refused(tmp_path: Path) -> None:
         open_data(config, Path(config.text.embeddings))
 
 
+def test_labels_of_images_without_an_embedding_alone_are_refused(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__unlabelled=0.75, text__max_missing=0.5)
+    train = open_images(config)[0]
+    assert train.hidden is not None
+    ids = train.select(np.flatnonzero(train.hidden)).ids
+    rows = np.random.default_rng(0).normal(size=(len(ids), DIM)).astype(np.float32)
+    store = write_store(tmp_path / "hidden", ids, [rows], DIM, "float32", {"id": "x", "revision": "0"})
+    with pytest.raises(UserError, match="none of the 36 training images with an embedding has a label"):
+        open_data(config, store.path)
+
+
 def test_one_class_alone_is_refused_rather_than_learned_to_100_per_cent(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)

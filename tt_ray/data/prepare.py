@@ -133,6 +133,11 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
             shown = ", ".join(missing.image_ids)
             notes.append(f"{missing.images} training images without an embedding were left out: {shown}")
             train = train.select(missing.rows)
+            if (train.labels == NOBODY).all():
+                raise UserError(
+                    f"none of the {len(train)} training images with an embedding has a label (data.unlabelled "
+                    f"{config.data.unlabelled:g}): lower it, or embed the captions of more images"
+                )
         if missing.embeddings:
             shown = ", ".join(missing.embedding_ids)
             notes.append(f"{missing.embeddings} embeddings have no training image: {shown}")
