@@ -119,6 +119,18 @@ def test_steps_are_timed_by_their_median_and_the_first_reading_is_left_out(tmp_p
     assert step_seconds(tmp_path / "metrics.jsonl", 64) == 2.0
 
 
+def test_epochs_with_and_without_a_teacher_count_by_their_number(tmp_path: Path) -> None:
+    rows = [{"kind": "step", "step": i, "text_weight": 0.5 * (i < 4)} for i in range(20)]
+    for i in (1, 3, *range(5, 20, 2)):  # a teacher's steps take three times as long
+        rows[i]["images_per_s"] = 2.0 if i < 4 else 6.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert step_seconds(tmp_path / "metrics.jsonl", 6) == pytest.approx((4 * 3 + 16 * 1) / 20)
+    taught = toy_config(tmp_path, train__epochs=10)
+    assert step_times.epochs_to_time(taught) == {0: 1.0}
+    assert step_times.epochs_to_time(taught.override("text.schedule", "jump-1-1-0")) == {0: 0.2, 2: 0.8}
+    assert step_times.epochs_to_time(taught.override("text.weight", 0.0)) == {0: 1.0}
+
+
 def test_turns_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = toy_arms(tmp_path)
     runs = made_up({"baseline": [1.0, 1.0], "textteacher": [1.0, 1.0]})
