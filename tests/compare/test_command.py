@@ -21,7 +21,7 @@ from tt_ray.compare.arms import Arm, check, configure, read_arms
 from tt_ray.compare.comparison import compare
 from tt_ray.compare.epoch_times import epochs_in_time, ratios_of_runs, ratios_of_turns
 from tt_ray.compare.runs import step_seconds, train_arms
-from tt_ray.compare.table import FinishedRun, arm_figure, summarise
+from tt_ray.compare.table import FinishedRun, arm_figure, steps_apart, summarise
 from tt_ray.config import Config
 from tt_ray.embeddings.build import write_store
 from tt_ray.embeddings.store import open_store
@@ -145,6 +145,9 @@ def test_an_epoch_of_more_images_takes_longer(tmp_path: Path, monkeypatch: pytes
     arms = [Arm(arm.name, arm.config.override("data.unlabelled", 0.5)) for arm in toy_arms(tmp_path)]
     runs = train_arms(arms, [0], {arm.name: 2 for arm in arms}, tmp_path / "out", run_toy)
     assert [run.steps for run in runs] == [6, 12]
+    (said,) = steps_apart(runs)
+    assert said.startswith("textteacher takes 12 steps in 2 epochs and baseline 6: ")
+    assert steps_apart(made_up({"base": [1.0, 1.0], "taught": [1.0, 1.0]})) == []
     runs = [replace(run, step_seconds=1.0) for run in runs]
     assert ratios_of_runs(runs) == {"baseline": [1.0], "textteacher": [2.0]}
     monkeypatch.setattr(step_times, "step_times", lambda configs, rounds: {name: [1.0] * rounds for name in configs})

@@ -89,6 +89,17 @@ def summarise(
     return lines
 
 
+def steps_apart(runs: Sequence[FinishedRun]) -> list[str]:
+    """A sentence for each arm that trains on more or fewer images than the first: `runs` are of the same epochs."""
+    first, steps = runs[0].arm, {run.arm: run.steps for run in runs}
+    return [
+        f"{arm} takes {count:,} steps in {runs[0].epochs} epochs and {first} {steps[first]:,}: they train on different "
+        "numbers of images. Images without a label are left out without a teacher, those without a caption with text."
+        for arm, count in steps.items()
+        if count != steps[first]
+    ]
+
+
 def by_seed(values: Mapping[tuple[str, int], float], arm: str) -> dict[int, float]:
     """An arm's values by seed, of values by arm and seed."""
     return {seed: value for (name, seed), value in values.items() if name == arm}
