@@ -1,6 +1,6 @@
 """From a configuration to data that is ready to train on: splits, corrections and noise of labels, store, join."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,9 +64,10 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
     notes: list[str] = []
     every = train.ids
     if data.subset < 1:
-        count, of = round(data.subset * len(train)), len(train)
+        count, whole = round(data.subset * len(train)), train
         train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
-        notes.append(f"{count} of {of} training images were kept (data.subset)")
+        notes.append(f"{count} of {len(whole)} training images were kept (data.subset)")
+        notes += _lost("data.subset", train.classes, whole.labels, train.labels)
     if data.unlabelled:
         train = replace(train, hidden=_hidden(config, train))
     if data.labels:  # after both, which choose the same images whatever their labels are corrected to
@@ -83,6 +84,13 @@ def _hidden(config: Config, train: Source) -> npt.NDArray[np.bool_]:
     hidden = np.ones(len(train), bool)
     hidden[stratified(train.labels, train.ids, count, seed, "unlabelled")] = False
     return hidden
+
+
+def _lost(why: str, classes: Sequence[str], before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> list[str]:
+    """A sentence on classes that labels named before and do not any more, if there are some."""
+    lost = np.setdiff1d(before, after).tolist()
+    names = some([classes[number] for number in lost])
+    return [f"{len(lost)} classes are not learned, as none of their labels is left ({why}): {names}"] if lost else []
 
 
 def left_out(config: Config, train: Source, val: Source) -> list[str]:
@@ -158,6 +166,7 @@ def spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
             raise UserError(f"data.unlabelled {data.unlabelled} leaves none of {count} images a label: lower it")
         left_out = "" if config.teaches else ", and were left out, as nothing but labels teaches"
         notes.append(f"{count - len(known)} of {count} training images have no label{left_out} (data.unlabelled)")
+        notes += _lost("data.unlabelled", train.classes, train.labels, train.labels[known])
     labels = np.full(count, NOBODY)
     labels[known] = train.labels[known]
     if data.label_noise:
