@@ -88,9 +88,10 @@ def _hidden(config: Config, train: Source) -> npt.NDArray[np.bool_]:
 
 def _lost(why: str, classes: Sequence[str], before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> list[str]:
     """A sentence on classes that labels named before and do not any more, if there are some."""
-    lost = np.setdiff1d(before, after).tolist()
-    names = some([classes[number] for number in lost])
-    return [f"{len(lost)} classes are not learned, as none of their labels is left ({why}): {names}"] if lost else []
+    if not len(lost := np.setdiff1d(before, after)):
+        return []
+    names = some([classes[int(number)] for number in lost])
+    return [f"{len(lost)} classes are not learned, as none of their labels is left ({why}): {names}"]
 
 
 def left_out(config: Config, train: Source, val: Source) -> list[str]:

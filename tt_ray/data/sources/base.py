@@ -82,7 +82,7 @@ class Source:
 
     def images_alone(self) -> Self:
         """The split for processes that only read images and labels."""
-        return replace(self, ids=pa.array([], pa.string()), captions=None, tasks=None, groups=None)
+        return replace(self, ids=pa.array([], pa.string()), captions=None, tasks=None, groups=None, hidden=None)
 
 
 class Unlabelled(NamedTuple):
