@@ -21,7 +21,7 @@ from eval.why.figures import Curve, draw_curves, to_csv, write
 from tt_ray.cli import read_config, refuse_own
 from tt_ray.compare.arms import OWN, Arm, as_words, check
 from tt_ray.compare.runs import train_arms
-from tt_ray.compare.table import FinishedRun, arm_figure, show
+from tt_ray.compare.table import FinishedRun, arm_figure, show, steps_apart
 from tt_ray.config import Config
 from tt_ray.io.one_writer import inside, one_writer
 from tt_ray.terminal.command import program, read_arguments, run_command
@@ -97,6 +97,7 @@ def report(runs: Sequence[FinishedRun], out: Path) -> str:
     write(out / "text_until.csv", to_csv(["epochs_with_text", "seed", "epochs", "top1"], lines))
     head = [f"| epochs with text, of {runs[0].epochs} | top-1 (difference to {until[0]}) |", "| --- | --- |"]
     text = "\n".join([*head, *(f"| {k} | {show(each)} |" for k, each in zip(until, figures, strict=True)), ""])
+    text += "".join(f"\n{note}\n" for note in steps_apart(runs))
     write(out / "text_until.md", f"{text}\n![Top-1 over epochs with text](text_until.png)\n")
     return text
 

@@ -128,6 +128,15 @@ def test_a_corrected_table_holds_the_noise_of_an_experiment_too(place: Path) -> 
     assert again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
 
 
+def test_a_corrected_table_holds_the_labels_of_an_experiment_with_few_of_them(place: Path) -> None:
+    hidden = {"data__unlabelled": 0.4, "train__seed": 1}
+    noisy = words(place, "--out", str(place / "few"), "--data.label_noise", "0.3")
+    main([*noisy, "--data.unlabelled", "0.4", "--train.seed", "1", "--corrected", "1"])
+    seen = open_data(config_of(place, data__label_noise=0.3, **hidden), None).train
+    again = open_data(config_of(place, data__labels=str(place / "few" / "corrected.csv"), **hidden), None).train
+    assert again.ids.equals(seen.ids) and np.array_equal(again.labels, seen.labels)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_a_corrected_table_keeps_labels_of_images_that_no_caption_judges(
     noise: float, place: Path, tmp_path: Path

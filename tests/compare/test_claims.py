@@ -13,7 +13,7 @@ from tt_ray.compare.table import FinishedRun, Line, summarise
 def table(arms: dict[str, Sequence[float]], transfer: dict[str, Sequence[float]] | None = None) -> list[Line]:
     """Top-1 by arm, one a seed."""
     seeds = range(len(next(iter(arms.values()))))
-    runs = [FinishedRun(arm, seed, 10, arms[arm][seed], 1.0, 9.0, "") for seed in seeds for arm in arms]
+    runs = [FinishedRun(arm, seed, 10, 20, arms[arm][seed], 1.0, 9.0, "") for seed in seeds for arm in arms]
     times = {arm: [1.0] * len(seeds) for arm in arms}
     probes = {(arm, seed): value for arm, values in (transfer or {}).items() for seed, value in enumerate(values)}
     return summarise(runs, [], times, dict.fromkeys(arms, 10), probes)

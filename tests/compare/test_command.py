@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tt_ray.compare.arms import Arm, check, configure, read_arms
 from tt_ray.compare.comparison import compare
 from tt_ray.compare.epoch_times import epochs_in_time, ratios_of_runs, ratios_of_turns
 from tt_ray.compare.runs import step_seconds, train_arms
-from tt_ray.compare.table import FinishedRun, arm_figure, summarise
+from tt_ray.compare.table import FinishedRun, arm_figure, steps_apart, summarise
 from tt_ray.config import Config
 from tt_ray.embeddings.build import write_store
 from tt_ray.embeddings.store import open_store
@@ -37,7 +38,7 @@ def toy_arms(storage: Path) -> list[Arm]:
 
 def made_up(seconds: dict[str, list[float]]) -> list[FinishedRun]:
     pairs = [(arm, seed) for seed in range(2) for arm in seconds]
-    return [FinishedRun(arm, seed, 10, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
+    return [FinishedRun(arm, seed, 10, 20, 50.0 + seed, seconds[arm][seed], 9.0, "") for arm, seed in pairs]
 
 
 def test_arms_train_for_the_same_epochs_then_for_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +119,39 @@ def test_steps_are_timed_by_their_median_and_the_first_reading_is_left_out(tmp_p
     assert step_seconds(tmp_path / "metrics.jsonl", 64) == 2.0
 
 
+def test_epochs_with_and_without_a_teacher_count_by_their_number(tmp_path: Path) -> None:
+    rows = [{"kind": "step", "step": i, "text_weight": 0.5 * (i < 4)} for i in range(20)]
+    for i in (1, 3, *range(5, 20, 2)):  # a teacher's steps take three times as long
+        rows[i]["images_per_s"] = 2.0 if i < 4 else 6.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert step_seconds(tmp_path / "metrics.jsonl", 6) == pytest.approx((4 * 3 + 16 * 1) / 20)
+    taught = toy_config(tmp_path, train__epochs=10)
+    assert step_times.epochs_to_time(taught) == {0: 1.0}
+    assert step_times.epochs_to_time(taught.override("text.schedule", "jump-1-1-0")) == {0: 0.2, 2: 0.8}
+    assert step_times.epochs_to_time(taught.override("text.weight", 0.0)) == {0: 1.0}
+
+
 def test_turns_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = toy_arms(tmp_path)
-    first = ratios_of_turns(arms, tmp_path, 2)
+    runs = made_up({"baseline": [1.0, 1.0], "textteacher": [1.0, 1.0]})
+    first = ratios_of_turns(arms, tmp_path, 2, runs)
     assert first["baseline"] == [1.0, 1.0] and len(first["textteacher"]) == 2 and min(first["textteacher"]) > 0
     monkeypatch.setattr(step_times, "step_times", None)
-    assert ratios_of_turns(arms, tmp_path, 2) == first
+    assert ratios_of_turns(arms, tmp_path, 2, runs) == first
+
+
+def test_an_epoch_of_more_images_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without text, images without a label are left out: the baseline's epochs are half as long."""
+    arms = [Arm(arm.name, arm.config.override("data.unlabelled", 0.5)) for arm in toy_arms(tmp_path)]
+    runs = train_arms(arms, [0], {arm.name: 2 for arm in arms}, tmp_path / "out", run_toy)
+    assert [run.steps for run in runs] == [6, 12]
+    (said,) = steps_apart(runs)
+    assert said.startswith("textteacher takes 12 steps in 2 epochs and baseline 6: ")
+    assert steps_apart(made_up({"base": [1.0, 1.0], "taught": [1.0, 1.0]})) == []
+    runs = [replace(run, step_seconds=1.0) for run in runs]
+    assert ratios_of_runs(runs) == {"baseline": [1.0], "textteacher": [2.0]}
+    monkeypatch.setattr(step_times, "step_times", lambda configs, rounds: {name: [1.0] * rounds for name in configs})
+    assert ratios_of_turns(arms, tmp_path, 2, runs) == {"baseline": [1.0, 1.0], "textteacher": [2.0, 2.0]}
 
 
 def test_a_task_that_is_not_there_is_told_before_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +239,11 @@ def test_an_arm_is_a_recipe_and_changes(tmp_path: Path) -> None:
             "arm x has data.shapes.label colour, but base",
         ),
         ([SHAPES, "x=shapes_textteacher+train.epochs=3"], [0], "arm x has train.epochs 3, but baseline has 14"),
+        (
+            ["g=clipart_textteacher+data.val_share=0.2", "x=clipart_textteacher+data.val_share=0.2+data.group_column="],
+            [0],
+            "arm x has data.group_column empty, but g has group",
+        ),
     ],
 )
 def test_mistakes_are_told(
@@ -219,3 +252,10 @@ def test_mistakes_are_told(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=part):
         check(read_arms(arms), seeds)
+
+
+@pytest.mark.parametrize(
+    "teacher", ["timm:resnet18", "hf:facebook/dinov2-small", "open_clip:ViT-B-32/laion2b_s34b_b79k"]
+)
+def test_a_teacher_that_a_name_stands_for_need_not_be_a_folder(teacher: str) -> None:
+    check(read_arms([SHAPES, f"taught=shapes_distilled+teacher.model={teacher}"]), [0])

@@ -13,6 +13,8 @@ import pytest
 
 from tests.command_here import TRAINING, Command
 from tests.command_here import command as command
+from tests.data.sources.test_webdataset import jpeg
+from tests.data.sources.test_webdataset import write as write_tar
 from tests.toy import toy_config
 from tt_ray.config import Config
 from tt_ray.data.corrected_labels import correct_labels, read_label_table
@@ -91,6 +93,17 @@ def test_noise_comes_after_and_the_subset_stays(plain: Config, tmp_path: Path) -
     assert open_images(plain.override(half))[0].ids.equals(open_images(corrected.override(half))[0].ids)
 
 
+def test_the_same_images_stay_without_a_label(plain: Config, tmp_path: Path) -> None:
+    """Else arms with and without a table would know the labels of other images."""
+    plain = plain.override({"data.shapes.train_size": 200, "data.unlabelled": 0.5})
+    train, _, _ = open_images(plain)
+    ids = train.ids.to_pylist()
+    moved = [(name, train.classes[row % len(train.classes)]) for row, name in enumerate(ids[::2])]
+    corrected = plain.override("data.labels", str(csv(tmp_path / "labels.csv", [*moved, (ids[1], None)])))
+    known, after = labels_of(plain), labels_of(corrected)
+    assert len(known) == 100 and known.keys() - {ids[1]} == after.keys() and known != after
+
+
 def test_images_that_are_held_out_keep_their_labels(plain: Config, tmp_path: Path) -> None:
     split = plain.override({"data.val_share": 0.3, "data.shapes.train_size": 200})
     train, val, _ = open_images(split)
@@ -99,6 +112,27 @@ def test_images_that_are_held_out_keep_their_labels(plain: Config, tmp_path: Pat
     after, held, notes = open_images(split.override("data.labels", str(csv(tmp_path / "labels.csv", rows))))
     assert train.classes[after.labels[0]] == after_one and np.array_equal(held.labels, val.labels)
     assert f"{len(val)} rows of data.labels are of validation images, whose labels stay" in notes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_table_may_name_images_that_shards_could_not_read(share: float, tmp_path: Path) -> None:
+    """As it may with folders, of which the table was made."""
+    for split in ("train", "test"):
+        files: dict[str, bytes | str] = {}
+        for row in range(12):
+            bad = split == "train" and row == 3
+            files |= {f"{row}.jpg": b"a web page" if bad else jpeg(row), f"{row}.cls": str(row % 2)}
+        write_tar(tmp_path / f"{split}.tar", files)
+    data = {"data.source": "webdataset", "data.root": str(tmp_path), "data.on_bad_image": "skip"}
+    config = toy_config(tmp_path, text__weight=0.0).override({**data, "data.val_share": share})
+    ids = open_images(config)[0].ids.to_pylist()
+    bad, gone = ("train/3" if "/" in ids[0] else "3"), ids[0]
+    table = csv(tmp_path / "labels.csv", [(bad, "1"), (gone, None)])
+    train, _, notes = open_images(config.override("data.labels", str(table)))
+    assert train.ids.to_pylist() == ids[1:] and "0 training labels were corrected, and 1 images left out" in notes[0]
+    assert sum("left out of train" in note for note in notes) == 1, "of the one that cannot be read, once"
+    with pytest.raises(UserError, match="1 of 1 image ids are of no training image"):
+        open_images(config.override("data.labels", str(csv(tmp_path / "odd.csv", [("odd", None)]))))
 
 
 def test_a_run_records_the_labels_it_was_trained_on(plain: Config, tmp_path: Path) -> None:

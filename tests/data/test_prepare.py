@@ -116,6 +116,20 @@ def test_a_subset_is_kept_and_reported(tmp_path: Path) -> None:
     assert len(data.val) == 37
 
 
+def test_classes_that_are_not_learned_any_more_are_named(tmp_path: Path) -> None:
+    names = open_images(toy_config(tmp_path))[0].classes
+    few = toy_config(tmp_path, data__subset=0.1)
+    train, _, notes = open_images(few)
+    lost = len(names) - len(set(train.labels.tolist()))
+    assert lost and f"{lost} classes are not learned, as none of their labels is left (data.subset): " in notes[1]
+    config = toy_config(tmp_path, data__unlabelled=0.9)
+    data = open_data(config, Path(config.text.embeddings))
+    assert f"{lost} classes are not learned, as none of their labels is left (data.unlabelled): " in data.notes[1]
+    assert names[int(np.setdiff1d(np.arange(len(names)), data.train.labels)[0])] in data.notes[1]
+    whole = toy_config(tmp_path)
+    assert open_data(whole, Path(whole.text.embeddings)).notes == ()
+
+
 def test_labels_are_taken_away_and_noise_counts_the_rest(tmp_path: Path) -> None:
     clean = open_images(toy_config(tmp_path))[0].labels
     config = toy_config(tmp_path, data__unlabelled=0.75, data__label_noise=0.5)
@@ -140,6 +154,17 @@ def test_no_label_at_all_is_refused(tmp_path: Path) -> None:
     config = toy_config(tmp_path, data__unlabelled=0.99)
     with pytest.raises(UserError, match="data.unlabelled 0.99 leaves none of 48 images a label"):
         open_data(config, Path(config.text.embeddings))
+
+
+def test_labels_of_images_without_an_embedding_alone_are_refused(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, data__unlabelled=0.75, text__max_missing=0.5)
+    train = open_images(config)[0]
+    assert train.hidden is not None
+    ids = train.select(np.flatnonzero(train.hidden)).ids
+    rows = np.random.default_rng(0).normal(size=(len(ids), DIM)).astype(np.float32)
+    store = write_store(tmp_path / "hidden", ids, [rows], DIM, "float32", {"id": "x", "revision": "0"})
+    with pytest.raises(UserError, match="none of the 36 training images with an embedding has a label"):
+        open_data(config, store.path)
 
 
 def test_one_class_alone_is_refused_rather_than_learned_to_100_per_cent(tmp_path: Path) -> None:

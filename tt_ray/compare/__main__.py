@@ -11,9 +11,11 @@ over test images and seeds (bootstrap). Five seeds, the default, are as few as a
 
 Same epochs: every arm trains for the baseline's epochs with every seed, one run after the other, seeds outermost, so
 that the arms of a seed find the machine in much the same state. An arm's time per epoch is the median time of its
-steps (all of the loop but validation, from metrics.jsonl; the first reading left out) over the baseline's with the same
-seed, and of these ratios the median over seeds. On a machine that others use, add --interleave 40: arms then take
-turns of a few steps in one process, and the median is over rounds. Embedding the captions, once, is not part of it.
+steps (all of the loop but validation, from metrics.jsonl; the first reading left out; epochs with and without a teacher
+by themselves, where text.schedule has both), times the steps of its epochs (more where it has more training images, as
+with data.unlabelled), over the baseline's with the same seed, and of these ratios the median over seeds. On a machine
+that others use, add --interleave 40: arms then take turns of a few steps in one process, and the median is over rounds.
+Embedding the captions, once, is not part of it.
 
 Same time: the budget is the time of the baseline's epochs. An arm whose epoch takes r times the baseline's trains
 again for floor(epochs / r) epochs, with the learning rate's whole schedule in them: no run is cut off half-way. Where

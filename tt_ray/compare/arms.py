@@ -15,6 +15,8 @@ _SAME = (
     *("data.label_column", "data.shapes.label", "data.shapes.seed", "data.shapes.val_size"),
 )
 """Fields that must agree for a comparison to be one: of another split, or other labels, top-1 is another figure."""
+_HELD_OUT = ("data.train_split", "data.group_column", "data.id_column", "data.shapes.train_size")
+"""Fields that decide which training images data.val_share holds out to validate on: they must agree with it, too."""
 OWN = {"train.seed": "--seeds", "run.name": "--out", "run.storage": "--out", "run.overwrite": "another --out"}
 """Fields that a run has of the comparison, see `configure`, and the option that sets each."""
 _SOME_CLASSES = 10
@@ -73,13 +75,19 @@ def check(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
     first = arms[0]
     for arm in arms[1:]:
         teacher = arm.config.teacher.model if arm.config.teaches else ""
-        if teacher and not teacher.startswith(("timm:", "hf:")) and not Path(teacher).expanduser().exists():
+        if (
+            teacher
+            and not teacher.startswith(("timm:", "hf:", "open_clip:"))
+            and not Path(teacher).expanduser().exists()
+        ):
             raise UserError(
                 f"arm {arm.name} learns from {teacher}, which does not exist: train it first "
                 f"(python -m tt_ray.train {shlex.quote(Path(teacher).name)}), or pass +teacher.model=MODEL"
             )
-        for path in _SAME:
-            here, there = arm.config.get(path), first.config.get(path)
+        for path in (*_SAME, *(_HELD_OUT if first.config.data.val_share else ())):
+            here, there = (
+                value if value != "" else "empty" for value in (arm.config.get(path), first.config.get(path))
+            )
             if here != there:
                 raise UserError(
                     f"arm {arm.name} has {path} {here}, but {first.name} has {there}: pass --set {path}=VALUE for all"

@@ -9,7 +9,7 @@ from tt_ray.compare.arms import Arm
 from tt_ray.compare.claims import claims
 from tt_ray.compare.epoch_times import epochs_in_time, ratios_of_runs, ratios_of_turns, unsteady
 from tt_ray.compare.runs import train_arms
-from tt_ray.compare.table import summarise, write_table
+from tt_ray.compare.table import steps_apart, summarise, write_table
 from tt_ray.compare.transfer import image_intervals, transfer_averages
 from tt_ray.config import Config
 from tt_ray.training.run_folder import changed_paths
@@ -26,9 +26,9 @@ def compare(
     """Trains what is missing and writes the table after each part; returns it as Markdown. `train` runs one run."""
     epochs = arms[0].config.train.epochs
     same = train_arms(arms, seeds, {arm.name: epochs for arm in arms}, out, train)
-    times = ratios_of_turns(arms, out, interleave) if interleave else ratios_of_runs(same)
+    times = ratios_of_turns(arms, out, interleave, same) if interleave else ratios_of_runs(same)
     equal = {arm: epochs_in_time(epochs, median(ratios)) for arm, ratios in times.items()}
-    notes = [*_notes(arms), *([] if interleave else unsteady(times))]
+    notes = [*_notes(arms), *steps_apart(same), *([] if interleave else unsteady(times))]
     lines = summarise(same, [], times, equal, {})
     write_table(out, lines, claims(lines, {}), notes, same, [])
     timed = train_arms(arms, seeds, equal, out, train)

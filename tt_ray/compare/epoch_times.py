@@ -15,13 +15,16 @@ _STEADY = 0.1
 
 def ratios_of_runs(runs: Sequence[FinishedRun]) -> dict[str, list[float]]:
     """Each arm's time per epoch over the baseline's, by arm: of the two runs of each seed."""
-    baseline = {run.seed: run.step_seconds for run in runs if run.arm == runs[0].arm}
+    baseline = {run.seed: run.epoch_seconds for run in runs if run.arm == runs[0].arm}
     arms = dict.fromkeys(run.arm for run in runs)
-    return {arm: [run.step_seconds / baseline[run.seed] for run in runs if run.arm == arm] for arm in arms}
+    return {arm: [run.epoch_seconds / baseline[run.seed] for run in runs if run.arm == arm] for arm in arms}
 
 
-def ratios_of_turns(arms: Sequence[Arm], out: Path, rounds: int) -> dict[str, list[float]]:
-    """The same, of the two readings of each round in which the arms take turns; kept in OUT/times.json."""
+def ratios_of_turns(arms: Sequence[Arm], out: Path, rounds: int, runs: Sequence[FinishedRun]) -> dict[str, list[float]]:
+    """The same, of the two readings of each round in which the arms take turns; kept in OUT/times.json.
+
+    `runs`, all of the same epochs, know how many steps an epoch of each arm has.
+    """
     from tt_ray.compare.step_times import step_times
 
     file, names = out / "times.json", [arm.name for arm in arms]
@@ -33,8 +36,9 @@ def ratios_of_turns(arms: Sequence[Arm], out: Path, rounds: int) -> dict[str, li
         seconds = step_times(configs, rounds)
         with new_file(file) as partial:
             partial.write_text(json.dumps(seconds))
-    first = seconds[names[0]]
-    return {arm: [a / b for a, b in zip(own, first, strict=True)] for arm, own in seconds.items()}
+    first, steps = seconds[names[0]], {run.arm: run.steps for run in runs}
+    more = {arm: steps[arm] / steps[names[0]] for arm in names}
+    return {arm: [more[arm] * a / b for a, b in zip(own, first, strict=True)] for arm, own in seconds.items()}
 
 
 def epochs_in_time(epochs: int, relative: float) -> int:

@@ -56,14 +56,24 @@ def read_run(arm: str, seed: int, config: Config, out: Path) -> FinishedRun:
     result = read_result(config.run_dir)
     folder = str(config.run_dir.relative_to(out.absolute()))
     seconds = step_seconds(config.run_dir / "metrics.jsonl", config.train.batch_size)
-    return FinishedRun(arm, seed, config.train.epochs, result["top1"], seconds, result["train_seconds"], folder)
+    count, spent = (config.train.epochs, result["steps"]), result["train_seconds"]
+    return FinishedRun(arm, seed, *count, result["top1"], seconds, spent, folder)
 
 
 def step_seconds(metrics: Path, batch_size: int) -> float:
-    """Median seconds of a step over the readings of metrics.jsonl, the first of which has the start in it."""
+    """Median seconds of a step over the readings of metrics.jsonl, the first of which has the start in it.
+
+    Steps of epochs with a teacher and of those without, where text.schedule has both, have a median of their own, and
+    count by their number.
+    """
     from tt_ray.training.metrics_log import read_rows  # brings torch, which takes seconds
 
-    rates = [row["images_per_s"] for row in read_rows(metrics) if "images_per_s" in row]
+    rows = [row for row in read_rows(metrics) if row["kind"] == "step"]
+    taught = [row.get("text_weight", 0) > 0 for row in rows]
+    rates = [(row["images_per_s"], kind) for row, kind in zip(rows, taught, strict=True) if "images_per_s" in row]
     if not rates:
         raise UserError(f"{metrics} has no images_per_s")
-    return batch_size / median(rates[1:] or rates)
+    rates = rates[1:] or rates
+    medians = {kind: median(rate for rate, own in rates if own is kind) for kind in {own for _, own in rates}}
+    counts = {kind: taught.count(kind) for kind in medians}
+    return sum(batch_size / rate * counts[kind] for kind, rate in medians.items()) / sum(counts.values())

@@ -31,6 +31,8 @@ class FinishedRun:
     arm: str
     seed: int
     epochs: int
+    steps: int
+    """In all: arms whose epochs are of more or fewer images have more or fewer of them."""
     top1: float
     """Per cent, on all validation images."""
     step_seconds: float
@@ -39,6 +41,11 @@ class FinishedRun:
     """Wall-clock time, validations included."""
     folder: str
     """Run folder, relative to the comparison's."""
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds of an epoch's steps."""
+        return self.step_seconds * self.steps / self.epochs
 
 
 class Line(NamedTuple):
@@ -80,6 +87,17 @@ def summarise(
         first = arm_figure(top1, arm, same[0].arm)
         lines.append(Line(arm, same[0].epochs, first, median(times[arm]), tuple(times[arm]), epochs[arm], *figures))
     return lines
+
+
+def steps_apart(runs: Sequence[FinishedRun]) -> list[str]:
+    """A sentence for each arm that trains on more or fewer images than the first: `runs` are of the same epochs."""
+    first, steps = runs[0].arm, {run.arm: run.steps for run in runs}
+    return [
+        f"{arm} takes {count:,} steps in {runs[0].epochs} epochs and {first} {steps[first]:,}: they train on different "
+        "numbers of images. Images without a label are left out without a teacher, those without a caption with text."
+        for arm, count in steps.items()
+        if count != steps[first]
+    ]
 
 
 def by_seed(values: Mapping[tuple[str, int], float], arm: str) -> dict[int, float]:

@@ -1,10 +1,11 @@
 """From a configuration to data that is ready to train on: splits, corrections and noise of labels, store, join."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tt_ray.config import Config
@@ -63,10 +64,13 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
     notes: list[str] = []
     every = train.ids
     if data.subset < 1:
-        count, of = round(data.subset * len(train)), len(train)
+        count, whole = round(data.subset * len(train)), train
         train = train.select(stratified(train.labels, train.ids, count, config.train.seed, "subset"))
-        notes.append(f"{count} of {of} training images were kept (data.subset)")
-    if data.labels:  # after subset, which keeps the same images whatever their labels are corrected to
+        notes.append(f"{count} of {len(whole)} training images were kept (data.subset)")
+        notes += _lost("data.subset", train.classes, whole.labels, train.labels)
+    if data.unlabelled:
+        train = replace(train, hidden=_hidden(config, train))
+    if data.labels:  # after both, which choose the same images whatever their labels are corrected to
         train, said = correct_labels(data, train, val, every)
         notes += said
     if data.on_bad_image == "skip" and not find_source(data.source).knows_unreadable:
@@ -74,11 +78,27 @@ def open_images(config: Config, show: Show | None = None) -> tuple[Source, Sourc
     return train, val, notes + left_out(config, train, val)
 
 
+def _hidden(config: Config, train: Source) -> npt.NDArray[np.bool_]:
+    """Images whose label data.unlabelled takes away, (N,)."""
+    count, seed = len(train) - round(config.data.unlabelled * len(train)), config.train.seed
+    hidden = np.ones(len(train), bool)
+    hidden[stratified(train.labels, train.ids, count, seed, "unlabelled")] = False
+    return hidden
+
+
+def _lost(why: str, classes: Sequence[str], before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> list[str]:
+    """A sentence on classes that labels named before and do not any more, if there are some."""
+    if not len(lost := np.setdiff1d(before, after)):
+        return []
+    names = some([classes[int(number)] for number in lost])
+    return [f"{len(lost)} classes are not learned, as none of their labels is left ({why}): {names}"]
+
+
 def left_out(config: Config, train: Source, val: Source) -> list[str]:
     """Sentences on images and files of both splits that are not read."""
     data, notes = config.data, list[str]()
     for split, name in ((train, data.train_split), (val, data.val_split)):
-        if split.skipped:
+        if split.skipped and not find_source(data.source).knows_unreadable:  # which says so in left_out
             notes.append(f"{len(split.skipped)} unreadable images left out of {name}: {some(split.skipped)}")
         if split is train or not data.val_share:  # which is of the same folder
             notes += split.left_out
@@ -122,6 +142,11 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
             shown = ", ".join(missing.image_ids)
             notes.append(f"{missing.images} training images without an embedding were left out: {shown}")
             train = train.select(missing.rows)
+            if (train.labels == NOBODY).all():
+                raise UserError(
+                    f"none of the {len(train)} training images with an embedding has a label (data.unlabelled "
+                    f"{config.data.unlabelled:g}): lower it, or embed the captions of more images"
+                )
         if missing.embeddings:
             shown = ", ".join(missing.embedding_ids)
             notes.append(f"{missing.embeddings} embeddings have no training image: {shown}")
@@ -133,15 +158,16 @@ def join(config: Config, train: Source, val: Source, store: EmbeddingStore | Non
 
 
 def spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
-    """Replaces labels, then takes others away. Where nothing but labels teaches, images without one are left out."""
+    """Takes labels away, and replaces others. Where nothing but labels teaches, images without one are left out."""
     data, seed, count = config.data, config.train.seed, len(train)
     known = np.arange(count)
-    if data.unlabelled:
-        known = stratified(train.labels, train.ids, count - round(data.unlabelled * count), seed, "unlabelled")
+    if train.hidden is not None:
+        known = np.flatnonzero(~train.hidden)
         if not len(known):
             raise UserError(f"data.unlabelled {data.unlabelled} leaves none of {count} images a label: lower it")
         left_out = "" if config.teaches else ", and were left out, as nothing but labels teaches"
         notes.append(f"{count - len(known)} of {count} training images have no label{left_out} (data.unlabelled)")
+        notes += _lost("data.unlabelled", train.classes, train.labels, train.labels[known])
     labels = np.full(count, NOBODY)
     labels[known] = train.labels[known]
     if data.label_noise:
@@ -153,7 +179,7 @@ def spoil_labels(config: Config, train: Source, notes: list[str]) -> Source:
         how = "at random" if data.label_noise_kind == "symmetric" else "by the next class"
         notes.append(f"{changed} of {len(known)} training labels were replaced {how}")
     train = replace(train, labels=labels)
-    return train if config.teaches or not data.unlabelled else train.select(known)
+    return train if config.teaches or train.hidden is None else train.select(known)
 
 
 def find_store(

@@ -1,5 +1,6 @@
 """Held-out validation images: stratified, the same every time, whole groups on one side."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tt_ray.data.sources.splits import hold_out
 from tt_ray.terminal.errors import UserError
 
 
-def source(labels: list[int], groups: list[str | None] | None = None, names: list[str] | None = None) -> Source:
+def source(labels: list[int], groups: Sequence[str | None] | None = None, names: list[str] | None = None) -> Source:
     def no(*_: Any) -> Any:
         raise AssertionError("no image needs to be read")
 
@@ -58,3 +59,16 @@ def test_every_class_is_on_both_sides_or_there_is_an_error() -> None:
     assert set(train.labels) == set(val.labels) == {0, 1}
     with pytest.raises(UserError, match="class '1' has one training image"):
         hold_out(source([0] * 9 + [1]), 0.2)
+
+
+def test_groups_of_several_classes_do_not_depend_on_the_order_of_rows() -> None:
+    random = np.random.default_rng(0)
+    whole = source(random.integers(0, 3, 200).tolist(), [f"g{row // 4}" for row in range(200)])
+    shuffled = whole.select(random.permutation(200))
+    assert set(hold_out(whole, 0.3)[1].ids.to_pylist()) == set(hold_out(shuffled, 0.3)[1].ids.to_pylist())
+
+
+def test_a_class_that_would_be_held_out_as_a_whole_is_named() -> None:
+    """Its images are in a group that counts for another class."""
+    with pytest.raises(UserError, match="all images of 1 classes, .* have images of other classes too: 2;"):
+        hold_out(source([0, 2] + [0] * 38 + [1] * 40, [f"g{row // 2}" for row in range(80)]), 0.9)

@@ -152,6 +152,7 @@ def test_images_that_cannot_be_read_are_known_to_the_index(tmp_path: Path) -> No
         opened(tmp_path)
     source = opened(tmp_path, on_bad_image="skip")
     assert source.ids.to_pylist() == ["a", "c"] and "1 images left out of train, such as b" in source.left_out[0]
+    assert source.skipped == ("b",)
     assert len(open_unlabelled(DataConfig(source="webdataset", root=str(tmp_path)), "train").ids) == 3
 
 

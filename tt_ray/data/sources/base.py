@@ -46,6 +46,8 @@ class Source:
     """What pulls the images to this machine, where they lie in object storage: reading the first one does so too."""
     groups: pa.StringArray | None = None
     """The value of data.group_column for each image; None where that is empty."""
+    hidden: npt.NDArray[np.bool_] | None = None
+    """Images that are to be used without their label (data.unlabelled), (N,); None where all keep it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,6 +73,7 @@ class Source:
             captions=captions,
             tasks=tasks,
             groups=groups,
+            hidden=None if self.hidden is None else self.hidden[rows],
             read=lambda row: read(int(rows[row])),
             pixels=lambda chosen, size: pixels(rows[chosen], size),
             encoded=lambda row: encoded(int(rows[row])),
@@ -79,7 +82,7 @@ class Source:
 
     def images_alone(self) -> Self:
         """The split for processes that only read images and labels."""
-        return replace(self, ids=pa.array([], pa.string()), captions=None, tasks=None, groups=None)
+        return replace(self, ids=pa.array([], pa.string()), captions=None, tasks=None, groups=None, hidden=None)
 
 
 class Unlabelled(NamedTuple):
@@ -109,7 +112,7 @@ class DataSource:
     takes_uris: bool = False
     """data.root may be a URI, such as s3://bucket/folder."""
     knows_unreadable: bool = False
-    """The source says which images cannot be read without reading them again."""
+    """The source says which images cannot be read without reading them again: in `Source.skipped`, and `left_out`."""
 
 
 def split_name(config: DataConfig, split: Split) -> str:

@@ -312,6 +312,7 @@ def tar_source(config: DataConfig, split: Split, need_captions: bool) -> Source:
         read=images.read,
         pixels=images.pixels,
         encoded=images.encoded,
+        skipped=tuple(unreadable["image_id"].to_pylist()) if count else (),
         left_out=left_out,
         copy=images.copy,
         groups=groups,
