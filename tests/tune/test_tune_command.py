@@ -361,8 +361,17 @@ def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> N
 def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(
     cluster: None, tmp_path: Path, store: str
 ) -> None:
-    out = tmp_path / "out"
-    arguments = ["loss_weight", "--num-samples", "3", "--max-concurrent", "1", "--final-seeds", "--out", str(out)]
+    out, trials = tmp_path / "out", 5  # the second command has some to do, however many the first one has ended
+    arguments = [
+        "loss_weight",
+        "--num-samples",
+        str(trials),
+        "--max-concurrent",
+        "1",
+        "--final-seeds",
+        "--out",
+        str(out),
+    ]
     arguments += [*TOY, "--train.epochs", "12", "--text.embeddings", store]
     first = Command(arguments)
     first.wait_for(out, done=1, reports=2)
@@ -382,14 +391,16 @@ def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_s
     main(arguments)
     assert (out / "journal.jsonl").read_text().startswith(before[: before.rfind("\n") + 1]), "nothing is lost"
     records = Journal(out).of("search")
-    assert [(record.name, record.status) for record in records] == [(f"t{number:03}", "done") for number in range(3)]
+    assert [(record.name, record.status) for record in records] == [
+        (f"t{number:03}", "done") for number in range(trials)
+    ]
     for record in records:
         assert [row["epoch"] for row in record.reports] == list(range(1, 13)), "no report is missing, none double"
         folder = out / "trials" / f"{record.name}-seed100"
         steps = [row["step"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "step"]
         assert steps == list(range(read_result(folder)["steps"]))
     keys = [(row["trial"], row["seed"], row["epoch"]) for row in ray_rows(out)]
-    assert len(keys) == len(set(keys)) == 3 * 12
+    assert len(keys) == len(set(keys)) == trials * 12
     for name, stamp in stamps.items():
         assert (out / "trials" / f"{name}-seed100" / "result.json").stat().st_mtime_ns == stamp, "not trained again"
     assert json.loads(before.splitlines()[0])["trial"] == "t000"
