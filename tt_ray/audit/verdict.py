@@ -222,7 +222,7 @@ _CORRECTED = (
     "Where half of the labels were wrong, text on corrected labels did best or as well as anything: 40, 6 and 6 points "
     "over the baseline on shapes, emoji and clip art. Text on the wrong labels gained 36, 5 and 6, corrected labels "
     "without text 18, 2 and 1. Where 40 % were the next class's, correcting counted for more: both gained 34, 7 and 7 "
-    "points, text on the wrong labels 13, 2 and 5, corrected labels without text 30, 7 and 2."
+    "points, text on the wrong labels 12, 2 and 5, corrected labels without text 29, 7 and 2."
 )
 _CLASS = "Captions tell the class and no more: a vector for each class would do as much."
 _UNCLEAR = (
