@@ -47,6 +47,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     environment |= {"TT_RAY_JOB_TEST": str(folder), "METRICS": f"http://127.0.0.1:{metrics}/metrics"}
     environment["RAY_metrics_report_interval_ms"] = "500"
+    # A training of an earlier test in this process has turned it off, as one does for a Ray of its own.
+    environment["RAY_enable_metrics_collection"] = "1"
     # Ray's sockets lie below its folder, and their names must be short.
     temporary = f"/tmp/ray-job-{os.getpid()}"
     start = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--temp-dir={temporary}"]
