@@ -104,14 +104,6 @@ def test_seeds_are_trained_side_by_side_and_reported_by_their_mean(
     assert run_toy(alone)["val_loss"] == tune.rows[-1]["seeds"]["2"]["val_loss"], "it is the real loop"
 
 
-def test_a_seeds_subset_is_that_of_a_run_of_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tune, config = Tune(monkeypatch), toy_config(tmp_path).override("data.subset", 0.5)
-    run_trial(job("t", {}, (1, 2)), plan(config), {})
-    for seed in (1, 2):
-        alone = config.override({"train.seed": seed, "run.name": f"alone-{seed}"})
-        assert run_toy(alone)["val_loss"] == tune.rows[-1]["seeds"][str(seed)]["val_loss"]
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_trial_elsewhere_has_the_trackers_variables_of_the_command(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

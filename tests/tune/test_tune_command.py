@@ -324,18 +324,6 @@ def test_captions_of_a_search_on_gpus_are_embedded_by_the_cluster(
     assert [embed is not None for embed in embeds] == [gpus != "0"]
 
 
-def test_trials_share_neither_images_nor_captions_where_each_draws_a_subset(tmp_path: Path) -> None:
-    prepared = list[tuple[str, bool]]()
-    for subset in ("1", "0.5"):
-        words = ["loss_weight", "--out", str(tmp_path / subset), *TOY, "--run.storage", str(tmp_path / "runs")]
-        given, base = read([*words, "--data.subset", subset])
-        search = Search(given, base, find_space("loss_weight"))
-        search.check()
-        pixels = search._prepare(Display())
-        prepared.append((Path(search.store or "none").name.split("-")[0], bool(pixels)))
-    assert prepared == [("all", True), ("none", False)]
-
-
 def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> None:
     given, base = read(["loss_weight", "--out", str(tmp_path), *TOY, "--text.embeddings", store])
 

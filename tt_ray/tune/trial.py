@@ -272,12 +272,12 @@ _opened: dict[str, Any] = {}
 
 
 def _images(tree: dict[str, Any]) -> Any:
-    """Opens the images once in a process, which serves several trials."""
+    """Opens the images once in a process, which serves several trials, or once a seed, where that draws some of them."""
     from tt_ray.data.prepare import open_images
 
-    seed = tree["train"]["seed"] if tree["data"]["subset"] < 1 else None
-    text = tree["text"]
-    key = json.dumps([tree["data"], seed, text["weight"] > 0, text["captions"], text["embeddings"]])
+    data, text = tree["data"], tree["text"]
+    seed = tree["train"]["seed"] if data["subset"] < 1 or data["unlabelled"] else None
+    key = json.dumps([data, seed, text["weight"] > 0, text["captions"], text["embeddings"]])
     if key not in _opened:
         _opened.clear()
         _opened[key] = open_images(Config.from_dict(tree))
