@@ -52,9 +52,7 @@ def learn(data: Embedded, show: Show) -> Learned:
     accuracy = float((guesses.classes[:, 0] == data.labels).mean())
     majority = float(np.bincount(data.labels).max() / len(data))
     agreement, surprise = agreement_of(data.labels, guesses.classes[:, 0], data.classes)
-    knows = _knows(accuracy, majority, len(data))
-    # Of very unequal classes accuracy shows little: naming one of them is right nearly always.
-    knows |= majority >= MOST and agreement >= _AGREES and surprise >= _SURPRISE
+    knows = _beats_guessing(accuracy, majority, len(data)) or _finds_rare(majority, agreement, surprise)
     # Where captions know nothing every label would look wrong.
     share = noise.share.value if knows else 0.0
     suspects = rank_suspects(data.labels, guesses, share, noise.spread)
@@ -82,7 +80,12 @@ def agreement_of(labels: Ints, predicted: npt.NDArray[np.integer], classes: int)
     return float(kappa), float((agree - count * chance - 0.5) / np.sqrt(variance)) if variance > 1e-9 else 0.0
 
 
-def _knows(accuracy: float, guessed: float, images: int) -> bool:
+def _finds_rare(majority: float, agreement: float, surprise: float) -> bool:
+    """Whether predictions agree with very unequal classes, where naming one of them is right nearly always."""
+    return majority >= MOST and agreement >= _AGREES and surprise >= _SURPRISE
+
+
+def _beats_guessing(accuracy: float, guessed: float, images: int) -> bool:
     """Whether an accuracy is above that of guessing, by `better` and three standard errors."""
     least = max(better(guessed), 3 * sqrt(accuracy * (1 - accuracy) / images))
     return accuracy > guessed and accuracy - guessed >= least  # not where all labels are of one class

@@ -272,7 +272,7 @@ _opened: dict[str, Any] = {}
 
 
 def _images(tree: dict[str, Any]) -> Any:
-    """Opens the images once in a process, which serves several trials, or once a seed, where that draws some of them."""
+    """Opens the images once in a process, which serves several trials, or for each seed, where it draws from them."""
     from tt_ray.data.prepare import open_images
 
     data, text = tree["data"], tree["text"]
