@@ -176,7 +176,7 @@ def test_compiled_backbone_keeps_the_path_from_features_to_losses(monkeypatch: p
     _check_compiled()
 
 
-@pytest.mark.release
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")
 def test_compiled_backbone_with_the_real_compiler() -> None:

@@ -345,7 +345,7 @@ def test_a_search_resumes_on_its_own_data_alone(tmp_path: Path, store: str) -> N
     assert "training labels differ" in opened(changed.override("run.accept_changed_data", True)).notes[0]
 
 
-@pytest.mark.release
+@pytest.mark.cluster
 def test_a_killed_search_goes_on_where_it_was_and_so_does_one_that_was_told_to_stop(
     cluster: None, tmp_path: Path, store: str
 ) -> None:
